@@ -1,12 +1,14 @@
 """The two errors a user meets: their input is wrong (exit 2), or a check failed (exit 1)."""
 
+from typing import ClassVar
+
 __all__ = ["CheckFailedError", "InputError", "TrainkitError"]
 
 
 class TrainkitError(Exception):
     """An error with one clear sentence for the user; the command line prints it, no traceback."""
 
-    exit_code = 1
+    exit_code: ClassVar[int] = 1
 
 
 class InputError(TrainkitError):

@@ -1,0 +1,52 @@
+"""Repeat a bundle's proof: on this machine, and, where asked, against the run that it came from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainkit.export import parity
+from trainkit.export.runtimes import runner
+from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.errors import CheckFailedError, InputError
+
+__all__ = ["verify"]
+
+
+def verify(
+    folder: Path,
+    against: Path | None = None,
+    told: Callable[[str], None] = lambda step: None,
+) -> parity.Report:
+    """Run the bundle over its parity matrix and compare; the caller judges ``report.passed``.
+
+    The reference is the logits that the bundle keeps from its export, or, with ``against``, those
+    that the run in that folder computes now; its labels and token ids must be the bundle's too.
+    """
+    bundle = open_bundle(folder)
+    path = bundle.folder / parity.PARITY_FILE
+    if path.name not in bundle.manifest.files:
+        raise InputError(f"{folder} has no {path.name} to verify with; export the bundle again.")
+    cases = parity.load_cases(path) if against is None else _fresh_cases(bundle, against, told)
+    return parity.compare(
+        cases,
+        runner(bundle),
+        bundle.manifest.precision,
+        lambda name: told(f"{bundle.manifest.format}: {name}"),
+    )
+
+
+def _fresh_cases(bundle: Bundle, against: Path, told: Callable[[str], None]) -> list[parity.Case]:
+    from trainkit.export.export import parity_texts, prepare
+
+    source = prepare(against, told)
+    labels = source.loaded.checkpoint.model.labels
+    if labels != bundle.manifest.labels:
+        raise CheckFailedError(
+            f"{bundle.folder} names the labels {list(bundle.manifest.labels)}, "
+            f"{against} {list(labels)}: not the same model, or its label map was changed."
+        )
+    texts = parity_texts()
+    if bundle.encoder().token_ids(texts) != source.loaded.encoder.token_ids(texts):
+        raise CheckFailedError(
+            f"the tokenizer of {bundle.folder} gives other token ids than that of {against}."
+        )
+    return source.cases

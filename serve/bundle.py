@@ -1,0 +1,233 @@
+"""The bundle: a folder that holds an exported classifier and the proof of it.
+
+This module owns the format; ``export`` writes through it. The layout is Hugging Face's, so that
+other tools can read it too: ``config.json`` with ``id2label``, ``tokenizer.json``,
+``tokenizer_config.json``, ``model.onnx`` or ``model.pt``; beside them ``trainkit.json``, the
+manifest, and ``parity.npz``, the inputs and reference logits that the export was verified with.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from trainkit.serve.encoding import TextEncoder
+from trainkit.serve.errors import InputError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "MODEL_FILES",
+    "Bundle",
+    "FileFacts",
+    "Format",
+    "Manifest",
+    "Tensor",
+    "check_target",
+    "facts",
+    "open_bundle",
+    "staged",
+    "write_atomically",
+    "write_manifest",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "trainkit.json"
+Format = Literal["onnx", "torchscript"]
+MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+
+
+class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file must be to be the one that was verified."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input or output: its name, dtype, and one name or size an axis."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of ``trainkit.json``.
+
+    ``source`` says what the model came from, ``parity`` is the report of the verification,
+    ``accuracy`` that on the user's data where it was given, ``rewrites`` what was done to the
+    graph. ``sha256`` is over the manifest's own canonical JSON without this field.
+    """
+
+    format_version: int
+    format: Format
+    precision: str
+    opset: int | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    labels: tuple[str, ...]
+    pooling: str
+    max_length: int
+    pad_id: int
+    source: dict[str, Any]
+    parity: dict[str, Any]
+    accuracy: dict[str, Any] | None
+    rewrites: tuple[dict[str, Any], ...]
+    files: dict[str, FileFacts]
+    sha256: str = ""
+
+    def digest(self) -> str:
+        """Hash everything but the hash itself."""
+        plain = msgspec.structs.replace(self, sha256="")
+        return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()
+
+
+class Bundle(NamedTuple):
+    """A bundle whose files are what its manifest says."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """Return the path of the model file."""
+        return self.folder / MODEL_FILES[self.manifest.format]
+
+    def encoder(self) -> TextEncoder:
+        """Load the text encoder."""
+        return TextEncoder.load(
+            self.folder / "tokenizer.json", self.manifest.max_length, self.manifest.pad_id
+        )
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle and check every file; ``InputError`` says what is wrong with it."""
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not a bundle: {MANIFEST} cannot be read there ({error.strerror}); "
+            "make one with: trainkit export"
+        ) from None
+    try:
+        version = msgspec.json.decode(content, type=_Version).format_version
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{path} has bundle format {version}, this trainkit reads {FORMAT_VERSION}; "
+                "use the trainkit that made it, or export again with this one."
+            )
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); export the bundle again.") from None
+    if manifest.digest() != manifest.sha256:
+        raise InputError(f"{path} was changed after the export; export the bundle again.")
+    for name, expected in manifest.files.items():
+        _check_file(folder / name, expected)
+    return Bundle(folder, manifest)
+
+
+def _check_file(path: Path, expected: FileFacts) -> None:
+    try:
+        found = facts(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): the bundle is not complete; "
+            "copy it again, or export again."
+        ) from None
+    if found != expected:
+        raise InputError(
+            f"{path} is not the file that was exported and verified (sha256 "
+            f"{found.sha256[:12]}…, {found.size_bytes} bytes; expected {expected.sha256[:12]}…, "
+            f"{expected.size_bytes} bytes); copy the bundle again, or export again."
+        )
+
+
+def facts(path: Path) -> FileFacts:
+    """Hash and measure a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileFacts(digest, path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of the files that lie in ``folder``; returns it with all hashes."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    manifest = msgspec.structs.replace(
+        manifest, files={name: facts(folder / name) for name in names}
+    )
+    manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (folder / MANIFEST).write_bytes(encoded + b"\n")
+    return manifest
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Raise ``InputError`` where a bundle may not be written to ``target``."""
+    if not (target.is_symlink() or target.exists()):
+        return
+    if not force:
+        raise InputError(
+            f"{target} exists already; choose another --out, or replace it with --force."
+        )
+    if target.is_symlink() or not (target / MANIFEST).is_file():
+        raise InputError(f"{target} is not a bundle and is not replaced; choose another --out.")
+
+
+@contextmanager
+def staged(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Give an empty folder that becomes ``target`` when the block ends without an error.
+
+    A half-written or unverified bundle so never has its final name. An existing ``target`` is an
+    ``InputError``; with ``force`` it is replaced, and only then, by the finished one. A folder that
+    is not a bundle is never replaced.
+    """
+    check_target(target, force=force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise InputError(
+            f"{target} cannot be written ({error.strerror}); choose another --out."
+        ) from None
+    try:
+        yield stage
+        stage.chmod(0o755)  # mkdtemp makes it private; a bundle is read by other users too
+        _swap(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _swap(stage: Path, target: Path) -> None:
+    if not target.exists():
+        stage.rename(target)
+        return
+    old = stage.with_name(stage.name + "-old")
+    target.rename(old)
+    try:
+        stage.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it: it is never there by half."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

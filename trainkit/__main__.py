@@ -1,0 +1,5 @@
+"""``python -m trainkit``: the command line."""
+
+from trainkit.cli import main
+
+main()

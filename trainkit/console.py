@@ -1,0 +1,152 @@
+"""What a person sees on the terminal: bars on standard error, tables from reports."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from trainkit.export.parity import Report
+    from trainkit.serve.bundle import Manifest, Tensor
+    from trainkit.trainer.loop import Epoch
+    from trainkit.trainer.metrics import Evaluation
+
+__all__ = [
+    "TrainingBar",
+    "evaluation_tables",
+    "manifest_table",
+    "parity_table",
+    "stderr",
+    "stdout",
+    "steps",
+]
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+
+class TrainingBar:
+    """A bar with loss, accuracy and time left; one line an epoch stays above it."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.2f}  acc {task.fields[accuracy]:.1f} %"),
+            TimeRemainingColumn(),
+            console=stderr,
+            transient=True,
+        )
+        self.task = self.bar.add_task("Training", total=None, loss=float("nan"), accuracy=0.0)
+
+    def __enter__(self) -> "TrainingBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
+        """Move the bar: one optimizer step was made."""
+        self.bar.update(
+            self.task,
+            description=f"Epoch {epoch}/{self.epochs}",
+            completed=(epoch - 1) * total + done,
+            total=self.epochs * total,
+            loss=loss,
+            accuracy=100 * accuracy,
+        )
+
+    def epoch(self, result: "Epoch") -> None:
+        """Print the epoch's line."""
+        stderr.print(f"{result}{'  *' if result.best else ''}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Show what is being done, in one line that is gone afterwards; nothing off a terminal."""
+    with stderr.status("Starting") as status:
+        yield lambda step: status.update(step)
+
+
+def parity_table(report: "Report") -> Table:
+    """Lay out the worst cases of a parity report."""
+    table = Table(title=f"Worst of {report.cases} parity cases ({report.precision})")
+    for column in ("case", "", "largest difference", "relative", "why it failed"):
+        table.add_column(column)
+    for result in report.worst:
+        table.add_row(
+            result.case,
+            "ok" if result.passed else "[red]FAILED[/red]",
+            "-" if result.max_abs is None else f"{result.max_abs:.1e}",
+            "-" if result.max_rel is None else f"{result.max_rel:.1e}",
+            result.reason,
+        )
+    return table
+
+
+def manifest_table(manifest: "Manifest") -> Table:
+    """Lay out what a bundle is and where it came from."""
+    table = Table(show_header=False)
+    source, parity = manifest.source, manifest.parity
+    opset = f", opset {manifest.opset}" if manifest.opset else ""
+    rows = {
+        "format": f"{manifest.format}, {manifest.precision}{opset}",
+        "model": " on ".join(filter(None, (source["kind"], source["backbone"]))),
+        "labels": ", ".join(manifest.labels),
+        "inputs": ", ".join(_tensor(tensor) for tensor in manifest.inputs),
+        "outputs": ", ".join(_tensor(tensor) for tensor in manifest.outputs),
+        "pooling": manifest.pooling,
+        "max length": f"{manifest.max_length} tokens",
+        "layout": (source["padded_because"] and f"padded: {source['padded_because']}") or "packed",
+        "parity": f"{parity['cases']} cases, largest difference {parity['max_abs']:.1e}, "
+        f"labels agree on {100 * parity['label_agreement']:.2f} % of {parity['rows']} rows",
+        "accuracy": f"{100 * manifest.accuracy['accuracy']:.1f} % of {manifest.accuracy['count']}"
+        if manifest.accuracy
+        else "not measured: export with --data",
+        "made with": ", ".join(f"{name} {version}" for name, version in source["versions"].items()),
+        "files": ", ".join(
+            f"{name} {facts.size_bytes / 1e6:.1f} MB" for name, facts in manifest.files.items()
+        ),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _tensor(tensor: "Tensor") -> str:
+    return f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.axes))})"
+
+
+def evaluation_tables(evaluation: "Evaluation") -> Iterator[Table]:
+    """Lay out an evaluation: totals, one row a label, and the confusions for up to 12 labels."""
+    totals = Table(title=f"{evaluation.count} texts")
+    for column in ("accuracy", "macro F1", "loss", "calibration error"):
+        totals.add_column(column, justify="right")
+    totals.add_row(
+        f"{100 * evaluation.accuracy:.1f} %",
+        f"{100 * evaluation.macro_f1:.1f} %",
+        f"{evaluation.loss:.3f}",
+        f"{100 * evaluation.calibration_error:.1f} %",
+    )
+    yield totals
+    labels = Table()
+    for column in ("label", "precision", "recall", "F1", "texts"):
+        labels.add_column(column, justify="left" if column == "label" else "right")
+    for name, score in evaluation.per_label.items():
+        shares = (f"{100 * value:.1f} %" for value in (score.precision, score.recall, score.f1))
+        labels.add_row(name, *shares, str(score.count))
+    yield labels
+    names = list(evaluation.per_label)
+    if len(names) <= 12:
+        confusion = Table(title="rows: true label, columns: answer")
+        for column in ("", *names):
+            confusion.add_column(column, justify="right")
+        for name, row in zip(names, evaluation.confusion, strict=True):
+            confusion.add_row(name, *(str(count) if count else "·" for count in row))
+        yield confusion

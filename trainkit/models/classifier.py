@@ -1,0 +1,126 @@
+"""The classifier that is trained, saved and exported: encoder, masked mean, linear head."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainkit.models import backbone
+from trainkit.models.backbone import BackboneEncoder
+from trainkit.models.config import Kind, ModelConfig, ScratchConfig
+from trainkit.models.pooling import masked_mean
+from trainkit.models.scratch import ScratchEncoder
+from trainkit.serve.classifier import FloatArray, Runner
+from trainkit.serve.encoding import Batch, TextEncoder
+
+__all__ = ["NewModel", "TextClassifier", "build", "new", "torch_runner"]
+
+
+class TextClassifier(nn.Module):
+    """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, C) ``logits``, C labels."""
+
+    def __init__(self, encoder: BackboneEncoder | ScratchEncoder, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(encoder.hidden_size, len(config.labels))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return one row of logits a text."""
+        states = self.encoder(input_ids, attention_mask)  # (B, S, H)
+        pooled = masked_mean(states, attention_mask)  # (B, H)
+        logits: Tensor = self.head(self.dropout(pooled))
+        return logits
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """Return the tensors a checkpoint keeps: all, or without the frozen backbone's."""
+        frozen = {name for name, weight in self.named_parameters() if not weight.requires_grad}
+        return {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+            if name not in frozen
+        }
+
+
+class NewModel(NamedTuple):
+    """A model before its training, with the encoder of its texts."""
+
+    model: TextClassifier
+    encoder: TextEncoder
+
+
+def new(
+    kind: Kind,
+    labels: Sequence[str],
+    *,
+    backbone_name: str | None = None,
+    vocabulary: TextEncoder | None = None,
+    prefix_length: int = 16,
+    max_length: int | None = None,
+    dropout: float = 0.1,
+) -> NewModel:
+    """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
+
+    ``max_length`` (tokens) can only lower the encoder's own limit.
+    """
+    scratch = pretrained = config = None
+    if backbone_name is not None and kind != "simple":
+        pretrained, config = backbone.load_pretrained(backbone_name)
+        encoder = backbone.load_tokenizer(backbone_name, pretrained)
+    elif vocabulary is not None:
+        encoder = vocabulary
+        scratch = ScratchConfig(vocabulary_size=encoder.tokenizer.get_vocab_size())
+    else:
+        raise ValueError("give a backbone's name or a vocabulary")
+    encoder = TextEncoder(
+        encoder.tokenizer, min(max_length or encoder.max_length, encoder.max_length), encoder.pad_id
+    )
+    settings = ModelConfig(
+        kind=kind,
+        labels=tuple(labels),
+        max_length=encoder.max_length,
+        pad_id=encoder.pad_id,
+        dropout=dropout,
+        prefix_length=prefix_length if kind == "prefix" else 0,
+        scratch=scratch,
+        backbone=config,
+    )
+    if pretrained is not None:
+        return NewModel(
+            TextClassifier(BackboneEncoder(pretrained, settings.prefix_length), settings), encoder
+        )
+    return NewModel(build(settings), encoder)
+
+
+def build(config: ModelConfig) -> TextClassifier:
+    """Build the model that ``config`` describes; a frozen backbone is loaded, the rest untrained.
+
+    ``InputError`` where the frozen backbone is not the one that the prefix was trained on.
+    """
+    if config.scratch is not None:
+        encoder = ScratchEncoder(
+            config.scratch, config.max_length, config.dropout, config.prefix_length
+        )
+        return TextClassifier(encoder, config)
+    assert config.backbone is not None  # ModelConfig holds one or the other
+    if config.prefix_length:
+        pretrained = backbone.load_same(config.backbone)
+    else:
+        pretrained = backbone.build(config.backbone)
+    return TextClassifier(BackboneEncoder(pretrained, config.prefix_length), config)
+
+
+def torch_runner(model: TextClassifier) -> Runner:
+    """Wrap a model as a function from padded batch to (B, C) float32 logits in numpy."""
+    device = next(model.parameters()).device
+
+    def run(batch: Batch) -> FloatArray:
+        model.eval()
+        with torch.inference_mode():
+            logits = model(*(torch.from_numpy(array).to(device) for array in batch))
+        array: FloatArray = logits.float().cpu().numpy()
+        return array
+
+    return run

@@ -1,0 +1,78 @@
+"""What a model is, apart from its weights: saved as JSON beside them, unknown keys refused."""
+
+from typing import Literal
+
+import msgspec
+
+from trainkit.serve.errors import InputError
+
+__all__ = ["BackboneConfig", "Kind", "ModelConfig", "ScratchConfig"]
+
+Kind = Literal["simple", "prefix", "finetune"]
+
+
+class ScratchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes of the encoder that is trained from scratch."""
+
+    vocabulary_size: int
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    feed_forward_size: int = 256
+    word_dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise InputError(
+                f"hidden size {self.hidden_size} is not a multiple of {self.heads} heads; "
+                "change one of the two."
+            )
+
+
+class BackboneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which pretrained encoder a model stands on.
+
+    ``architecture`` is the encoder's Hugging Face configuration, enough to build it without its
+    folder. ``fingerprint`` is the sha256 of the pretrained weights: a model that keeps only its
+    prefix refuses any other encoder.
+    """
+
+    name: str
+    architecture: dict[str, object]
+    fingerprint: str
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One text classifier.
+
+    ``max_length`` counts tokens, special tokens included; ``prefix_length`` counts trained
+    positions (0 except for ``prefix``). Exactly one of ``scratch`` and ``backbone`` is set.
+    """
+
+    kind: Kind
+    labels: tuple[str, ...]
+    max_length: int
+    pad_id: int
+    dropout: float = 0.1
+    prefix_length: int = 0
+    scratch: ScratchConfig | None = None
+    backbone: BackboneConfig | None = None
+
+    def __post_init__(self) -> None:
+        faults = []
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
+            faults.append(f"labels must be two or more distinct names, not {list(self.labels)}")
+        if self.max_length < 1:
+            faults.append(f"max_length must be at least 1, not {self.max_length}")
+        if not 0 <= self.dropout < 1:
+            faults.append(f"dropout must be in [0, 1), not {self.dropout}")
+        if (self.kind == "prefix") != (self.prefix_length > 0):
+            faults.append(f"kind {self.kind!r} does not go with prefix_length {self.prefix_length}")
+        if (self.scratch is None) == (self.backbone is None):
+            faults.append("exactly one of scratch and backbone must be given")
+        if self.kind == "simple" and self.backbone is not None:
+            faults.append("kind 'simple' is trained from scratch and takes no backbone")
+        if self.kind == "finetune" and self.backbone is None:
+            faults.append("kind 'finetune' needs a backbone, for example --backbone minilm")
+        if faults:
+            raise InputError("This model cannot be built: " + "; ".join(faults) + ".")

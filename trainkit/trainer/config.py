@@ -1,0 +1,57 @@
+"""Settings of a training run: one frozen struct, saved beside the weights."""
+
+from typing import Literal
+
+import msgspec
+
+from trainkit.models.config import Kind
+from trainkit.serve.errors import InputError
+
+__all__ = ["DEFAULTS", "TrainConfig"]
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to train. Rates are AdamW's (Loshchilov & Hutter 2019), per step, at their peak."""
+
+    epochs: int = 10
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    """Of the encoder: all its weights, or its prefix."""
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    """Not applied to biases, LayerNorm weights and prefixes."""
+    warmup_share: float = 0.1
+    """Of all steps, rising linearly from 0; the rest falls along a cosine to 0."""
+    max_gradient_norm: float = 1.0
+    label_smoothing: float = 0.0
+    patience_epochs: int = 5
+    """Stop after so many epochs without a better validation accuracy."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} must be at least 1, not {value}"
+            for name in ("epochs", "batch_size", "patience_epochs")
+            if (value := getattr(self, name)) < 1
+        ]
+        faults += [
+            f"{name} must be above 0, not {value}"
+            for name in ("learning_rate", "head_learning_rate", "max_gradient_norm")
+            if not (value := getattr(self, name)) > 0
+        ]
+        faults += [
+            f"{name} must be in [0, 1), not {value}"
+            for name in ("warmup_share", "weight_decay", "label_smoothing")
+            if not 0 <= (value := getattr(self, name)) < 1
+        ]
+        if faults:
+            raise InputError("These training settings do not work: " + "; ".join(faults) + ".")
+
+
+# Chosen on the validation split of TREC; `trainkit train --help` shows how to change them.
+DEFAULTS: dict[Kind, TrainConfig] = {
+    "simple": TrainConfig(epochs=30, learning_rate=1e-3, weight_decay=0.05, patience_epochs=8),
+    "prefix": TrainConfig(epochs=15, learning_rate=1e-2, patience_epochs=6),
+    "finetune": TrainConfig(epochs=5, learning_rate=5e-5),
+}

@@ -1,0 +1,211 @@
+"""The training loop: AdamW, warm-up and cosine, clipping, early stopping, the best epoch kept.
+
+In go a new model and its splits; out comes a run's folder with the best checkpoint, and the model
+with exactly those weights loaded.
+"""
+
+import math
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainkit.data.splits import Splits
+from trainkit.models.attention import KeyValuePrefix
+from trainkit.models.classifier import NewModel, TextClassifier
+from trainkit.serve.bundle import write_atomically
+from trainkit.serve.errors import InputError
+from trainkit.trainer import checkpoint
+from trainkit.trainer.batches import Encoded, encode, in_order, shuffled
+from trainkit.trainer.config import TrainConfig
+
+__all__ = ["Epoch", "Progress", "Trained", "train"]
+
+HISTORY = "history.json"
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """What one epoch reached. Losses are means over examples, accuracies shares in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    valid_loss: float
+    valid_accuracy: float
+    best: bool
+
+    def __str__(self) -> str:
+        return (
+            f"Epoch {self.epoch:03d} | train loss {self.train_loss:.2f} "
+            f"| train acc {100 * self.train_accuracy:.1f} % | val loss {self.valid_loss:.2f} "
+            f"| val acc {100 * self.valid_accuracy:.1f} %"
+        )
+
+
+class Progress(Protocol):
+    """Who is told how far the training is."""
+
+    def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
+        """One optimizer step was made; loss and accuracy are the epoch's so far."""
+
+    def epoch(self, result: Epoch) -> None:
+        """One epoch ended."""
+
+
+class Trained(NamedTuple):
+    """The model with its best weights loaded, and how it came to them."""
+
+    model: TextClassifier
+    history: list[Epoch]
+    best: Epoch
+    interrupted: bool
+
+
+def train(
+    new: NewModel, splits: Splits, config: TrainConfig, folder: Path, progress: Progress
+) -> Trained:
+    """Train ``new`` and keep its best epoch in ``folder``, which must not hold a run yet.
+
+    Best is the highest validation accuracy, then the lowest validation loss. An interrupt (Ctrl-C)
+    ends the training as if it were over. ``InputError`` where the loss stops being a number.
+    """
+    model, encoder = new
+    seed_everything(config.seed)
+    device = choose_device(config.device)
+    model.to(device)
+    names = model.config.labels
+    train_data = encode(splits.train, encoder, names)
+    valid_data = encode(splits.valid, encoder, names)
+    steps = math.ceil(len(train_data.rows) / config.batch_size)
+    optimizer = make_optimizer(model, config)
+    schedule = make_schedule(optimizer, config, steps * config.epochs)
+
+    history: list[Epoch] = []
+    best: Epoch | None = None
+    interrupted = False
+    try:
+        for number in range(1, config.epochs + 1):
+            model.train()
+            loss_sum = correct = seen = 0.0
+            batches = shuffled(train_data, config.batch_size, config.seed, number)
+            for done, (ids, mask, labels) in enumerate(batches, start=1):
+                labels = labels.to(device)
+                logits = model(ids.to(device), mask.to(device))
+                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                if not torch.isfinite(loss):
+                    raise InputError(
+                        f"the loss became {loss.item()} in epoch {number}, step {done}; "
+                        "train with a lower --learning-rate."
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
+                optimizer.step()
+                schedule.step()
+                seen += len(labels)
+                loss_sum += loss.item() * len(labels)
+                correct += (logits.argmax(1) == labels).sum().item()
+                progress.step(number, done, steps, loss_sum / seen, correct / seen)
+            valid_loss, valid_accuracy = score(model, valid_data, config.batch_size)
+            rank = (valid_accuracy, -valid_loss)
+            is_best = best is None or rank > (best.valid_accuracy, -best.valid_loss)
+            result = Epoch(
+                number, loss_sum / seen, correct / seen, valid_loss, valid_accuracy, is_best
+            )
+            history.append(result)
+            if is_best:
+                best = result
+                metrics = {"valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
+                checkpoint.save(folder, model, encoder, config, epoch=number, metrics=metrics)
+            write_atomically(folder / HISTORY, _json(history))
+            progress.epoch(result)
+            if best is not None and number - best.epoch >= config.patience_epochs:
+                break
+    except KeyboardInterrupt:
+        if best is None:  # nothing to keep yet
+            raise
+        interrupted = True
+    assert best is not None  # there is at least one epoch, and the first is the best so far
+    checkpoint.restore(model, checkpoint.weights_path(folder))
+    return Trained(model.eval(), history, best, interrupted)
+
+
+def _json(history: list[Epoch]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(history), indent=2) + b"\n"
+
+
+def seed_everything(seed: int) -> None:
+    """Make every random choice from here on repeatable."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str) -> torch.device:
+    """Take CUDA for ``auto`` where there is one; ``InputError`` if it was asked for in vain."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this torch finds no CUDA device; use cpu or auto.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def trained_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
+    """Return the parameters that are not frozen."""
+    return (weight for weight in model.parameters() if weight.requires_grad)
+
+
+def make_optimizer(model: TextClassifier, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and prefixes are not decayed, the head has its own rate."""
+    undecayed = {
+        id(weight)
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, (nn.LayerNorm, KeyValuePrefix)) or name == "prefix"
+    }
+    head = {id(weight) for weight in model.head.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for weight in trained_parameters(model):
+        rate = config.head_learning_rate if id(weight) in head else config.learning_rate
+        decay = 0.0 if id(weight) in undecayed else config.weight_decay
+        groups.setdefault((rate, decay), []).append(weight)
+    return torch.optim.AdamW(
+        [
+            {"params": weights, "lr": rate, "weight_decay": decay}
+            for (rate, decay), weights in groups.items()
+        ]
+    )
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter 2017)."""
+    warmup = max(1, round(config.warmup_share * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@torch.inference_mode()
+def score(model: TextClassifier, data: Encoded, batch_size: int) -> tuple[float, float]:
+    """Return the mean loss and the accuracy over all examples."""
+    model.eval()
+    device = next(model.parameters()).device
+    loss_sum = correct = 0.0
+    for ids, mask, labels in in_order(data, batch_size):
+        labels = labels.to(device)
+        logits: Tensor = model(ids.to(device), mask.to(device))
+        loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+        correct += (logits.argmax(1) == labels).sum().item()
+    return loss_sum / len(data.rows), correct / len(data.rows)
