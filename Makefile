@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TRAINKIT := $(BIN)/trainkit
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test quick check format wheel figures clean
@@ -24,7 +25,12 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 	touch $@
 
 demo: $(BIN)/.installed
-	$(BIN)/python -m trainkit.bench.demo
+	$(TRAINKIT) train --data sample --model prefix --backbone minilm --max-length 128
+	$(TRAINKIT) export --format onnx --format torchscript
+	$(TRAINKIT) verify runs/latest/onnx
+	$(TRAINKIT) predict runs/latest/onnx 'How far is Mars?' 'Who wrote the Odyssey?' \
+		'Why do cats purr?' 'What does DNA stand for?'
+	$(TRAINKIT) bench run --min-seconds 4 --min-rounds 10
 
 test: $(BIN)/.installed-dev check
 	$(BIN)/python -m pytest -W error

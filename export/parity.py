@@ -213,7 +213,7 @@ def _compare_one(case: Case, candidate: Runner, tolerance: Tolerance) -> CaseRes
         case=case.name,
         passed=not reasons,
         max_abs=float(difference.max()),
-        max_rel=float((difference / np.maximum(scale, np.finfo(np.float32).tiny)).max()),
+        max_rel=float((difference / np.maximum(scale, tolerance.absolute)).max()),
         changed_labels=changed,
         reason=", ".join(reasons),
     )

@@ -1,6 +1,6 @@
 """Open whatever computes logits: a bundle in the runtime of its format, or a run in PyTorch.
 
-PyTorch is imported only where it is needed, so that an ONNX bundle opens without it.
+Each runtime is imported only where it is needed: an ONNX bundle opens without PyTorch.
 """
 
 from pathlib import Path
@@ -8,7 +8,6 @@ from pathlib import Path
 from trainkit.serve.bundle import MANIFEST, Bundle, open_bundle
 from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.errors import InputError
-from trainkit.serve.onnx_session import onnx_runner
 
 __all__ = ["open_classifier", "runner"]
 
@@ -19,9 +18,11 @@ def runner(bundle: Bundle, threads: int | None = None) -> Runner:
     ``threads`` is for ONNX Runtime; PyTorch's threads are the process's.
     """
     if bundle.manifest.format == "torchscript":
-        from trainkit.export.torchscript import torchscript_runner
+        from trainkit.export.torchscript_session import torchscript_runner
 
         return torchscript_runner(bundle.model_path)
+    from trainkit.serve.onnx_session import onnx_runner
+
     return onnx_runner(bundle.model_path, threads=threads)
 
 

@@ -1,4 +1,4 @@
-"""A classifier to TorchScript, and back: traced with padding, frozen, no source paths inside."""
+"""A classifier to TorchScript: traced with padding, frozen, no source paths inside."""
 
 import warnings
 from pathlib import Path
@@ -7,11 +7,8 @@ import torch
 
 from trainkit.export.example import example_batch
 from trainkit.models.classifier import TextClassifier
-from trainkit.serve.classifier import FloatArray, Runner
-from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import InputError
 
-__all__ = ["export_torchscript", "torchscript_runner"]
+__all__ = ["export_torchscript"]
 
 
 def export_torchscript(model: TextClassifier, path: Path) -> None:
@@ -40,23 +37,3 @@ def _copy_without_debug_records(source: Path, target: Path) -> None:
         record = reader.get_record(name)
         writer.write_record(name, record, len(record))
     writer.write_end_of_file()
-
-
-def torchscript_runner(path: Path) -> Runner:
-    """Open ``path`` on the CPU; returns a function from a padded batch to (B, C) logits."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            module = torch.jit.load(str(path), map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be opened by torch {torch.__version__} "
-            f"({str(error).splitlines()[0]}); export the bundle again."
-        ) from None
-
-    def run(batch: Batch) -> FloatArray:
-        with torch.inference_mode():
-            logits: FloatArray = module(*(torch.from_numpy(array) for array in batch)).numpy()
-        return logits
-
-    return run

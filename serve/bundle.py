@@ -170,7 +170,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     (folder / MANIFEST).write_bytes(encoded + b"\n")
-    return manifest
+    return msgspec.json.decode(encoded, type=Manifest)  # as anybody will read it
 
 
 def check_target(target: Path, *, force: bool) -> None:

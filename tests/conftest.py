@@ -1,13 +1,17 @@
 """What the tests share: real sentences, tiny models that are quick to make, and the masks."""
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 
 from trainkit.data.columns import Columns
-from trainkit.data.splits import load
+from trainkit.data.splits import Splits, load
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.serve.encoding import TextEncoder
+from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.run import ModelChoice, start
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,3 +27,61 @@ def word_encoder(splits):
     """Return a fresh word-level encoder of 32 tokens at most: tests may change its settings."""
     texts = [example.text for example in splits.train]
     return TextEncoder(word_tokenizer(texts), 32, PAD_ID)
+
+
+class Silent:
+    """Training progress that nobody watches."""
+
+    def step(self, epoch, done, total, loss, accuracy):
+        pass
+
+    def epoch(self, result):
+        pass
+
+
+@pytest.fixture(scope="session")
+def run_folder(splits, tmp_path_factory):
+    """Return a run of the smallest model, trained on real questions; copy it before changing it."""
+    few = Splits(splits.train[:120], splits.valid[:40], splits.test[:40])
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    start(ModelChoice(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder, Silent())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(splits, tmp_path_factory):
+    """Train one tiny model from scratch; a test that changes the folder copies it first."""
+    few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
+    # Ten epochs take a second, and the model then gives more than one label.
+    config = TrainConfig(epochs=10, learning_rate=3e-3, seed=1)
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    return start(ModelChoice(kind="simple"), few, config, folder, Silent()).folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_run):
+    """Export ``tiny_run`` once to both formats: the folder of each by its format."""
+    from trainkit.export.export import export_all
+
+    folders = {name: tiny_run.with_name(name) for name in ("onnx", "torchscript")}
+    export_all(tiny_run, [(folder, name) for name, folder in folders.items()])
+    return folders
+
+
+@pytest.fixture
+def copied(tiny_run, tiny_bundles, tmp_path):
+    """Return a function that copies 'run', 'onnx' or 'torchscript' into ``tmp_path``."""
+    sources = {"run": tiny_run, **tiny_bundles}
+    return lambda name: Path(shutil.copytree(sources[name], tmp_path / name))
+
+
+@pytest.fixture(scope="session")
+def tree():
+    """Return a function from a folder to what lies in it: each path with its content's hash."""
+
+    def content(path):
+        if path.is_symlink():
+            return f"link to {path.readlink()}"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+
+    return lambda folder: {str(p.relative_to(folder)): content(p) for p in folder.rglob("*")}

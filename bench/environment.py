@@ -1,0 +1,128 @@
+"""The machine and the libraries that a measurement was made with, without naming the machine.
+
+Nothing goes in; out comes one :class:`Environment`, small enough to stand in every report. It holds
+no host name, user name or path, so that a report can be published as it is.
+"""
+
+import math
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Environment", "describe", "peak_rss_bytes", "usable_cores"]
+
+# What decides how fast a matrix product is on x86: vector width, and dot products of bytes.
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "tokenizers", "trainkit")
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One machine at one moment.
+
+    ``cores`` are those this process may run on; ``quota_cores`` is the cgroup's limit of CPU time,
+    in cores, None without one. ``load_average`` is over 1, 5 and 15 minutes. A package that is not
+    installed has version None. ``gpu`` is "none" or the names that nvidia-smi prints.
+    """
+
+    processor: str
+    flags: tuple[str, ...]
+    cores: int
+    quota_cores: float | None
+    memory_bytes: int
+    load_average: tuple[float, float, float]
+    python: str
+    platform: str
+    versions: dict[str, str | None]
+    gpu: str
+
+
+def describe() -> Environment:
+    """Look at this machine as it is now."""
+    cpuinfo = _colon_separated(Path("/proc/cpuinfo"))
+    present = set(cpuinfo.get("flags", "").split())
+    return Environment(
+        processor=cpuinfo.get("model name") or platform.machine(),
+        flags=tuple(flag for flag in FLAGS if flag in present),
+        cores=_affinity_cores(),
+        quota_cores=_quota_cores(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        load_average=os.getloadavg(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions={package: _version(package) for package in PACKAGES},
+        gpu=_gpu(),
+    )
+
+
+def usable_cores() -> int:
+    """Return how many threads can run at once: the cores allowed, fewer under a cgroup quota."""
+    cores, quota = _affinity_cores(), _quota_cores()
+    return cores if quota is None else min(cores, math.ceil(quota))
+
+
+def peak_rss_bytes() -> int | None:
+    """Return the most memory this process ever had resident; None where the system has no /proc.
+
+    Not ``getrusage``: on Linux its maximum survives ``exec``, so that a small child of a large
+    parent would report the parent's.
+    """
+    value = _colon_separated(Path("/proc/self/status")).get("VmHWM")  # "123 kB", which means KiB
+    return None if value is None else int(value.split()[0]) * 1024
+
+
+def _affinity_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Read the CPU limit of cgroup v2, or of v1; None where there is none."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    if quota == "max" or int(quota) <= 0:  # v2 and v1 for "no limit"
+        return None
+    return int(quota) / int(period)
+
+
+def _colon_separated(path: Path) -> dict[str, str]:
+    """Read ``key : value`` lines, of a key that repeats the first; {} where it cannot be read."""
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "none"
+    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "none"  # the program is there without a driver, as in many containers
+    return ", ".join(answer.stdout.split("\n")).strip(", ") or "none"

@@ -1,0 +1,55 @@
+"""A worker of known behaviour: SOURCE's name says which, as in ``sleep-20`` (milliseconds)."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from trainkit.bench.worker import Engine, speak
+from trainkit.serve.classifier import FloatArray
+from trainkit.serve.encoding import Batch
+from trainkit.serve.errors import InputError
+
+source = Path(sys.argv[1])
+behaviour, argument = (*source.name.split("-"), "")[:2]
+calls = 0
+
+
+def run(batch: Batch) -> FloatArray:
+    global calls
+    calls += 1
+    logits = np.stack([batch.input_ids.sum(axis=1), -batch.attention_mask.sum(axis=1)], axis=1)
+    match behaviour:
+        case "sleep":
+            time.sleep(int(argument) / 1000)
+        case "swapped":  # the labels
+            logits = logits[:, ::-1]
+        case "off":  # by this many thousandths of a logit
+            logits = logits + int(argument) / 1000
+        case "nan":
+            logits = logits * np.nan
+        case "dies" if calls == int(argument):
+            print("about to fail")
+            raise RuntimeError("out of luck")
+        case "killed" if calls == int(argument):
+            os.kill(os.getpid(), 9)
+        case "prints":  # through Python and past it
+            print("a library says hello")
+            os.write(1, b"so does its C part\n")
+    return logits.astype(np.float32)
+
+
+def load() -> Engine:
+    if behaviour == "refuses":
+        raise InputError("this model is not for you; take another.")
+    return Engine(f"Fake {behaviour}", run)
+
+
+source.with_suffix(".pid").write_text(str(os.getpid()))
+if behaviour == "garbage":
+    print("Welcome to my library!", flush=True)
+speak(load)
+if behaviour == "stays":
+    time.sleep(600)

@@ -1,0 +1,79 @@
+import getpass
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from trainkit.bench import environment
+
+
+def test_the_environment_names_versions_and_no_person_or_place() -> None:
+    found = environment.describe()
+    assert found.versions["numpy"] is not None
+    assert found.cores >= environment.usable_cores() >= 1
+    assert found.memory_bytes > 2**28
+    encoded = msgspec.json.encode(found).decode()
+    assert str(Path.home()) + "/" not in encoded
+    assert platform.node() not in encoded
+    if getpass.getuser() != "root":
+        assert getpass.getuser() not in encoded
+    assert msgspec.json.decode(encoded, type=environment.Environment) == found
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert environment._version("no-such-package-at-all") is None
+
+
+def test_describing_the_environment_imports_no_torch() -> None:
+    program = (
+        "import sys; from trainkit.bench.environment import describe; describe();"
+        "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+    ],
+)
+def test_the_cpu_quota_of_both_cgroup_versions_is_read(
+    tmp_path: Path, files: dict[str, str], cores: float | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert environment._quota_cores(tmp_path) == cores
+
+
+def test_a_driverless_nvidia_smi_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    program.write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
+    program.chmod(0o755)
+    assert environment._gpu() == "none"
+    program.write_text("#!/bin/sh\necho NVIDIA H100\necho NVIDIA H100\n")
+    assert environment._gpu() == "NVIDIA H100, NVIDIA H100"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read in /proc")
+def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:
+    ballast = b"x" * 300_000_000
+    program = "from trainkit.bench.environment import peak_rss_bytes; print(peak_rss_bytes())"
+    printed = subprocess.check_output([sys.executable, "-P", "-c", program], text=True)
+    assert 5_000_000 < int(printed) < 150_000_000
+    peak = environment.peak_rss_bytes()
+    assert peak is not None
+    assert peak > len(ballast)
