@@ -2,6 +2,7 @@
 # make test   every test; what CI runs
 # make check  format, lint, types, import arrows
 # make quick  the tests that take seconds
+# make figures TREC=folder   the README's figures
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +52,12 @@ check: $(BIN)/.installed-dev
 format: $(BIN)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The figures of the README, from the two official TREC files: about half an hour on two cores.
+TREC ?= data/trec
+figures: $(BIN)/.installed
+	$(BIN)/python -m trainkit.bench.figures --trec $(TREC)
+	$(BIN)/python -m trainkit.bench.readme
 
 wheel: $(BIN)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

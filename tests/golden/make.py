@@ -1,0 +1,55 @@
+"""Make the golden bundle again: ``python tests/golden/make.py`` (only when its format changes).
+
+A model of a few thousand weights, trained on the project's own questions. It stands for every
+bundle that a user has stored: later versions must go on reading it.
+"""
+
+import sys
+from pathlib import Path
+
+from trainkit.data.columns import Columns
+from trainkit.data.splits import load
+from trainkit.data.vocabulary import PAD_ID, word_tokenizer
+from trainkit.export.export import Source, export, parity_texts
+from trainkit.export.parity import make_cases, reference_cases
+from trainkit.models.classifier import NewModel, build, torch_runner
+from trainkit.models.config import ModelConfig, ScratchConfig
+from trainkit.serve.encoding import TextEncoder
+from trainkit.trainer import checkpoint
+from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.loop import seed_everything, train
+
+
+class Silent:
+    def step(self, epoch, done, total, loss, accuracy):
+        pass
+
+    def epoch(self, result):
+        print(result)
+
+
+def main(folder: Path, scratch: Path) -> None:
+    splits = load("sample", Columns())
+    tokenizer = word_tokenizer([example.text for example in splits.train], min_count=4)
+    encoder = TextEncoder(tokenizer, 24, PAD_ID)
+    sizes = ScratchConfig(
+        vocabulary_size=tokenizer.get_vocab_size(),
+        hidden_size=16,
+        layers=1,
+        heads=2,
+        feed_forward_size=32,
+    )
+    settings = ModelConfig(
+        kind="simple", labels=splits.label_names, max_length=24, pad_id=PAD_ID, scratch=sizes
+    )
+    seed_everything(0)
+    new = NewModel(build(settings), encoder)
+    scratch.mkdir(parents=True)
+    train(new, splits, TrainConfig(epochs=30, learning_rate=5e-3), scratch, Silent())
+    loaded = checkpoint.load(scratch)
+    cases = reference_cases(torch_runner(loaded.model), make_cases(encoder, parity_texts()))
+    export(Source(loaded, cases), folder, "onnx", data=splits.test, force=True)
+
+
+if __name__ == "__main__":
+    main(Path(__file__).parent / "bundle", Path(sys.argv[1]))
