@@ -24,8 +24,9 @@ def filled(readme: str, results: Path = RESULTS) -> str:
         marker = f"<!-- figures: {name} -->\n"
         pattern = f"{re.escape(marker)}.*?<!-- end -->"
         made = f"{marker}{block}\n<!-- end -->"
-        readme, count = re.subn(pattern, lambda _, made=made: made, readme, flags=re.DOTALL)
-        assert count == 1, f"the README needs one block '{name}', it has {count}"
+        parts = re.split(pattern, readme, flags=re.DOTALL)
+        assert len(parts) == 2, f"the README needs one block '{name}', it has {len(parts) - 1}"
+        readme = made.join(parts)
     return readme
 
 

@@ -8,6 +8,7 @@ bundle can be verified again on the machine that will serve it.
 import io
 import itertools
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -251,5 +252,5 @@ def load_cases(path: Path) -> list[Case]:
                 )
                 for number in range(len(arrays.files) // 4)
             ]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); export the bundle again.") from None

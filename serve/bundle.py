@@ -10,10 +10,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,9 +29,11 @@ __all__ = [
     "Format",
     "Manifest",
     "Tensor",
+    "as_read",
     "check_target",
     "facts",
     "open_bundle",
+    "remove_empty",
     "staged",
     "write_atomically",
     "write_manifest",
@@ -41,6 +43,9 @@ FORMAT_VERSION = 1
 MANIFEST = "trainkit.json"
 Format = Literal["onnx", "torchscript"]
 MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+
+
+Document = TypeVar("Document", bound=msgspec.Struct)
 
 
 class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,10 +172,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     manifest = msgspec.structs.replace(
         manifest, files={name: facts(folder / name) for name in names}
     )
+    manifest = as_read(manifest)
     manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     (folder / MANIFEST).write_bytes(encoded + b"\n")
-    return msgspec.json.decode(encoded, type=Manifest)  # as anybody will read it
+    return manifest
+
+
+def as_read(struct: Document) -> Document:
+    """Return ``struct`` as it comes back from JSON: tuples in a dict as lists, keys as strings.
+
+    A hash over it would otherwise not be the one that a reader computes.
+    """
+    return msgspec.json.decode(msgspec.json.encode(struct), type=type(struct))
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -194,6 +208,7 @@ def staged(target: Path, *, force: bool = False) -> Iterator[Path]:
     is not a bundle is never replaced.
     """
     check_target(target, force=force)
+    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -204,9 +219,11 @@ def staged(target: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o755)  # mkdtemp makes it private; a bundle is read by other users too
+        check_target(target, force=force)  # it may have come to be meanwhile
         _swap(stage, target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        remove_empty(made)
 
 
 def _swap(stage: Path, target: Path) -> None:
@@ -217,10 +234,17 @@ def _swap(stage: Path, target: Path) -> None:
     target.rename(old)
     try:
         stage.rename(target)
-    except OSError:
+    except BaseException:  # an interrupt too must leave a bundle under the target's name
         old.rename(target)
         raise
     shutil.rmtree(old)
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of ``folders``, innermost first, that hold nothing."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

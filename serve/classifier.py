@@ -98,6 +98,11 @@ class Classifier:
         for number, text in enumerate(texts, start=1):
             if not text.strip():
                 raise InputError(f"text {number} of {len(texts)} is empty; leave it out.")
+            if _has_lone_surrogate(text):
+                raise InputError(
+                    f"text {number} of {len(texts)} is not Unicode (it was not UTF-8 when it was "
+                    "read); decode it right, or leave it out."
+                )
         rows = self.encoder.token_ids(texts)
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         by_length = np.argsort([len(row) for row in rows], kind="stable")
@@ -105,3 +110,12 @@ class Classifier:
             chosen = by_length[start : start + self.batch_size]
             logits[chosen] = self.run(pad([rows[i] for i in chosen], self.encoder.pad_id))
         return logits
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    """Tell whether ``text`` has half of a surrogate pair, which no tokenizer can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

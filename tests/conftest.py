@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
@@ -14,6 +15,10 @@ from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run import ModelChoice, start
 
 ROOT = Path(__file__).parents[1]
+
+# The tests' models are tiny: a second thread only waits for the first, for long where another
+# process has its core.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

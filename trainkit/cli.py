@@ -120,7 +120,11 @@ def cli() -> None:
 
 @cli.group()
 def data() -> None:
-    """Look at labelled texts, or fetch the TREC questions."""
+    """Look at labelled texts, or fetch the TREC questions.
+
+    \b
+    trainkit data stats questions.csv
+    """
 
 
 @data.command("stats")
@@ -258,6 +262,7 @@ def train(
             f"Held-out accuracy {100 * run.test.accuracy:.1f} % on {run.test.count} texts; "
             f"best epoch {run.trained.best.epoch}; saved in {folder}",
             highlight=False,
+            soft_wrap=True,
         )
     if run.trained.interrupted:
         stderr.print("Interrupted: the best epoch so far was kept.")
@@ -292,14 +297,17 @@ def evaluate(source: Path, data_source: str, split: "SplitName", as_json: bool, 
     \b
     trainkit evaluate runs/latest/onnx --data data/trec
     """
-    from trainkit.console import evaluation_tables, stdout
+    from trainkit.console import evaluation_tables, stdout, steps
     from trainkit.data.splits import load_split
     from trainkit.export.runtimes import open_classifier
     from trainkit.trainer.metrics import evaluate as score
 
-    examples = load_split(data_source, columns(**how), split)
-    classifier = open_classifier(source)
-    logits = classifier.logits([example.text for example in examples])
+    with steps() as told:
+        examples = load_split(data_source, columns(**how), split)
+        told(f"open {source}")
+        classifier = open_classifier(source)
+        told(f"classify {len(examples)} texts")
+        logits = classifier.logits([example.text for example in examples])
     evaluation = score(logits, [example.label for example in examples], classifier.labels)
     if as_json:
         print_json(evaluation)
@@ -350,7 +358,7 @@ def export(
     from trainkit.export.parity import ParityError
 
     examples = load_split(data_source, columns(**how), split) if data_source else ()
-    targets = [(out or source.resolve() / name, name) for name in formats]
+    targets = [(out or source.resolve() / name, name) for name in dict.fromkeys(formats)]
     try:
         with steps() as told:
             exported = exporter.export_all(source, targets, data=examples, force=force, told=told)
@@ -366,6 +374,7 @@ def export(
             f"{bundle.folder}: {parity.cases} parity cases, largest difference "
             f"{parity.max_abs:.1e}, labels agree on all {parity.rows} rows",
             highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -429,7 +438,7 @@ def predict(bundle: Path, texts: tuple[str, ...]) -> None:
     from trainkit.export.runtimes import open_classifier
 
     classifier = open_classifier(bundle)
-    given = iter(texts) if texts else lines(sys.stdin)
+    given = iter(texts) if texts else lines(sys.stdin.buffer)
     while chunk := list(itertools.islice(given, PREDICT_CHUNK)):
         for text, prediction in zip(chunk, classifier(chunk), strict=True):
             answer = {"text": text, **prediction._asdict()}
@@ -437,17 +446,27 @@ def predict(bundle: Path, texts: tuple[str, ...]) -> None:
         sys.stdout.flush()
 
 
-def lines(stream: Iterable[str]) -> Iterator[str]:
-    """Yield the lines without their ends; ``InputError`` names the first that is empty."""
+def lines(stream: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines, stripped; ``InputError`` names the first that is empty or no text."""
     for number, line in enumerate(stream, start=1):
-        if not line.strip():
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            raise InputError(
+                f"line {number} of standard input is not UTF-8; save it as UTF-8."
+            ) from None
+        if not text:
             raise InputError(f"line {number} of standard input is empty; remove it.")
-        yield line.rstrip("\r\n")
+        yield text
 
 
 @cli.group()
 def bench() -> None:
-    """Measure runtimes against each other."""
+    """Measure runtimes against each other.
+
+    \b
+    trainkit bench run --data questions.csv
+    """
 
 
 @bench.command("run")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from trainkit.export.parity import Report
@@ -24,8 +25,9 @@ __all__ = [
     "steps",
 ]
 
-stdout = Console()
-stderr = Console(stderr=True)
+# Labels and paths are the user's: "[/x]" in one is no markup.
+stdout = Console(markup=False)
+stderr = Console(stderr=True, markup=False)
 
 
 class TrainingBar:
@@ -41,6 +43,7 @@ class TrainingBar:
             TimeRemainingColumn(),
             console=stderr,
             transient=True,
+            disable=not stderr.is_terminal,
         )
         self.task = self.bar.add_task("Training", total=None, loss=float("nan"), accuracy=0.0)
 
@@ -71,7 +74,7 @@ class TrainingBar:
 def steps() -> Iterator[Callable[[str], None]]:
     """Show what is being done, in one line that is gone afterwards; nothing off a terminal."""
     with stderr.status("Starting") as status:
-        yield lambda step: status.update(step)
+        yield lambda step: status.update(Text(step))
 
 
 def parity_table(report: "Report") -> Table:
@@ -82,7 +85,7 @@ def parity_table(report: "Report") -> Table:
     for result in report.worst:
         table.add_row(
             result.case,
-            "ok" if result.passed else "[red]FAILED[/red]",
+            Text("ok") if result.passed else Text("FAILED", style="red"),
             "-" if result.max_abs is None else f"{result.max_abs:.1e}",
             "-" if result.max_rel is None else f"{result.max_rel:.1e}",
             result.reason,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainkit.data.readers import Columns, Example, read_file
-from trainkit.data.splits import Splits, fold, load, split_off
+from trainkit.data.splits import Splits, fold, load, load_sample, load_split, split_off
 from trainkit.serve.errors import InputError
 
 WHERE = Path("train.csv")
@@ -272,3 +272,13 @@ def test_a_test_file_goes_with_the_sample_too(tmp_path: Path) -> None:
     test = write_csv(tmp_path / "mine.csv", questions())
     splits = load("sample", Columns(), test=test)
     assert list(splits.test) == read_file(test, Columns())
+
+
+def test_the_sample_can_be_asked_for_by_split():
+    assert load_split("sample", Columns(), "test") == load("sample", Columns()).test
+    assert len(load_split("sample", Columns(), "all")) == len(load_sample())
+
+
+def test_a_file_is_scored_whole(tmp_path):
+    (tmp_path / "few.csv").write_text("text,label\nWho are you?,HUM\n")
+    assert load_split(tmp_path / "few.csv", Columns(), "test") == (Example("Who are you?", "HUM"),)

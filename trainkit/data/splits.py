@@ -20,6 +20,7 @@ from trainkit.serve.errors import InputError
 
 __all__ = ["Splits", "fold", "load", "load_sample", "load_split", "split_off"]
 
+SAMPLE = files("trainkit.data") / "sample" / "questions.label"
 STEMS = {
     "train": "train",
     "train_5500": "train",  # the official TREC names
@@ -66,7 +67,7 @@ def load(source: str | Path, columns: Columns, seed: int = 0, test: Path | None 
     too small to be split, train has fewer than two classes, or valid or test has another class.
     """
     if source == "sample":
-        with as_file(files("trainkit.data") / "sample" / "questions.label") as path:
+        with as_file(SAMPLE) as path:
             return load(path, columns, seed, test)
     paths = _paths(Path(source))
     if test is not None:
@@ -102,7 +103,7 @@ def load_split(
 
 def load_sample() -> list[Example]:
     """Return the project's own questions, in the order of their file."""
-    with as_file(files("trainkit.data") / "sample" / "questions.label") as path:
+    with as_file(SAMPLE) as path:
         return read_file(path, Columns())
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -36,6 +37,7 @@ __all__ = [
 logger = logging.getLogger("trainkit")
 
 MAX_LENGTH = 512  # where the backbone states no limit, or one that no short text needs
+HUB_TIMEOUT_S = 10
 
 
 def resolve(name: str) -> str:
@@ -50,9 +52,26 @@ def resolve(name: str) -> str:
 
         return str(get_model_path())
     folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputError(f"backbone folder {name} has no config.json; give a Hugging Face folder.")
+    if not folder.is_dir():
+        _ask_hub(name)
+    elif not (folder / "config.json").is_file():
+        raise InputError(
+            f"backbone folder '{name}' has no config.json; give a Hugging Face folder."
+        )
     return name
+
+
+def _ask_hub(name: str) -> None:
+    """Ask once whether the hub has ``name``: a download retries for half a minute if it has not."""
+    try:
+        if huggingface_hub.try_to_load_from_cache(name, "config.json") is None:
+            huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # each version of the hub's client brings its own HTTP library
+        raise InputError(
+            f"backbone '{name}' is no folder here, and was not found on the hub "
+            f"({_first_line(error)}); give 'minilm', a Hugging Face folder, or a hub id and a "
+            "network."
+        ) from None
 
 
 class BackboneEncoder(nn.Module):
@@ -112,7 +131,7 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"backbone '{name}' cannot be loaded ({_first_line(error)}); "
-                "give 'minilm', a Hugging Face folder, or a hub id and a network."
+                "give 'minilm', or a complete Hugging Face folder or hub id."
             ) from None
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -120,9 +139,10 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
             f"backbone '{name}' lacks {len(missing)} of the weights that a "
             f"{model.config.model_type} needs, first '{missing[0]}'; give a complete checkpoint."
         )
-    if model.config.is_encoder_decoder or getattr(model.config, "is_decoder", False):
+    if model.config.is_encoder_decoder or not _sees_what_follows(model):
         raise InputError(
-            f"backbone '{name}' is a {model.config.model_type} decoder; an encoder is needed."
+            f"backbone '{name}' is a {model.config.model_type}, in which a token does not see "
+            "those after it; an encoder is needed."
         )
     architecture = model.config.to_diff_dict()
     architecture.pop("_name_or_path", None)  # a path of this machine
@@ -151,6 +171,15 @@ def build(config: BackboneConfig) -> PreTrainedModel:
         AutoConfig.for_model(str(architecture.pop("model_type")), **architecture)
     )
     return model
+
+
+def _sees_what_follows(model: PreTrainedModel) -> bool:
+    """Tell an encoder by what it does: its first state changes with the tokens that follow."""
+    ids = torch.tensor([[1, 2, 3], [1, 4, 5]], device=model.device) % model.config.vocab_size
+    model.eval()
+    with torch.inference_mode():
+        first, second = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, 0]
+    return not torch.allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -192,6 +221,12 @@ def _auto_tokenizer(name: str) -> Any:
         raise InputError(
             f"the tokenizer of backbone '{name}' has no tokenizer.json or no padding token; "
             "save it once with transformers as a fast tokenizer that has one."
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers makes up a tokenizer of special tokens where the folder has no files of one.
+        raise InputError(
+            f"backbone '{name}' has no tokenizer files: every word would be unknown; "
+            "put its tokenizer.json into the folder."
         )
     return tokenizer
 

@@ -74,9 +74,8 @@ def new(
         scratch = ScratchConfig(vocabulary_size=encoder.tokenizer.get_vocab_size())
     else:
         raise ValueError("give a backbone's name or a vocabulary")
-    encoder = TextEncoder(
-        encoder.tokenizer, min(max_length or encoder.max_length, encoder.max_length), encoder.pad_id
-    )
+    limits = [encoder.max_length] if max_length is None else [encoder.max_length, max_length]
+    encoder = TextEncoder(encoder.tokenizer, min(limits), encoder.pad_id)
     settings = ModelConfig(
         kind=kind,
         labels=tuple(labels),

@@ -22,6 +22,9 @@ class ScratchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     word_dropout: float = 0.2
 
     def __post_init__(self) -> None:
+        for name in ("vocabulary_size", "hidden_size", "layers", "heads", "feed_forward_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.hidden_size % self.heads:
             raise InputError(
                 f"hidden size {self.hidden_size} is not a multiple of {self.heads} heads; "

@@ -5,6 +5,7 @@ switches from one complete checkpoint to the next: a crash leaves the old or the
 Weights are safetensors; those of a frozen backbone are not copied.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from trainkit import __version__
 from trainkit.models.classifier import TextClassifier, build
 from trainkit.models.config import ModelConfig
-from trainkit.serve.bundle import FileFacts, facts, write_atomically
+from trainkit.serve.bundle import FileFacts, as_read, facts, write_atomically
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -25,6 +26,7 @@ from trainkit.trainer.config import TrainConfig
 
 __all__ = [
     "CHECKPOINT",
+    "LATEST",
     "Checkpoint",
     "Loaded",
     "load",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 CHECKPOINT = "checkpoint.json"
+LATEST = "latest"
 FORMAT_VERSION = 1
 
 
@@ -50,6 +53,13 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     weights: str
     weights_facts: FileFacts
     tokenizer_facts: FileFacts
+    sha256: str = ""
+    """Over everything else here: a label that was changed would otherwise go unnoticed."""
+
+    def digest(self) -> str:
+        """Hash everything but the hash itself."""
+        plain = msgspec.structs.replace(self, sha256="")
+        return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()
 
 
 class Loaded(NamedTuple):
@@ -92,6 +102,8 @@ def save(
         weights_facts=facts(weights),
         tokenizer_facts=facts(tokenizer),
     )
+    checkpoint = as_read(checkpoint)
+    checkpoint = msgspec.structs.replace(checkpoint, sha256=checkpoint.digest())
     encoded = msgspec.json.format(msgspec.json.encode(checkpoint), indent=2)
     write_atomically(folder / CHECKPOINT, encoded + b"\n")
     for old in folder.glob("weights-*.safetensors"):
@@ -153,19 +165,25 @@ def _read(path: Path) -> Checkpoint:
         ) from None
     try:
         version = msgspec.json.decode(content, type=dict[str, Any]).get("format_version")
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{path} has checkpoint format {version}, this trainkit reads {FORMAT_VERSION}; "
-                "use the trainkit that made it, or train again."
-            )
-        return msgspec.json.decode(content, type=Checkpoint)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); train again.") from None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has checkpoint format {version}, this trainkit reads {FORMAT_VERSION}; "
+            "use the trainkit that made it, or train again."
+        )
+    try:
+        checkpoint = msgspec.json.decode(content, type=Checkpoint)
+    except (msgspec.DecodeError, UnicodeDecodeError, InputError) as error:
+        raise InputError(f"{path} is damaged ({error}); train again.") from None
+    if checkpoint.digest() != checkpoint.sha256:
+        raise InputError(f"{path} was changed after the training; train again.")
+    return checkpoint
 
 
 def point_latest(run: Path) -> None:
     """Make the link ``latest`` beside the run's folder point at it."""
-    partial = run.parent / f".latest.{os.getpid()}"
+    partial = run.parent / f".{LATEST}.{os.getpid()}"
     partial.unlink(missing_ok=True)
     partial.symlink_to(run.name)
-    partial.replace(run.parent / "latest")
+    partial.replace(run.parent / LATEST)

@@ -45,6 +45,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             for name in ("warmup_share", "weight_decay", "label_smoothing")
             if not 0 <= (value := getattr(self, name)) < 1
         ]
+        if not 0 <= self.seed < 2**32:
+            faults.append(f"seed must be in [0, 2**32), not {self.seed}")
         if faults:
             raise InputError("These training settings do not work: " + "; ".join(faults) + ".")
 

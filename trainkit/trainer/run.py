@@ -12,7 +12,7 @@ from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
 from trainkit.models.config import Kind
-from trainkit.serve.bundle import write_atomically
+from trainkit.serve.bundle import remove_empty, write_atomically
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -39,6 +39,10 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
     """How often a word must occur to be in the vocabulary of a model from scratch."""
 
     def __post_init__(self) -> None:
+        for name in ("max_length", "min_count", "prefix_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}.")
         if self.kind == "simple" and self.backbone is not None:
             raise InputError(
                 "--model simple is trained from scratch and takes no backbone; "
@@ -85,7 +89,7 @@ def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
     vocabulary = None
     if choice.backbone is None:
         texts = [example.text for example in splits.train]
-        limit = choice.max_length or SCRATCH_MAX_LENGTH
+        limit = SCRATCH_MAX_LENGTH if choice.max_length is None else choice.max_length
         vocabulary = TextEncoder(word_tokenizer(texts, choice.min_count), limit, PAD_ID)
     # A model from scratch sees few texts and forgets to generalise without more dropout.
     dropout = choice.dropout if choice.dropout is not None else 0.1 if choice.backbone else 0.5
@@ -103,6 +107,13 @@ def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
 @contextmanager
 def _fresh(folder: Path) -> Iterator[None]:
     """Make the run's folder; remove it again if no checkpoint came to be in it."""
+    latest = folder.parent / checkpoint.LATEST
+    if folder.name == checkpoint.LATEST or (latest.exists() and not latest.is_symlink()):
+        raise InputError(
+            f"{latest} is the link to the newest run, not a run; "
+            "choose another --name, or move what is there."
+        )
+    made = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -116,3 +127,4 @@ def _fresh(folder: Path) -> Iterator[None]:
     finally:
         if not (folder / checkpoint.CHECKPOINT).exists():
             shutil.rmtree(folder)
+            remove_empty(made)
