@@ -1,0 +1,62 @@
+"""What the commands share: the options of data files, the split to score, JSON output."""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from trainkit.data.columns import Columns, Labels
+
+__all__ = ["SplitName", "columns", "data_options", "json_option", "print_json", "split_option"]
+
+SplitName: TypeAlias = Literal["train", "valid", "test", "all"]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that say how a data file is read."""
+    for option in (
+        click.option("--label-column", help="Column (or JSON key) of the label."),
+        click.option("--text-column", help="Column (or JSON key) of the text."),
+        click.option(
+            "--labels",
+            type=click.Choice(["coarse", "fine"]),
+            default="coarse",
+            show_default=True,
+            help="Which label of a TREC file to take.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def columns(labels: "Labels", text_column: str | None, label_column: str | None) -> "Columns":
+    """Gather what :func:`data_options` adds."""
+    from trainkit.data.columns import Columns
+
+    return Columns(labels=labels, text_column=text_column, label_column=label_column)
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of tables."
+)
+
+
+split_option = click.option(
+    "--split",
+    type=click.Choice(["train", "valid", "test", "all"]),
+    default="test",
+    show_default=True,
+    help="Of a folder or the sample; a single file is taken whole.",
+)
+
+
+def print_json(document: Any) -> None:
+    """Print one document on standard output."""
+    import msgspec
+
+    encoded = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    sys.stdout.buffer.write(encoded + b"\n")
+    sys.stdout.flush()
