@@ -7,7 +7,8 @@ import click
 import msgspec
 import pytest
 
-from trainkit.cli import PREDICT_CHUNK, cli
+from trainkit.cli import cli
+from trainkit.commands.predicting import CHUNK
 from trainkit.data.splits import load_sample
 from trainkit.export import parity
 from trainkit.serve import bundle
@@ -243,7 +244,7 @@ def test_predict_answers_arguments_and_lines_alike(trainkit, tiny_run, tiny_bund
 
 
 def test_predict_keeps_the_order_of_many_lines(trainkit, tiny_bundles):
-    texts = [f"How far is {'very ' * (n % 7)}number {n}?" for n in range(PREDICT_CHUNK + 9)]
+    texts = [f"How far is {'very ' * (n % 7)}number {n}?" for n in range(CHUNK + 9)]
     found = answers(trainkit("predict", tiny_bundles["onnx"], stdin="\n".join(texts)))
     assert [answer["text"] for answer in found] == texts
 
