@@ -45,6 +45,7 @@ __all__ = ["evaluate", "train"]
 @click.option("--weight-decay", type=float)
 @click.option("--warmup-share", type=float, help="Of all steps.")
 @click.option("--label-smoothing", type=float)
+@click.option("--average-decay", type=float, help="Of the running average of the weights; 0: none.")
 @click.option("--patience-epochs", type=int, help="Stop after so many without a better accuracy.")
 @click.option("--seed", type=int, help="One seed makes a run repeatable.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))

@@ -24,6 +24,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of all steps, rising linearly from 0; the rest falls along a cosine to 0."""
     max_gradient_norm: float = 1.0
     label_smoothing: float = 0.0
+    average_decay: float = 0.0
+    """Of the running average of the weights (Polyak & Juditsky 1992), which is then what is scored
+    and saved; 0 takes the weights themselves."""
     patience_epochs: int = 5
     """Stop after so many epochs without a better validation accuracy."""
     seed: int = 0
@@ -42,7 +45,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ]
         faults += [
             f"{name} must be in [0, 1), not {value}"
-            for name in ("warmup_share", "weight_decay", "label_smoothing")
+            for name in ("warmup_share", "weight_decay", "label_smoothing", "average_decay")
             if not 0 <= (value := getattr(self, name)) < 1
         ]
         if not 0 <= self.seed < 2**32:
@@ -53,7 +56,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 # Chosen on the validation split of TREC; `trainkit train --help` shows how to change them.
 DEFAULTS: dict[Kind, TrainConfig] = {
-    "simple": TrainConfig(epochs=30, learning_rate=1e-3, weight_decay=0.05, patience_epochs=8),
+    "simple": TrainConfig(
+        epochs=15, learning_rate=1e-3, weight_decay=0.05, average_decay=0.995, patience_epochs=8
+    ),
     "prefix": TrainConfig(epochs=15, learning_rate=1e-2, patience_epochs=6),
     "finetune": TrainConfig(epochs=5, learning_rate=5e-5),
 }

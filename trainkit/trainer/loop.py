@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainkit.data.splits import Splits
 from trainkit.models.attention import KeyValuePrefix
@@ -86,6 +87,11 @@ def train(
     optimizer = make_optimizer(model, config)
     schedule = make_schedule(optimizer, config, steps * config.epochs)
 
+    averaged = None
+    if config.average_decay:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
+    candidate: TextClassifier = averaged.module if averaged is not None else model
+
     history: list[Epoch] = []
     best: Epoch | None = None
     interrupted = False
@@ -108,11 +114,13 @@ def train(
                 nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
                 optimizer.step()
                 schedule.step()
+                if averaged is not None:
+                    averaged.update_parameters(model)
                 seen += len(labels)
                 loss_sum += loss.item() * len(labels)
                 correct += (logits.argmax(1) == labels).sum().item()
                 progress.step(number, done, steps, loss_sum / seen, correct / seen)
-            valid_loss, valid_accuracy = score(model, valid_data, config.batch_size)
+            valid_loss, valid_accuracy = score(candidate, valid_data, config.batch_size)
             rank = (valid_accuracy, -valid_loss)
             is_best = best is None or rank > (best.valid_accuracy, -best.valid_loss)
             result = Epoch(
@@ -122,7 +130,7 @@ def train(
             if is_best:
                 best = result
                 metrics = {"valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
-                checkpoint.save(folder, model, encoder, config, epoch=number, metrics=metrics)
+                checkpoint.save(folder, candidate, encoder, config, epoch=number, metrics=metrics)
             write_atomically(folder / HISTORY, _json(history))
             progress.epoch(result)
             if best is not None and number - best.epoch >= config.patience_epochs:
