@@ -23,7 +23,8 @@ from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
 from trainkit.export.export import export_all
 from trainkit.models.config import Kind
-from trainkit.serve.bundle import MODEL_FILES, write_atomically
+from trainkit.serve.bundle import MODEL_FILES
+from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run import ModelChoice, start
 
@@ -91,8 +92,7 @@ def main(trec: Path, work: Path, out: Path) -> None:
         help=cold_start.help_seconds(),
     )
     out.mkdir(parents=True, exist_ok=True)
-    encoded = msgspec.json.format(msgspec.json.encode(figures), indent=2)
-    write_atomically(out / "trec.json", encoded + b"\n")
+    write_atomically(out / "trec.json", pretty_json(figures))
     with steps() as told:
         texts = [example.text for example in splits.test]
         sources = [work / "prefix", work / "prefix" / "torchscript", onnx]

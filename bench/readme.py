@@ -7,7 +7,7 @@ from pathlib import Path
 from trainkit.bench.figures import RESULTS, accuracy_markdown, load_figures, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
-from trainkit.serve.bundle import write_atomically
+from trainkit.serve.files import write_atomically
 
 __all__ = ["filled"]
 

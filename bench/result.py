@@ -9,8 +9,8 @@ import msgspec
 from trainkit.bench.environment import Environment
 from trainkit.bench.protocol import Turn, WarmUp
 from trainkit.export.parity import Report
-from trainkit.serve.bundle import write_atomically
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.files import write_atomically
 
 __all__ = ["EngineResult", "Ratio", "Result", "Settings", "check", "load", "save"]
 

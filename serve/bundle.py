@@ -6,36 +6,30 @@ other tools can read it too: ``config.json`` with ``id2label``, ``tokenizer.json
 manifest, and ``parity.npz``, the inputs and reference logits that the export was verified with.
 """
 
-import hashlib
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, remove_empty
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "MODEL_FILES",
     "Bundle",
-    "FileFacts",
     "Format",
     "Manifest",
     "Tensor",
-    "as_read",
     "check_target",
-    "facts",
     "open_bundle",
-    "remove_empty",
     "staged",
-    "write_atomically",
     "write_manifest",
 ]
 
@@ -43,16 +37,6 @@ FORMAT_VERSION = 1
 MANIFEST = "trainkit.json"
 Format = Literal["onnx", "torchscript"]
 MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
-
-
-Document = TypeVar("Document", bound=msgspec.Struct)
-
-
-class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file must be to be the one that was verified."""
-
-    sha256: str
-    size_bytes: int
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,12 +47,12 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axes: tuple[str | int, ...]
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``trainkit.json``.
 
     ``source`` says what the model came from, ``parity`` is the report of the verification,
     ``accuracy`` that on the user's data where it was given, ``rewrites`` what was done to the
-    graph. ``sha256`` is over the manifest's own canonical JSON without this field.
+    graph.
     """
 
     format_version: int
@@ -86,12 +70,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     accuracy: dict[str, Any] | None
     rewrites: tuple[dict[str, Any], ...]
     files: dict[str, FileFacts]
-    sha256: str = ""
-
-    def digest(self) -> str:
-        """Hash everything but the hash itself."""
-        plain = msgspec.structs.replace(self, sha256="")
-        return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()
 
 
 class Bundle(NamedTuple):
@@ -136,7 +114,7 @@ def open_bundle(folder: Path) -> Bundle:
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); export the bundle again.") from None
-    if manifest.digest() != manifest.sha256:
+    if not manifest.is_intact:
         raise InputError(f"{path} was changed after the export; export the bundle again.")
     for name, expected in manifest.files.items():
         _check_file(folder / name, expected)
@@ -159,32 +137,15 @@ def _check_file(path: Path, expected: FileFacts) -> None:
         )
 
 
-def facts(path: Path) -> FileFacts:
-    """Hash and measure a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFacts(digest, path.stat().st_size)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of the files that lie in ``folder``; returns it with all hashes."""
     names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
     manifest = msgspec.structs.replace(
         manifest, files={name: facts(folder / name) for name in names}
     )
-    manifest = as_read(manifest)
-    manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
-    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (folder / MANIFEST).write_bytes(encoded + b"\n")
+    manifest = manifest.sealed()
+    (folder / MANIFEST).write_bytes(pretty_json(manifest))
     return manifest
-
-
-def as_read(struct: Document) -> Document:
-    """Return ``struct`` as it comes back from JSON: tuples in a dict as lists, keys as strings.
-
-    A hash over it would otherwise not be the one that a reader computes.
-    """
-    return msgspec.json.decode(msgspec.json.encode(struct), type=type(struct))
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -238,20 +199,3 @@ def _swap(stage: Path, target: Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old)
-
-
-def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove those of ``folders``, innermost first, that hold nothing."""
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it: it is never there by half."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -34,22 +34,12 @@ def word_encoder(splits):
     return TextEncoder(word_tokenizer(texts), 32, PAD_ID)
 
 
-class Silent:
-    """Training progress that nobody watches."""
-
-    def step(self, epoch, done, total, loss, accuracy):
-        pass
-
-    def epoch(self, result):
-        pass
-
-
 @pytest.fixture(scope="session")
 def run_folder(splits, tmp_path_factory):
     """Return a run of the smallest model, trained on real questions; copy it before changing it."""
     few = Splits(splits.train[:120], splits.valid[:40], splits.test[:40])
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    start(ModelChoice(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder, Silent())
+    start(ModelChoice(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder)
     return folder
 
 
@@ -60,7 +50,7 @@ def tiny_run(splits, tmp_path_factory):
     # Ten epochs take a second, and the model then gives more than one label.
     config = TrainConfig(epochs=10, learning_rate=3e-3, seed=1)
     folder = tmp_path_factory.mktemp("tiny") / "run"
-    return start(ModelChoice(kind="simple"), few, config, folder, Silent()).folder
+    return start(ModelChoice(kind="simple"), few, config, folder).folder
 
 
 @pytest.fixture(scope="session")

@@ -28,14 +28,6 @@ pytestmark = [
 MOST_RESIDENT_BYTES = 300e6
 
 
-class Silent:
-    def step(self, epoch, done, total, loss, accuracy):
-        pass
-
-    def epoch(self, result):
-        pass
-
-
 @pytest.fixture(scope="module")
 def folder(splits, tmp_path_factory):
     """Train on the project's questions, from a copy of the backbone that tests may damage."""
@@ -43,7 +35,7 @@ def folder(splits, tmp_path_factory):
     shutil.copytree(backbone.resolve("minilm"), place / "backbone")
     choice = ModelChoice(kind="prefix", backbone=str(place / "backbone"), max_length=64)
     config = TrainConfig(epochs=6, learning_rate=1e-2)
-    start(choice, splits, config, place / "run", Silent())
+    start(choice, splits, config, place / "run")
     run = place / "run"
     export_all(run, [(run / "onnx", "onnx"), (run / "torchscript", "torchscript")])
     return run

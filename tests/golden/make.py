@@ -20,14 +20,6 @@ from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import seed_everything, train
 
 
-class Silent:
-    def step(self, epoch, done, total, loss, accuracy):
-        pass
-
-    def epoch(self, result):
-        print(result)
-
-
 def main(folder: Path, scratch: Path) -> None:
     splits = load("sample", Columns())
     tokenizer = word_tokenizer([example.text for example in splits.train], min_count=4)
@@ -45,7 +37,7 @@ def main(folder: Path, scratch: Path) -> None:
     seed_everything(0)
     new = NewModel(build(settings), encoder)
     scratch.mkdir(parents=True)
-    train(new, splits, TrainConfig(epochs=30, learning_rate=5e-3), scratch, Silent())
+    train(new, splits, TrainConfig(epochs=30, learning_rate=5e-3), scratch)
     loaded = checkpoint.load(scratch)
     cases = reference_cases(torch_runner(loaded.model), make_cases(encoder, parity_texts()))
     export(Source(loaded, cases), folder, "onnx", data=splits.test, force=True)

@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AutoModel
 
-from trainkit.models.backbone import BackboneEncoder, max_positions
+from trainkit.models.backbone import BackboneEncoder, load_pretrained, max_positions
 from trainkit.models.packing import pack_encoder
 from trainkit.serve.errors import InputError
 
@@ -126,3 +126,20 @@ def test_a_prefix_freezes_the_encoder_and_reaches_every_layer(family):
 def test_positions_before_the_padding_id_are_not_counted():
     assert max_positions(random_encoder(CONFIGS["bert"])) == 40
     assert max_positions(random_encoder(CONFIGS["roberta"])) == 38
+
+
+def test_a_decoder_is_refused_as_a_backbone(tmp_path):
+    torch.manual_seed(5)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 40, "vocab_size": 90}
+    transformers.GPT2Model(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="does not see those after it"):
+        load_pretrained(str(tmp_path))
+
+
+def test_a_backbone_with_missing_weights_is_refused(tmp_path):
+    """transformers would make up the rest at random, and only print it."""
+    model = random_encoder(CONFIGS["bert"])
+    del model.encoder.layer[1]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"lacks 16 of the weights.*encoder\.layer\.1"):
+        load_pretrained(str(tmp_path))

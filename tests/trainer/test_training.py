@@ -15,7 +15,7 @@ from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import DEFAULTS, TrainConfig
-from trainkit.trainer.loop import make_optimizer, make_schedule, score
+from trainkit.trainer.loop import make_optimizer, make_schedule, score, train
 from trainkit.trainer.metrics import evaluate
 from trainkit.trainer.run import ModelChoice, make_model, start
 
@@ -190,3 +190,23 @@ def test_a_confident_model_that_is_right_half_the_time_is_badly_calibrated():
 def test_a_label_that_the_model_lacks_is_named():
     with pytest.raises(InputError, match="'weather'"):
         evaluate(np.zeros((1, 2), np.float32), ["weather"], ("a", "b"))
+
+
+def test_what_is_saved_is_the_running_average_of_the_weights(few, tmp_path):
+    decay = 0.6
+    new = make_model(SIMPLE, few)
+
+    class Watching(Quiet):
+        average = None
+
+        def step(self, *progress):
+            weight = new.model.head.weight.detach().clone()
+            first = self.average is None
+            self.average = weight if first else decay * self.average + (1 - decay) * weight
+
+    watching = Watching()
+    config = TrainConfig(epochs=1, learning_rate=1e-2, average_decay=decay)
+    trained = train(new, few, config, tmp_path, watching)
+    saved = safetensors.torch.load_file(checkpoint.weights_path(tmp_path))["head.weight"]
+    torch.testing.assert_close(saved, watching.average)
+    torch.testing.assert_close(trained.model.head.weight, watching.average)

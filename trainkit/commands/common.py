@@ -55,8 +55,7 @@ split_option = click.option(
 
 def print_json(document: Any) -> None:
     """Print one document on standard output."""
-    import msgspec
+    from trainkit.serve.files import pretty_json
 
-    encoded = msgspec.json.format(msgspec.json.encode(document), indent=2)
-    sys.stdout.buffer.write(encoded + b"\n")
+    sys.stdout.buffer.write(pretty_json(document))
     sys.stdout.flush()

@@ -5,13 +5,13 @@ trainkit does not ship them.
 """
 
 import hashlib
-import os
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import write_atomically
 
 __all__ = ["BASE_URL", "SHA256", "fetch"]
 
@@ -38,7 +38,7 @@ def fetch(target: Path, source: Path | None = None) -> list[Path]:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            _write(target / name, content)
+            write_atomically(target / name, content)
     except OSError as error:
         raise InputError(
             f"{target} cannot be written to ({error.strerror}); choose another folder."
@@ -98,13 +98,3 @@ def _read(path: Path) -> bytes:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write under another name and rename: a run that is cut off leaves no half file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ switches from one complete checkpoint to the next: a crash leaves the old or the
 Weights are safetensors; those of a frozen backbone are not copied.
 """
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ from safetensors import SafetensorError
 from trainkit import __version__
 from trainkit.models.classifier import TextClassifier, build
 from trainkit.models.config import ModelConfig
-from trainkit.serve.bundle import FileFacts, as_read, facts, write_atomically
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, write_atomically
 from trainkit.trainer.config import TrainConfig
 
 __all__ = [
@@ -41,8 +40,11 @@ LATEST = "latest"
 FORMAT_VERSION = 1
 
 
-class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``checkpoint.json``. ``metrics`` are those of the epoch that it keeps."""
+class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of ``checkpoint.json``. ``metrics`` are those of the epoch that it keeps.
+
+    Sealed, because a label that was changed in it would be exported, and pass every check.
+    """
 
     format_version: int
     model: ModelConfig
@@ -53,13 +55,6 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     weights: str
     weights_facts: FileFacts
     tokenizer_facts: FileFacts
-    sha256: str = ""
-    """Over everything else here: a label that was changed would otherwise go unnoticed."""
-
-    def digest(self) -> str:
-        """Hash everything but the hash itself."""
-        plain = msgspec.structs.replace(self, sha256="")
-        return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()
 
 
 class Loaded(NamedTuple):
@@ -102,10 +97,8 @@ def save(
         weights_facts=facts(weights),
         tokenizer_facts=facts(tokenizer),
     )
-    checkpoint = as_read(checkpoint)
-    checkpoint = msgspec.structs.replace(checkpoint, sha256=checkpoint.digest())
-    encoded = msgspec.json.format(msgspec.json.encode(checkpoint), indent=2)
-    write_atomically(folder / CHECKPOINT, encoded + b"\n")
+    checkpoint = checkpoint.sealed()
+    write_atomically(folder / CHECKPOINT, pretty_json(checkpoint))
     for old in folder.glob("weights-*.safetensors"):
         if old != weights:
             old.unlink()
@@ -176,7 +169,7 @@ def _read(path: Path) -> Checkpoint:
         checkpoint = msgspec.json.decode(content, type=Checkpoint)
     except (msgspec.DecodeError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); train again.") from None
-    if checkpoint.digest() != checkpoint.sha256:
+    if not checkpoint.is_intact:
         raise InputError(f"{path} was changed after the training; train again.")
     return checkpoint
 

@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -20,8 +20,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trainkit.data.splits import Splits
 from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.classifier import NewModel, TextClassifier
-from trainkit.serve.bundle import write_atomically
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer import checkpoint
 from trainkit.trainer.batches import Encoded, encode, in_order, shuffled
 from trainkit.trainer.config import TrainConfig
@@ -59,6 +59,16 @@ class Progress(Protocol):
         """One epoch ended."""
 
 
+class Unwatched:
+    """Progress that nobody is told."""
+
+    def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
+        """Do nothing."""
+
+    def epoch(self, result: Epoch) -> None:
+        """Do nothing."""
+
+
 class Trained(NamedTuple):
     """The model with its best weights loaded, and how it came to them."""
 
@@ -69,7 +79,11 @@ class Trained(NamedTuple):
 
 
 def train(
-    new: NewModel, splits: Splits, config: TrainConfig, folder: Path, progress: Progress
+    new: NewModel,
+    splits: Splits,
+    config: TrainConfig,
+    folder: Path,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train ``new`` and keep its best epoch in ``folder``, which must not hold a run yet.
 
@@ -77,6 +91,7 @@ def train(
     ends the training as if it were over. ``InputError`` where the loss stops being a number.
     """
     model, encoder = new
+    progress = progress or Unwatched()
     seed_everything(config.seed)
     device = choose_device(config.device)
     model.to(device)
@@ -90,7 +105,7 @@ def train(
     averaged = None
     if config.average_decay:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
-    candidate: TextClassifier = averaged.module if averaged is not None else model
+    candidate = model if averaged is None else cast(TextClassifier, averaged.module)
 
     history: list[Epoch] = []
     best: Epoch | None = None
@@ -131,7 +146,7 @@ def train(
                 best = result
                 metrics = {"valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
                 checkpoint.save(folder, candidate, encoder, config, epoch=number, metrics=metrics)
-            write_atomically(folder / HISTORY, _json(history))
+            write_atomically(folder / HISTORY, pretty_json(history))
             progress.epoch(result)
             if best is not None and number - best.epoch >= config.patience_epochs:
                 break
@@ -142,10 +157,6 @@ def train(
     assert best is not None  # there is at least one epoch, and the first is the best so far
     checkpoint.restore(model, checkpoint.weights_path(folder))
     return Trained(model.eval(), history, best, interrupted)
-
-
-def _json(history: list[Epoch]) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(history), indent=2) + b"\n"
 
 
 def seed_everything(seed: int) -> None:

@@ -12,10 +12,10 @@ from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
 from trainkit.models.config import Kind
-from trainkit.serve.bundle import remove_empty, write_atomically
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.trainer import checkpoint
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import Progress, Trained, seed_everything, train
@@ -61,7 +61,11 @@ class Run(NamedTuple):
 
 
 def start(
-    choice: ModelChoice, splits: Splits, config: TrainConfig, folder: Path, progress: Progress
+    choice: ModelChoice,
+    splits: Splits,
+    config: TrainConfig,
+    folder: Path,
+    progress: Progress | None = None,
 ) -> Run:
     """Train into ``folder`` (which must not exist), score test once, point ``latest`` at it.
 
@@ -78,8 +82,7 @@ def start(
         test = evaluate(
             answer.logits(texts), [example.label for example in splits.test], answer.labels
         )
-        encoded = msgspec.json.format(msgspec.json.encode(test), indent=2)
-        write_atomically(folder / EVALUATION, encoded + b"\n")
+        write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
     return Run(folder, trained, test)
 
