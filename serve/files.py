@@ -36,7 +36,8 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def digest(self) -> str:
         """Hash everything but the hash itself."""
         plain = msgspec.structs.replace(self, sha256="")
-        return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()
+        # Sorted: a later version may declare its fields in another order.
+        return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
 
     def sealed(self) -> Self:
         """Return the document with its hash, and as it will come back from JSON.

@@ -60,6 +60,12 @@ def test_each_bundle_verifies_again_and_against_its_run(folder, format):
     assert verify(folder / format, against=folder).passed
 
 
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_no_bundle_names_a_folder_of_this_machine(folder, format):
+    for path in (folder / format).iterdir():
+        assert str(folder.parent).encode() not in path.read_bytes()
+
+
 def test_serving_it_is_light(folder):
     cold = cold_start.measure(folder / "onnx", "How far is it to Denver?", runs=2)
     assert cold.heavy_modules == ()
