@@ -161,7 +161,8 @@ def accuracy_markdown(figures: Figures) -> str:
 
 
 def _cell(export: ExportFigures, questions: int) -> str:
-    return f"{export.same_test_labels} of {questions}, {export.largest_difference:.0e}"
+    difference = f"{export.largest_difference:.0e}" if export.largest_difference else "0"
+    return f"{export.same_test_labels} of {questions}, {difference}"
 
 
 def start_markdown(figures: Figures) -> str:

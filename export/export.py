@@ -28,7 +28,15 @@ from trainkit.trainer import checkpoint
 from trainkit.trainer.checkpoint import Loaded
 from trainkit.trainer.metrics import Evaluation, evaluate
 
-__all__ = ["Exported", "Source", "export", "export_all", "parity_texts", "prepare"]
+__all__ = [
+    "Exported",
+    "Source",
+    "check_same_texts",
+    "export",
+    "export_all",
+    "parity_texts",
+    "prepare",
+]
 
 PARITY_TEXTS = 64
 
@@ -114,16 +122,7 @@ def export(
         _write_config(stage, loaded.model)
         parity.save_cases(stage / parity.PARITY_FILE, source.cases)
         draft = _manifest(loaded, format, operators)
-        run = runner(Bundle(stage, draft))
-        report = parity.compare(source.cases, run, told=lambda name: told(f"{format}: {name}"))
-        if not report.passed:
-            raise parity.ParityError(report)
-        accuracy = None
-        if data:
-            told(f"classify {len(data)} texts")
-            accuracy = _same_labels(
-                loaded.classifier(), Classifier(loaded.encoder, run, draft.labels), data
-            )
+        report, accuracy = _prove(source, Bundle(stage, draft), data, told)
         manifest = bundle.write_manifest(
             stage,
             msgspec.structs.replace(
@@ -133,6 +132,38 @@ def export(
             ),
         )
     return Exported(out, manifest, report, accuracy)
+
+
+def _prove(
+    source: Source, made: Bundle, data: Sequence[Example], told: Told
+) -> tuple[parity.Report, Evaluation | None]:
+    """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
+    check_same_texts(source, made)
+    run = runner(made)
+    format = made.manifest.format
+    report = parity.compare(source.cases, run, told=lambda name: told(f"{format}: {name}"))
+    if not report.passed:
+        raise parity.ParityError(report)
+    if not data:
+        return report, None
+    told(f"{format}: {len(data)} texts")
+    candidate = Classifier(made.encoder(), run, made.manifest.labels)
+    return report, _same_labels(source.loaded.classifier(), candidate, data)
+
+
+def check_same_texts(source: Source, made: Bundle) -> None:
+    """Raise ``CheckFailedError`` where the bundle has other labels or other token ids."""
+    labels = source.loaded.checkpoint.model.labels
+    if labels != made.manifest.labels:
+        raise CheckFailedError(
+            f"{made.folder} names the labels {list(made.manifest.labels)}, its source "
+            f"{list(labels)}: not the same model, or its label map was changed."
+        )
+    texts = parity_texts()
+    if made.encoder().token_ids(texts) != source.loaded.encoder.token_ids(texts):
+        raise CheckFailedError(
+            f"the tokenizer of {made.folder} gives other token ids than that of its source."
+        )
 
 
 def _write_model(model: TextClassifier, path: Path, format: Format) -> dict[str, int] | None:

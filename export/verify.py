@@ -6,7 +6,7 @@ from pathlib import Path
 from trainkit.export import parity
 from trainkit.export.runtimes import runner
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.errors import InputError
 
 __all__ = ["verify"]
 
@@ -35,18 +35,8 @@ def verify(
 
 
 def _fresh_cases(bundle: Bundle, against: Path, told: Callable[[str], None]) -> list[parity.Case]:
-    from trainkit.export.export import parity_texts, prepare
+    from trainkit.export.export import check_same_texts, prepare
 
     source = prepare(against, told)
-    labels = source.loaded.checkpoint.model.labels
-    if labels != bundle.manifest.labels:
-        raise CheckFailedError(
-            f"{bundle.folder} names the labels {list(bundle.manifest.labels)}, "
-            f"{against} {list(labels)}: not the same model, or its label map was changed."
-        )
-    texts = parity_texts()
-    if bundle.encoder().token_ids(texts) != source.loaded.encoder.token_ids(texts):
-        raise CheckFailedError(
-            f"the tokenizer of {bundle.folder} gives other token ids than that of {against}."
-        )
+    check_same_texts(source, bundle)
     return source.cases

@@ -225,3 +225,18 @@ def test_labels_on_the_users_data_must_survive(run_folder, splits, tmp_path, mon
     with pytest.raises(CheckFailedError, match="labels on your data changed"):
         exporter.export(source, tmp_path / "bad", "torchscript", data=splits.test)
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_wrong_tokenizer_is_refused(run_folder, tmp_path, monkeypatch):
+    source = exporter.prepare(run_folder)
+    write = exporter._write_tokenizer
+
+    def cased(stage, encoder):
+        write(stage, encoder)
+        path = stage / "tokenizer.json"
+        path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
+
+    monkeypatch.setattr(exporter, "_write_tokenizer", cased)
+    with pytest.raises(CheckFailedError, match="gives other token ids"):
+        exporter.export(source, tmp_path / "bundle", "torchscript")
+    assert list(tmp_path.iterdir()) == []
