@@ -1,10 +1,5 @@
 """A classifier to ONNX: batch and sequence dynamic, no trace of the machine that made it."""
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -12,6 +7,7 @@ import onnx_ir as ir
 import torch
 
 from trainkit.export.example import example_batch
+from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.strip import strip_metadata
 from trainkit.models.classifier import TextClassifier
 
@@ -29,7 +25,7 @@ def export_onnx(model: TextClassifier, path: Path) -> dict[str, int]:
     float32 (batch, C). The file passes ``onnx.checker`` with full checks.
     """
     axes = {0: "batch", 1: "sequence"}
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             model.eval(),
             example_batch(model),
@@ -55,20 +51,3 @@ def export_onnx(model: TextClassifier, path: Path) -> dict[str, int]:
     for node in graph.graph:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return counts
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's progress lines and torchvision notes off the user's screen.
-
-    Its errors are raised all the same, and the parity matrix judges the result.
-    """
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

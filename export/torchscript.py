@@ -1,11 +1,11 @@
 """A classifier to TorchScript: traced with padding, frozen, no source paths inside."""
 
-import warnings
 from pathlib import Path
 
 import torch
 
 from trainkit.export.example import example_batch
+from trainkit.export.quiet import quiet_exporter
 from trainkit.models.classifier import TextClassifier
 
 __all__ = ["export_torchscript"]
@@ -14,10 +14,7 @@ __all__ = ["export_torchscript"]
 def export_torchscript(model: TextClassifier, path: Path) -> None:
     """Trace ``model`` and write it to ``path``; axes stay dynamic, as the parity matrix proves."""
     model = model.eval()
-    with warnings.catch_warnings(), torch.no_grad():
-        # The tracer warns at every Python number that it meets, PyTorch that TorchScript is
-        # deprecated: the matrix shows whether a number was baked in, the manual says the rest.
-        warnings.simplefilter("ignore")
+    with quiet_exporter(), torch.no_grad():
         traced = torch.jit.trace(model, example_batch(model), check_trace=False)
         frozen = torch.jit.freeze(traced)
         partial = path.with_suffix(".traced")
