@@ -53,7 +53,7 @@ format: $(BIN)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The figures of the README, from the two official TREC files: about half an hour on two cores.
+# The figures of the README, from the two official TREC files: about twenty minutes on two cores.
 TREC ?= data/trec
 figures: $(BIN)/.installed
 	$(BIN)/python -m trainkit.bench.figures --trec $(TREC)

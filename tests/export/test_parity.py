@@ -124,3 +124,10 @@ def test_cases_come_back_from_their_file(cases, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"parity\.npz cannot be read"):
         parity.load_cases(path)
+
+
+def test_an_error_without_a_message_is_a_finding_too(cases):
+    def run(batch):
+        raise RuntimeError
+
+    assert failing(run, cases).worst[0].reason == "RuntimeError: no message"
