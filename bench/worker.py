@@ -40,7 +40,12 @@ from trainkit.serve.errors import TrainkitError
 
 __all__ = ["Engine", "is_stable", "open_engine", "speak", "take_turn"]
 
-NAMES: dict[Format, str] = {"onnx": "ONNX Runtime", "torchscript": "TorchScript"}
+NAMES: dict[Format, str] = {
+    "onnx": "ONNX Runtime",
+    "torchscript": "TorchScript",
+    "pt2": "torch.export",
+    "aoti": "AOTInductor",
+}
 # Engines allocate, choose kernels and optimise (TorchScript: by shape) in their first passes.
 STABLE_PASSES = 3
 STABLE_SPREAD = 0.1
@@ -60,9 +65,11 @@ def open_engine(source: Path, threads: int) -> Engine:
     from trainkit.export.runtimes import runner
 
     bundle = open_bundle(source)
-    if bundle.manifest.format == "torchscript":
+    format, precision = bundle.manifest.format, bundle.manifest.precision
+    if format != "onnx":
         _limit_torch(threads)
-    return Engine(NAMES[bundle.manifest.format], runner(bundle, threads))
+    name = NAMES[format] if precision == "fp32" else f"{NAMES[format]} {precision}"
+    return Engine(name, runner(bundle, threads))
 
 
 def _eager(source: Path, threads: int) -> Engine:

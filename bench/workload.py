@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from trainkit.export.parity import TOLERANCES
 from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.encoding import Batch, TextEncoder
 from trainkit.serve.errors import InputError
@@ -48,7 +47,7 @@ def prepare(sources: Sequence[Path], texts: Sequence[str], batch_size: int) -> W
     """Encode ``texts`` with the tokenizer of the sources, all of which must agree on it.
 
     ``InputError`` where there is nothing to run, a text is empty, a source is neither a run nor a
-    bundle, or two sources differ in labels, in token ids, or have a precision with no tolerance.
+    bundle, or two sources differ in labels or in token ids.
     """
     if not sources or not texts:
         raise InputError("a benchmark needs at least one engine and one text; give it some.")
@@ -99,16 +98,11 @@ def _check_comparable(source: Path, facts: _Facts, baseline: Path, expected: _Fa
             f"{source} has the labels {list(facts.labels)}, {baseline} has "
             f"{list(expected.labels)}; compare engines of one model."
         )
-    if facts.precision not in TOLERANCES:
-        raise InputError(
-            f"{source} has precision {facts.precision}, for which no tolerance is known, only "
-            f"{', '.join(TOLERANCES)}; export it in one of these."
-        )
 
 
 def _same(some: Sequence[Batch], other: Sequence[Batch]) -> bool:
     return all(
-        a.tobytes() == b.tobytes()
+        {name: array.tobytes() for name, array in one.tensors().items()}
+        == {name: array.tobytes() for name, array in two.tensors().items()}
         for one, two in zip(some, other, strict=True)
-        for a, b in zip(one, two, strict=True)
     )

@@ -7,16 +7,27 @@ With one row the exporter may take the batch axis for a constant; with an all-on
 import torch
 from torch import Tensor
 
-from trainkit.models.classifier import TextClassifier
+from trainkit.serve.encoding import TextEncoder
 
-__all__ = ["example_batch"]
+__all__ = ["INPUTS", "example_inputs", "input_names"]
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""The names and the order of a model's inputs; the last is there where the model takes it."""
 
 
-def example_batch(model: TextClassifier) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, int64 (3, 9) or shorter, on the model's device."""
-    length = min(9, model.config.max_length)
-    device = next(model.parameters()).device
-    tokens = torch.tensor([length, max(1, length - 4), max(1, length - 2)], device=device)
-    mask = (torch.arange(length, device=device) < tokens[:, None]).to(torch.int64)
-    ids = torch.full_like(mask, model.config.pad_id)
-    return torch.where(mask.bool(), ids + 1, ids), mask
+def input_names(encoder: TextEncoder) -> tuple[str, ...]:
+    """Return the names of the model's inputs."""
+    return INPUTS if encoder.token_types else INPUTS[:2]
+
+
+def example_inputs(encoder: TextEncoder) -> tuple[Tensor, ...]:
+    """Return one int64 tensor (3, 9), or shorter, for each input."""
+    length = min(9, encoder.max_length)
+    tokens = torch.tensor([length, max(1, length - 4), max(1, length - 2)])
+    mask = (torch.arange(length) < tokens[:, None]).to(torch.int64)
+    ids = torch.full_like(mask, encoder.pad_id)
+    # Ids next to the padding's: those of an unknown or a special token, whatever the vocabulary.
+    other = encoder.pad_id + 1 if encoder.pad_id == 0 else encoder.pad_id - 1
+    ids = torch.where(mask.bool(), other, ids)
+    types = (torch.arange(length) > length // 2).to(torch.int64) * mask
+    return (ids, mask, types) if encoder.token_types else (ids, mask)

@@ -1,54 +1,90 @@
-"""A trained checkpoint to a verified bundle: load, trace, compare, write, rename.
+"""A classifier to a verified bundle: load, trace, compare, rewrite, compare, write, compare.
 
 Nothing appears under the bundle's name unless its model, as read back from its file in its target
-runtime, computed what the PyTorch model computes.
+runtime, computed what the source computes; and nothing stays there unless it does so from there.
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
-from trainkit.export import parity
-from trainkit.export.onnx_graph import OPSET, export_onnx
+from trainkit.export import independence, parity
+from trainkit.export.accuracy import Accuracy, Gate, measure, reference_gate
+from trainkit.export.example import input_names
+from trainkit.export.independence import Check
+from trainkit.export.model_file import Settings, Written, write_model
+from trainkit.export.precision.gate import judge
 from trainkit.export.runtimes import runner
-from trainkit.export.torchscript import export_torchscript
-from trainkit.models.classifier import TextClassifier, torch_runner
+from trainkit.export.source import Source
 from trainkit.serve import bundle
 from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
 from trainkit.serve.classifier import Classifier
-from trainkit.serve.encoding import TextEncoder
+from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
 from trainkit.trainer import checkpoint
-from trainkit.trainer.checkpoint import Loaded
-from trainkit.trainer.metrics import Evaluation, evaluate
 
 __all__ = [
     "Exported",
-    "Source",
+    "Prepared",
+    "Target",
+    "TargetName",
     "check_same_texts",
     "export",
     "export_all",
     "parity_texts",
     "prepare",
+    "target",
 ]
 
 PARITY_TEXTS = 64
+READS_PADDING = (
+    "The model itself gives other answers when a text is padded. trainkit batches only texts of "
+    "one length with it; elsewhere, give it one text at a time."
+)
 
 Told = Callable[[str], None]
 """Called with the name of each step as it begins."""
 
 
-class Source(NamedTuple):
-    """A model to export, and the parity matrix with its own logits."""
+TargetName: TypeAlias = Format | Literal["triton"]
 
-    loaded: Loaded
+
+class Target(NamedTuple):
+    """Where an export goes, and how it is made; a Triton ``repository`` is named after ``name``."""
+
+    out: Path
+    settings: Settings
+    repository: bool
+    name: str
+
+
+def target(source: str, kind: TargetName, settings: Settings, out: Path | None) -> Target:
+    """Complete ``settings``, and the place beside the run, or under ``exports/`` for a model."""
+    folder = Path(source).resolve()
+    is_run = (folder / checkpoint.CHECKPOINT).is_file()
+    home = folder if is_run else Path("exports") / folder.name
+    suffix = "" if settings.precision == "fp32" else f"-{settings.precision}"
+    return Target(
+        out or home / f"{kind}{suffix}",
+        msgspec.structs.replace(settings, format="onnx" if kind == "triton" else kind),
+        kind == "triton",
+        folder.name,
+    )
+
+
+class Prepared(NamedTuple):
+    """A source with its own answers: on the parity matrix, in other batches, on the user's data."""
+
+    source: Source
     cases: list[parity.Case]
+    checks: tuple[Check, ...]
+    gate: Gate | None
 
 
 class Exported(NamedTuple):
@@ -57,40 +93,62 @@ class Exported(NamedTuple):
     folder: Path
     manifest: Manifest
     parity: parity.Report
-    accuracy: Evaluation | None
+    accuracy: Accuracy | None
 
 
 def export_all(
-    folder: Path,
-    targets: Sequence[tuple[Path, Format]],
+    source: Source,
+    targets: Sequence[Target],
     *,
     data: Sequence[Example] = (),
     force: bool = False,
     told: Told = lambda step: None,
 ) -> list[Exported]:
-    """Export the run in ``folder`` to each target; the model and its logits are made once.
+    """Export ``source`` to each target; its own answers are computed once.
 
     ``InputError`` for a target that exists comes before any work.
     """
-    for target, _ in targets:
-        bundle.check_target(target, force=force)
-    source = prepare(folder, told)
+    for goal in targets:
+        if not goal.repository:  # a repository's writer checks for itself
+            bundle.check_target(goal.out, force=force)
+    prepared = prepare(source, data, told)
     return [
-        export(source, target, format, data=data, force=force, told=told)
-        for target, format in targets
+        _export_repository(prepared, goal, force, told)
+        if goal.repository
+        else export(prepared, goal.out, goal.settings, force=force, told=told)
+        for goal in targets
     ]
 
 
-def prepare(folder: Path, told: Told = lambda step: None) -> Source:
-    """Load a run and compute the reference logits, once for all formats."""
-    told(f"load {folder}")
-    loaded = checkpoint.load(folder)
+def _export_repository(prepared: Prepared, goal: Target, force: bool, told: Told) -> Exported:
+    from trainkit.export.triton import write_repository
+
+    with tempfile.TemporaryDirectory() as scratch:
+        made = export(prepared, Path(scratch) / "bundle", goal.settings, told=told)
+        write_repository(bundle.open_bundle(made.folder), goal.out, name=goal.name, force=force)
+    return made._replace(folder=goal.out)
+
+
+def prepare(
+    source: Source, data: Sequence[Example] = (), told: Told = lambda step: None
+) -> Prepared:
+    """Compute what every export must compute.
+
+    ``CheckFailedError`` where the source itself gives NaN.
+    """
     cases = parity.reference_cases(
-        torch_runner(loaded.model),
-        parity.make_cases(loaded.encoder, parity_texts()),
+        source.reference,
+        parity.make_cases(source.encoder, parity_texts()),
         lambda name: told(f"PyTorch: {name}"),
     )
-    return Source(loaded, cases)
+    checks = independence.compare_ways(
+        source.reference, source.encoder, parity_texts(), parity.TOLERANCES["fp32"]
+    )
+    if data:
+        told(f"PyTorch: {len(data)} texts")
+    if independence.reads_padding(checks):
+        source = source._replace(equal_lengths=True, notes=(*source.notes, READS_PADDING))
+    return Prepared(source, cases, checks, reference_gate(source.classifier(), data))
 
 
 def parity_texts() -> list[str]:
@@ -99,78 +157,100 @@ def parity_texts() -> list[str]:
 
 
 def export(
-    source: Source,
+    prepared: Prepared,
     out: Path,
-    format: Format,
+    settings: Settings,
     *,
-    data: Sequence[Example] = (),
     force: bool = False,
     told: Told = lambda step: None,
 ) -> Exported:
-    """Write ``source`` as a bundle to ``out``.
+    """Write the prepared source as a bundle to ``out``.
 
-    ``data``, where given, is classified by both models: every label must be the same, and the
-    accuracy goes into the manifest. ``ParityError`` or ``CheckFailedError`` where the export
-    computes something else, ``InputError`` where ``out`` exists and ``force`` is not set; no bundle
-    is written then, and nothing that existed is lost.
+    ``ParityError`` or ``CheckFailedError`` where the export computes something else or its
+    accuracy falls by more than ``settings`` allow, ``InputError`` where ``out`` exists and
+    ``force`` is not set; no bundle is written then, and nothing that existed is lost.
     """
-    loaded = source.loaded
-    with bundle.staged(out, force=force) as stage:
-        told(f"export to {format}")
-        operators = _write_model(loaded.model, stage / bundle.MODEL_FILES[format], format)
-        _write_tokenizer(stage, loaded.encoder)
-        _write_config(stage, loaded.model)
-        parity.save_cases(stage / parity.PARITY_FILE, source.cases)
-        draft = _manifest(loaded, format, operators)
-        report, accuracy = _prove(source, Bundle(stage, draft), data, told)
+    source = prepared.source
+
+    def accept(target: Path) -> None:
+        told("verify in its final place")
+        report = _compare(prepared, bundle.open_bundle(target), told)
+        if not report.passed:
+            raise parity.ParityError(report, "the move to its final place")
+
+    with bundle.staged(out, force=force, accept=accept) as stage:
+        written = write_model(source, prepared.cases, prepared.gate, settings, stage, told)
+        _write_tokenizer(stage, source.encoder)
+        _write_config(stage, source)
+        parity.save_cases(stage / parity.PARITY_FILE, prepared.cases)
+        made = Bundle(stage, _manifest(source, settings, written))
+        report, checks, accuracy = _prove(prepared, made, settings, told)
         manifest = bundle.write_manifest(
             stage,
             msgspec.structs.replace(
-                draft,
+                made.manifest,
                 parity=msgspec.to_builtins(report),
+                independence=tuple(msgspec.to_builtins(check) for check in checks),
                 accuracy=msgspec.to_builtins(accuracy) if accuracy else None,
             ),
         )
     return Exported(out, manifest, report, accuracy)
 
 
+def _compare(prepared: Prepared, made: Bundle, told: Told) -> parity.Report:
+    manifest = made.manifest
+    return parity.compare(
+        prepared.cases,
+        runner(made),
+        manifest.precision,
+        lambda name: told(f"{manifest.format}: {name}"),
+        manifest.problem_type,
+    )
+
+
 def _prove(
-    source: Source, made: Bundle, data: Sequence[Example], told: Told
-) -> tuple[parity.Report, Evaluation | None]:
+    prepared: Prepared, made: Bundle, settings: Settings, told: Told
+) -> tuple[parity.Report, tuple[Check, ...], Accuracy | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
-    check_same_texts(source, made)
-    run = runner(made)
-    format = made.manifest.format
-    report = parity.compare(source.cases, run, told=lambda name: told(f"{format}: {name}"))
+    check_same_texts(prepared.source, made)
+    report = _compare(prepared, made, told)
     if not report.passed:
         raise parity.ParityError(report)
-    if not data:
-        return report, None
-    told(f"{format}: {len(data)} texts")
-    candidate = Classifier(made.encoder(), run, made.manifest.labels)
-    return report, _same_labels(source.loaded.classifier(), candidate, data)
+    run = runner(made)
+    tolerance = parity.TOLERANCES[settings.precision]
+    ways = independence.compare_ways(run, made.encoder(), parity_texts(), tolerance)
+    checks = independence.judge(ways, prepared.checks)
+    for check in checks:
+        if not check.passed:
+            raise CheckFailedError(
+                f"the export's answers change with other {check.name}, by {check.max_abs:.1e}; "
+                "no bundle was written."
+            )
+    if prepared.gate is None:
+        return report, checks, None
+    told(f"{settings.format}: {len(prepared.gate.texts)} texts")
+    candidate = Classifier.of_bundle(made, run)
+    logits = candidate.logits(prepared.gate.texts)
+    verdict = judge(logits, prepared.gate, settings.limits())
+    if not verdict.passed:
+        raise CheckFailedError(f"on your data, {verdict.reason}; no bundle was written.")
+    accuracy = measure(prepared.gate, logits)
+    return report, checks, accuracy
 
 
 def check_same_texts(source: Source, made: Bundle) -> None:
     """Raise ``CheckFailedError`` where the bundle has other labels or other token ids."""
-    labels = source.loaded.checkpoint.model.labels
-    if labels != made.manifest.labels:
+    if source.labels != made.manifest.labels:
         raise CheckFailedError(
             f"{made.folder} names the labels {list(made.manifest.labels)}, its source "
-            f"{list(labels)}: not the same model, or its label map was changed."
+            f"{list(source.labels)}: not the same model, or its label map was changed."
         )
-    texts = parity_texts()
-    if made.encoder().token_ids(texts) != source.loaded.encoder.token_ids(texts):
+    singles = parity_texts()
+    texts: list[Text] = [*singles, *zip(singles[:8], singles[8:16], strict=True)]
+    if made.encoder().tokens(texts) != source.encoder.tokens(texts):
         raise CheckFailedError(
             f"the tokenizer of {made.folder} gives other token ids than that of its source."
         )
-
-
-def _write_model(model: TextClassifier, path: Path, format: Format) -> dict[str, int] | None:
-    if format == "onnx":
-        return export_onnx(model, path)
-    export_torchscript(model, path)
-    return None
 
 
 def _write_tokenizer(stage: Path, encoder: TextEncoder) -> None:
@@ -180,21 +260,19 @@ def _write_tokenizer(stage: Path, encoder: TextEncoder) -> None:
         "model_max_length": encoder.max_length,
         "pad_token": encoder.tokenizer.id_to_token(encoder.pad_id),
         "padding_side": "right",
-        "truncation_side": "right",
+        "truncation_side": (encoder.tokenizer.truncation or {}).get("direction", "right"),
     }
+    if encoder.token_types:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     _write_json(stage / "tokenizer_config.json", settings)
 
 
-def _write_config(stage: Path, model: TextClassifier) -> None:
+def _write_config(stage: Path, source: Source) -> None:
     """Write ``config.json`` as Hugging Face does: the architecture, and what each label means."""
-    config = model.config
-    if config.backbone is not None:
-        architecture = dict(config.backbone.architecture)
-    else:
-        architecture = {"model_type": "trainkit-scratch", **msgspec.to_builtins(config.scratch)}
-    architecture["id2label"] = {str(i): label for i, label in enumerate(config.labels)}
-    architecture["label2id"] = {label: i for i, label in enumerate(config.labels)}
-    architecture["problem_type"] = "single_label_classification"
+    architecture = dict(source.architecture)
+    architecture["id2label"] = {str(i): label for i, label in enumerate(source.labels)}
+    architecture["label2id"] = {label: i for i, label in enumerate(source.labels)}
+    architecture["problem_type"] = source.problem_type
     _write_json(stage / "config.json", architecture)
 
 
@@ -202,55 +280,29 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _manifest(loaded: Loaded, format: Format, operators: dict[str, int] | None) -> Manifest:
-    """Describe the export, as yet without its files and reports."""
-    config, training = loaded.checkpoint.model, loaded.checkpoint.training
+def _manifest(source: Source, settings: Settings, written: Written) -> Manifest:
+    """Describe the export, as yet without its files and the reports on the whole bundle."""
     batch_axes = ("batch", "sequence")
-    packages = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
     return Manifest(
         format_version=bundle.FORMAT_VERSION,
-        format=format,
-        precision="fp32",
-        opset=OPSET if format == "onnx" else None,
-        inputs=(
-            Tensor("input_ids", "int64", batch_axes),
-            Tensor("attention_mask", "int64", batch_axes),
-        ),
-        outputs=(Tensor("logits", "float32", ("batch", len(config.labels))),),
-        labels=config.labels,
-        pooling="masked mean",
-        max_length=config.max_length,
-        pad_id=config.pad_id,
-        source={
-            "kind": config.kind,
-            # The name alone: a backbone's folder is this machine's business.
-            "backbone": Path(config.backbone.name).name if config.backbone else None,
-            "weights_sha256": loaded.checkpoint.weights_facts.sha256,
-            "seed": training.seed,
-            "epoch": loaded.checkpoint.epoch,
-            "metrics": loaded.checkpoint.metrics,
-            "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]}
-            | {package: metadata.version(package) for package in packages},
-            "padded_because": getattr(loaded.model.encoder, "padded_because", None),
-        },
+        format=settings.format,
+        precision=settings.precision,
+        opset=settings.opset if settings.format == "onnx" else None,
+        inputs=tuple(Tensor(name, "int64", batch_axes) for name in input_names(source.encoder)),
+        outputs=(Tensor("logits", "float32", ("batch", len(source.labels))),),
+        labels=source.labels,
+        problem_type=source.problem_type,
+        pooling=source.pooling,
+        max_length=source.encoder.max_length,
+        pad_id=source.encoder.pad_id,
+        source=dict(source.facts),
+        stages=tuple(msgspec.to_builtins(stage) for stage in written.stages),
         parity={},
+        independence=(),
         accuracy=None,
-        rewrites=({"name": "strip metadata", "operators": operators},) if operators else (),
+        search=written.search,
+        machine=written.machine,
+        equal_lengths=source.equal_lengths,
+        notes=(*source.notes, *written.notes),
         files={},
     )
-
-
-def _same_labels(
-    reference: Classifier, candidate: Classifier, data: Sequence[Example]
-) -> Evaluation:
-    """Evaluate both on ``data``; ``CheckFailedError`` if one label differs."""
-    texts = [example.text for example in data]
-    expected = reference.logits(texts).argmax(axis=1)
-    logits = candidate.logits(texts)
-    changed = int((logits.argmax(axis=1) != expected).sum())
-    if changed:
-        raise CheckFailedError(
-            f"{changed} of {len(texts)} labels on your data changed in the export; "
-            "no bundle was written."
-        )
-    return evaluate(logits, [example.label for example in data], candidate.labels)

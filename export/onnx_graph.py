@@ -1,44 +1,70 @@
 """A classifier to ONNX: batch and sequence dynamic, no trace of the machine that made it."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
 
-from trainkit.export.example import example_batch
 from trainkit.export.quiet import quiet_exporter
-from trainkit.export.rewrite.strip import strip_metadata
-from trainkit.models.classifier import TextClassifier
+from trainkit.export.sdpa import TRANSLATIONS
 
-__all__ = ["OPSET", "export_onnx"]
+__all__ = ["OPSET", "OPSETS", "export_graph", "operators", "save_graph"]
 
 OPSET = 23  # the first with a standard Attention operator, which SDPA becomes
+OPSETS = range(18, 24)
 # A protobuf message ends at 2 GiB; larger weights lie beside the graph.
 INLINE_LIMIT_BYTES = 2**31 - 2**20
 
 
-def export_onnx(model: TextClassifier, path: Path) -> dict[str, int]:
-    """Write ``model`` to ``path``; returns the number of nodes by operator.
+def export_graph(
+    model: nn.Module, example: Sequence[Tensor], names: Sequence[str], opset: int = OPSET
+) -> ir.Model:
+    """Export ``model`` as traced with ``example``: one tensor for each of ``names``.
 
-    Inputs ``input_ids`` and ``attention_mask``, int64 (batch, sequence); output ``logits``,
-    float32 (batch, C). The file passes ``onnx.checker`` with full checks.
+    Inputs int64 (batch, sequence); output ``logits``, float32 (batch, C).
     """
     axes = {0: "batch", 1: "sequence"}
     with quiet_exporter():
         program = torch.onnx.export(
             model.eval(),
-            example_batch(model),
+            tuple(example),
             dynamo=True,
-            opset_version=OPSET,
-            input_names=["input_ids", "attention_mask"],
+            opset_version=opset,
+            input_names=list(names),
             output_names=["logits"],
-            dynamic_shapes=(axes, axes),
+            dynamic_shapes=tuple(axes for _ in names),
+            custom_translation_table={**TRANSLATIONS} if opset < OPSET else None,
             verbose=False,
         )
     assert program is not None  # None only where torch.onnx.export writes the file itself
-    graph = program.model
-    strip_metadata(graph)
+    _give_rotary_caches_the_batch(program.model)
+    return program.model
+
+
+def _give_rotary_caches_the_batch(model: ir.Model) -> None:
+    """Expand cosines and sines of one row to all rows, which is how the operator wants them.
+
+    The exporter fuses RotaryEmbedding (opset 23) with caches of shape (1, S, D / 2); ONNX Runtime
+    refuses them for any batch but one.
+    """
+    for node in list(model.graph):
+        if node.op_type != "RotaryEmbedding" or len(node.inputs) > 3:  # the fourth: position ids
+            continue
+        shape = ir.node("Shape", [node.inputs[0]], {"start": 0, "end": 1})
+        ones = ir.node("Constant", [], {"value_ints": [1, 1]})
+        sizes = ir.node("Concat", [shape.outputs[0], ones.outputs[0]], {"axis": 0})
+        caches = [ir.node("Expand", [node.inputs[index], sizes.outputs[0]]) for index in (1, 2)]
+        model.graph.insert_before(node, [shape, ones, sizes, *caches])
+        for index, cache in enumerate(caches, start=1):
+            node.replace_input_with(index, cache.outputs[0])
+
+
+def save_graph(graph: ir.Model, path: Path) -> None:
+    """Write ``graph``, over 2 GB with its weights beside it, and check it with full checks."""
     weights_bytes = sum(
         value.const_value.nbytes
         for value in graph.graph.initializers.values()
@@ -47,7 +73,8 @@ def export_onnx(model: TextClassifier, path: Path) -> dict[str, int]:
     external = f"{path.name}.data" if weights_bytes > INLINE_LIMIT_BYTES else None
     ir.save(graph, path, external_data=external)
     onnx.checker.check_model(path, full_check=True)
-    counts: dict[str, int] = {}
-    for node in graph.graph:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return counts
+
+
+def operators(graph: ir.Model) -> dict[str, int]:
+    """Count the nodes by operator."""
+    return dict(Counter(node.op_type for node in graph.graph))

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from trainkit.serve.classifier import FloatArray, Runner
-from trainkit.serve.encoding import Batch, IntArray, TextEncoder, pad
+from trainkit.serve.classifier import Runner
+from trainkit.serve.decision import FloatArray, ProblemType, decisions
+from trainkit.serve.encoding import Batch, IntArray, TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "ParityError",
     "Report",
     "Tolerance",
+    "WorstRow",
+    "brief",
     "compare",
     "load_cases",
     "make_cases",
@@ -38,20 +41,37 @@ __all__ = [
 PARITY_FILE = "parity.npz"
 BATCH_SIZES = (1, 2, 7)
 LENGTHS = (1, 2, 17)  # and the model's maximum
+# Seven rows of 512 tokens cost more than all the rest together, and show what two of them show.
+POSITIONS = 900
 TEXT_BATCH = 8
 
 
 class Tolerance(msgspec.Struct, frozen=True):
-    """The largest difference of a logit: ``absolute + relative * the row's largest |logit|``."""
+    """The largest difference of a logit: ``absolute + relative * the row's largest |logit|``.
+
+    With ``same_decisions`` no label of any row may change, even inside that. With ``noise`` the
+    matrix is judged as a whole instead: the root mean square of all differences may be that share
+    of the logits' spread.
+    """
 
     absolute: float
     relative: float
+    same_decisions: bool = False
+    noise: float | None = None
 
 
 # The one table of tolerances. float32 has 24 bits (6e-8): a runtime may add the terms of a sum in
 # another order, which came to 1.1e-5 at most (bench/results/trec.json). What the tests sabotage,
 # down to one perturbed weight, lies outside.
-TOLERANCES = {"fp32": Tolerance(absolute=2e-5, relative=2e-5)}
+TOLERANCES = {
+    "fp32": Tolerance(absolute=2e-5, relative=2e-5, same_decisions=True),
+    # float16 has 11 bits (5e-4), and a dozen layers round some thirty times one after the other.
+    "fp16": Tolerance(absolute=2e-2, relative=1e-2),
+    # int8 rounds by design: single logits of random ids move far, all of them together by 5 to 17 %
+    # of their spread (docs/precision.md). Beside this its graph is compared with fp32's node by
+    # node, and a row must have the same answer in any company, to the digits of fp32.
+    "int8": Tolerance(absolute=2e-5, relative=2e-5, noise=0.25),
+}
 
 
 class Case(NamedTuple):
@@ -76,8 +96,23 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class WorstRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The row that was furthest off: what went in, what was expected and what came out."""
+
+    case: str
+    row: int
+    inputs: dict[str, list[int]]
+    expected: list[float]
+    found: list[float]
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a parity matrix; ``worst`` holds its five worst cases, failed ones first."""
+    """The outcome of a parity matrix; ``worst`` holds its five worst cases, failed ones first.
+
+    ``noise`` is the root mean square of all differences as a share of the spread of the logits,
+    each about its mean over the rows. ``worst_row`` and ``noise`` are None where no case gave
+    numbers of the right shape.
+    """
 
     precision: str
     tolerance: Tolerance
@@ -88,20 +123,29 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     max_rel: float
     label_agreement: float
     worst: tuple[CaseResult, ...]
+    worst_row: WorstRow | None = None
+    noise: float | None = None
 
     @property
     def passed(self) -> bool:
-        """True if no case failed, of at least one."""
-        return self.failed == 0 and self.cases > 0
+        """True if no case failed, of at least one, nor the matrix as a whole."""
+        limit = self.tolerance.noise
+        quiet = limit is None or (self.noise is not None and self.noise <= limit)
+        return self.failed == 0 and self.cases > 0 and quiet
 
 
 class ParityError(CheckFailedError):
     """The candidate does not compute what the reference computes."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, stage: str = "") -> None:
+        first = report.worst[0]
+        why = f"first: {first.case}, {first.reason}"
+        if not report.failed and report.noise is not None:
+            why = f"the differences are {100 * report.noise:.0f} % of the logits' spread"
         super().__init__(
-            f"parity failed: {report.failed} of {report.cases} cases, largest difference "
-            f"{report.max_abs:.1e}, labels agree on {100 * report.label_agreement:.2f} % of rows."
+            f"parity failed{f' after {stage}' if stage else ''}: {report.failed} of {report.cases} "
+            f"cases, largest difference {report.max_abs:.1e}, labels agree on "
+            f"{100 * report.label_agreement:.2f} % of rows; {why}."
         )
         self.report = report
 
@@ -129,18 +173,34 @@ def make_cases(
     """Yield the matrix of random ids, then ``texts`` in batches of eight.
 
     Hidden positions hold random ids too, not padding: a mask that got lost cannot go unnoticed.
+    Token types, where the model has them, are random as well.
     """
     random = np.random.default_rng(seed)
     vocabulary = encoder.tokenizer.get_vocab_size()
     lengths = sorted({min(length, encoder.max_length) for length in (*LENGTHS, encoder.max_length)})
     for length, batch in itertools.product(lengths, BATCH_SIZES):
+        if batch != 2 and batch * length > POSITIONS:
+            continue
         ids = random.integers(0, vocabulary, size=(batch, length), dtype=np.int64)
+        types = random.integers(0, 2, size=ids.shape) if encoder.token_types else None
         for kind, mask in masks(batch, length):
-            yield f"{batch} x {length}, {kind}", Batch(ids, mask)
-    rows = encoder.token_ids(texts)
+            yield f"{batch} x {length}, {kind}", Batch(ids, mask, types)
+    rows = encoder.tokens(texts)
     for start in range(0, len(rows), TEXT_BATCH):
         chosen = rows[start : start + TEXT_BATCH]
-        yield f"texts {start + 1} to {start + len(chosen)}", pad(chosen, encoder.pad_id)
+        yield f"texts {start + 1} to {start + len(chosen)}", encoder.pad(chosen)
+
+
+def brief(cases: Sequence[Case]) -> list[Case]:
+    """Leave out what costs most: of the long cases, all but right padding.
+
+    For the stages between the untouched export and the finished bundle, which both get all.
+    """
+    return [
+        case
+        for case in cases
+        if case.batch.input_ids.size <= POSITIONS // 2 or case.name.endswith("right")
+    ]
 
 
 def reference_cases(
@@ -166,13 +226,20 @@ def compare(
     candidate: Runner,
     precision: str = "fp32",
     told: Callable[[str], None] = lambda name: None,
+    problem_type: ProblemType = "single_label_classification",
 ) -> Report:
     """Run the candidate over all cases and compare; every case is run, also after a failure."""
     tolerance = TOLERANCES[precision]
     results = []
+    furthest: tuple[float, WorstRow | None] = (-1.0, None)
+    answers = []
     for case in cases:
         told(case.name)
-        results.append(_compare_one(case, candidate, tolerance))
+        found = _run(case, candidate)
+        answers.append(found)
+        results.append(_compare_one(case, found, tolerance, problem_type))
+        if not isinstance(found, str) and (results[-1].max_rel or 0.0) > furthest[0]:
+            furthest = (results[-1].max_rel or 0.0, _worst_row(case, found))
     rows = sum(len(case.expected) for case in cases)
     changed = sum(result.changed_labels for result in results)
     return Report(
@@ -185,31 +252,65 @@ def compare(
         max_rel=max((result.max_rel or 0.0 for result in results), default=0.0),
         label_agreement=1 - changed / max(1, rows),
         worst=tuple(sorted(results, key=_badness, reverse=True)[:5]),
+        worst_row=furthest[1],
+        noise=_noise(cases, answers),
     )
+
+
+def _noise(cases: Sequence[Case], answers: Sequence[FloatArray | str]) -> float | None:
+    logits = [found for found in answers if not isinstance(found, str)]
+    if not logits or len(logits) < len(cases):
+        return None
+    expected = np.concatenate([case.expected for case in cases])
+    errors = np.concatenate(logits) - expected
+    spread = np.sqrt(np.mean(np.square(expected - expected.mean(axis=0))))
+    return float(np.sqrt(np.mean(np.square(errors))) / max(spread, np.float32(1e-30)))
 
 
 def _badness(result: CaseResult) -> tuple[bool, float]:
     return not result.passed, float("inf") if result.max_rel is None else result.max_rel
 
 
-def _compare_one(case: Case, candidate: Runner, tolerance: Tolerance) -> CaseResult:
-    rows = len(case.expected)
+def _run(case: Case, candidate: Runner) -> FloatArray | str:
+    """Return the candidate's logits, or why they cannot be compared."""
     try:
         found = candidate(case.batch)
     except Exception as error:  # whatever a runtime raises on a shape is a finding, not a crash
         said = str(error).splitlines() or ["no message"]
-        return _failed(case, rows, f"{type(error).__name__}: {said[0]}")
+        return f"{type(error).__name__}: {said[0]}"
     if found.shape != case.expected.shape:
-        return _failed(case, rows, f"shape {found.shape}, expected {case.expected.shape}")
+        return f"shape {found.shape}, expected {case.expected.shape}"
     if not np.isfinite(found).all():
-        return _failed(case, rows, "NaN or infinity")
+        return "NaN or infinity"
+    return found
+
+
+def _worst_row(case: Case, found: FloatArray) -> WorstRow:
+    row = int(np.abs(found - case.expected).max(axis=1).argmax())
+    return WorstRow(
+        case=case.name,
+        row=row,
+        inputs={name: array[row].tolist() for name, array in case.batch.tensors().items()},
+        expected=case.expected[row].tolist(),
+        found=found[row].tolist(),
+    )
+
+
+def _compare_one(
+    case: Case, found: FloatArray | str, tolerance: Tolerance, problem_type: ProblemType
+) -> CaseResult:
+    rows = len(case.expected)
+    if isinstance(found, str):
+        return _failed(case, rows, found)
     difference = np.abs(found - case.expected)
     scale = np.abs(case.expected).max(axis=1, keepdims=True)
-    changed = int((found.argmax(axis=1) != case.expected.argmax(axis=1)).sum())
+    differs = decisions(found, problem_type) != decisions(case.expected, problem_type)
+    changed = int(differs.any(axis=1).sum())
     reasons = []
-    if (difference > tolerance.absolute + tolerance.relative * scale).any():
+    limit = tolerance.absolute + tolerance.relative * scale
+    if tolerance.noise is None and (difference > limit).any():
         reasons.append("difference over the tolerance")
-    if changed:
+    if changed and tolerance.same_decisions:
         reasons.append(f"{changed} of {rows} labels changed")
     return CaseResult(
         case=case.name,
@@ -233,6 +334,8 @@ def save_cases(path: Path, cases: Sequence[Case]) -> None:
     for number, (name, batch, expected) in enumerate(cases):
         arrays[f"{number}/ids"] = batch.input_ids.astype(np.int32)
         arrays[f"{number}/mask"] = batch.attention_mask.astype(np.bool_)
+        if batch.token_type_ids is not None:
+            arrays[f"{number}/types"] = batch.token_type_ids.astype(np.int8)
         arrays[f"{number}/logits"] = expected
         arrays[f"{number}/name"] = np.array(name)
     np.savez_compressed(path, **arrays)
@@ -242,16 +345,17 @@ def load_cases(path: Path) -> list[Case]:
     """Read what :func:`save_cases` wrote; never unpickles."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return [
-                Case(
-                    str(arrays[f"{number}/name"]),
-                    Batch(
-                        arrays[f"{number}/ids"].astype(np.int64),
-                        arrays[f"{number}/mask"].astype(np.int64),
-                    ),
-                    arrays[f"{number}/logits"],
-                )
-                for number in range(len(arrays.files) // 4)
-            ]
+            names = [name for name in arrays.files if name.endswith("/name")]
+            return [_load_case(arrays, number) for number in range(len(names))]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); export the bundle again.") from None
+
+
+def _load_case(arrays: Any, number: int) -> Case:
+    types = f"{number}/types"
+    batch = Batch(
+        arrays[f"{number}/ids"].astype(np.int64),
+        arrays[f"{number}/mask"].astype(np.int64),
+        arrays[types].astype(np.int64) if types in arrays.files else None,
+    )
+    return Case(str(arrays[f"{number}/name"]), batch, arrays[f"{number}/logits"])

@@ -5,32 +5,48 @@ Each runtime is imported only where it is needed: an ONNX bundle opens without P
 
 from pathlib import Path
 
-from trainkit.serve.bundle import MANIFEST, Bundle, open_bundle
+from trainkit.serve.bundle import MANIFEST, Bundle, Format, open_bundle
 from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.errors import InputError
 
-__all__ = ["open_classifier", "runner"]
+__all__ = ["open_classifier", "open_model", "runner"]
 
 
 def runner(bundle: Bundle, threads: int | None = None) -> Runner:
     """Return the bundle's model as a function from a padded batch to logits.
 
+    ``InputError`` where its machine code was compiled for another kind of machine.
+    """
+    if bundle.manifest.machine is not None:
+        from trainkit.export.program_session import check_machine
+
+        check_machine(bundle.folder, bundle.manifest.machine)
+    return open_model(bundle.model_path, bundle.manifest.format, threads)
+
+
+def open_model(path: Path, format: Format, threads: int | None = None) -> Runner:
+    """Open a model file in the runtime of its format.
+
     ``threads`` is for ONNX Runtime; PyTorch's threads are the process's.
     """
-    if bundle.manifest.format == "torchscript":
+    if format == "onnx":
+        from trainkit.serve.onnx_session import onnx_runner
+
+        return onnx_runner(path, threads=threads)
+    if format == "torchscript":
         from trainkit.export.torchscript_session import torchscript_runner
 
-        return torchscript_runner(bundle.model_path)
-    from trainkit.serve.onnx_session import onnx_runner
+        return torchscript_runner(path)
+    from trainkit.export.program_session import compiled_runner, program_runner
 
-    return onnx_runner(bundle.model_path, threads=threads)
+    return program_runner(path) if format == "pt2" else compiled_runner(path)
 
 
 def open_classifier(folder: Path) -> Classifier:
     """Open a bundle of any format, or a run, as a classifier of texts."""
     if (folder / MANIFEST).is_file():
         bundle = open_bundle(folder)
-        return Classifier(bundle.encoder(), runner(bundle), bundle.manifest.labels)
+        return Classifier.of_bundle(bundle, runner(bundle))
     if not (folder / "checkpoint.json").is_file():
         raise InputError(
             f"{folder} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json); "

@@ -26,7 +26,9 @@ def torchscript_runner(path: Path) -> Runner:
 
     def run(batch: Batch) -> FloatArray:
         with torch.inference_mode():
-            logits: FloatArray = module(*(torch.from_numpy(array) for array in batch)).numpy()
+            logits: FloatArray = module(
+                *(torch.from_numpy(array) for array in batch.tensors().values())
+            ).numpy()
         return logits
 
     return run

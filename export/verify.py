@@ -13,7 +13,7 @@ __all__ = ["verify"]
 
 def verify(
     folder: Path,
-    against: Path | None = None,
+    against: str | None = None,
     told: Callable[[str], None] = lambda step: None,
 ) -> parity.Report:
     """Run the bundle over its parity matrix and compare; the caller judges ``report.passed``.
@@ -31,12 +31,15 @@ def verify(
         runner(bundle),
         bundle.manifest.precision,
         lambda name: told(f"{bundle.manifest.format}: {name}"),
+        bundle.manifest.problem_type,
     )
 
 
-def _fresh_cases(bundle: Bundle, against: Path, told: Callable[[str], None]) -> list[parity.Case]:
+def _fresh_cases(bundle: Bundle, against: str, told: Callable[[str], None]) -> list[parity.Case]:
     from trainkit.export.export import check_same_texts, prepare
+    from trainkit.export.source import open_source
 
-    source = prepare(against, told)
+    told(f"load {against}")
+    source = open_source(against, max_length=bundle.manifest.max_length)
     check_same_texts(source, bundle)
-    return source.cases
+    return prepare(source, told=told).cases

@@ -8,13 +8,14 @@ manifest, and ``parity.npz``, the inputs and reference logits that the export wa
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from trainkit.serve.decision import ProblemType
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, remove_empty
@@ -26,6 +27,7 @@ __all__ = [
     "Bundle",
     "Format",
     "Manifest",
+    "Precision",
     "Tensor",
     "check_target",
     "open_bundle",
@@ -33,10 +35,16 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "trainkit.json"
-Format = Literal["onnx", "torchscript"]
-MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+Format = Literal["onnx", "torchscript", "pt2", "aoti"]
+MODEL_FILES: dict[Format, str] = {
+    "onnx": "model.onnx",
+    "torchscript": "model.pt",
+    "pt2": "model.pt2",
+    "aoti": "model.aoti.pt2",
+}
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,25 +58,35 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``trainkit.json``.
 
-    ``source`` says what the model came from, ``parity`` is the report of the verification,
-    ``accuracy`` that on the user's data where it was given, ``rewrites`` what was done to the
-    graph.
+    ``source`` says what the model came from. ``stages`` holds what was done to it in order, from
+    the untouched export to the finished file, each with the report of its parity matrix or the
+    reason why it declined; ``parity`` is the report of the finished bundle, ``independence`` that
+    on neighbours, padding and order, ``accuracy`` and ``search`` (of an int8 setting) those on the
+    user's data where it was given. ``equal_lengths``: the model itself gives other answers when a
+    text is padded, so that only texts of one length go into a batch. ``machine`` names what a
+    compiled model runs on, ``notes`` what a user must know.
     """
 
     format_version: int
     format: Format
-    precision: str
+    precision: Precision
     opset: int | None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     labels: tuple[str, ...]
+    problem_type: ProblemType
     pooling: str
     max_length: int
     pad_id: int
     source: dict[str, Any]
+    stages: tuple[dict[str, Any], ...]
     parity: dict[str, Any]
+    independence: tuple[dict[str, Any], ...]
     accuracy: dict[str, Any] | None
-    rewrites: tuple[dict[str, Any], ...]
+    search: dict[str, Any] | None = None
+    machine: dict[str, Any] | None = None
+    equal_lengths: bool = False
+    notes: tuple[str, ...] = ()
     files: dict[str, FileFacts]
 
 
@@ -86,7 +104,10 @@ class Bundle(NamedTuple):
     def encoder(self) -> TextEncoder:
         """Load the text encoder."""
         return TextEncoder.load(
-            self.folder / "tokenizer.json", self.manifest.max_length, self.manifest.pad_id
+            self.folder / "tokenizer.json",
+            self.manifest.max_length,
+            self.manifest.pad_id,
+            token_types=any(tensor.name == "token_type_ids" for tensor in self.manifest.inputs),
         )
 
 
@@ -161,12 +182,18 @@ def check_target(target: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def staged(target: Path, *, force: bool = False) -> Iterator[Path]:
+def staged(
+    target: Path,
+    *,
+    force: bool = False,
+    accept: Callable[[Path], None] = lambda target: None,
+) -> Iterator[Path]:
     """Give an empty folder that becomes ``target`` when the block ends without an error.
 
     A half-written or unverified bundle so never has its final name. An existing ``target`` is an
     ``InputError``; with ``force`` it is replaced, and only then, by the finished one. A folder that
-    is not a bundle is never replaced.
+    is not a bundle is never replaced. ``accept`` looks at the bundle in its final place: where it
+    raises, what was there before comes back.
     """
     check_target(target, force=force)
     made = [folder for folder in target.parents if not folder.exists()]  # innermost first
@@ -181,21 +208,25 @@ def staged(target: Path, *, force: bool = False) -> Iterator[Path]:
         yield stage
         stage.chmod(0o755)  # mkdtemp makes it private; a bundle is read by other users too
         check_target(target, force=force)  # it may have come to be meanwhile
-        _swap(stage, target)
+        _swap(stage, target, accept)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         remove_empty(made)
 
 
-def _swap(stage: Path, target: Path) -> None:
-    if not target.exists():
-        stage.rename(target)
-        return
+def _swap(stage: Path, target: Path, accept: Callable[[Path], None]) -> None:
     old = stage.with_name(stage.name + "-old")
-    target.rename(old)
+    replaces = target.exists()
+    if replaces:
+        target.rename(old)
     try:
         stage.rename(target)
-    except BaseException:  # an interrupt too must leave a bundle under the target's name
-        old.rename(target)
+        accept(target)
+    except BaseException:  # after an interrupt too the target is what it was
+        if target.exists():
+            target.rename(stage)  # which the caller removes
+        if replaces:
+            old.rename(target)
         raise
-    shutil.rmtree(old)
+    if replaces:
+        shutil.rmtree(old)

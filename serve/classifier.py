@@ -1,25 +1,28 @@
 """Texts to predictions, whatever runtime computes the logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from trainkit.serve import bundle
-from trainkit.serve.encoding import Batch, TextEncoder, pad
+from trainkit.serve.decision import FloatArray, ProblemType, probabilities
+from trainkit.serve.encoding import Batch, IntArray, Text, TextEncoder
 from trainkit.serve.errors import InputError
 
 __all__ = ["Classifier", "FloatArray", "Prediction", "Runner"]
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 Runner: TypeAlias = Callable[[Batch], FloatArray]
 """A runtime: a padded batch of B texts to their (B, C) float32 logits."""
 
 
 class Prediction(NamedTuple):
-    """The most probable label of a text, and the probability of every label."""
+    """The most probable label of a text, and the score of every label.
+
+    A score is a probability; those of a multi-label model need not sum to one, and a regression's
+    is the value itself.
+    """
 
     label: str
     score: float
@@ -29,17 +32,28 @@ class Prediction(NamedTuple):
 class Classifier:
     """Call it with one text or a list; predictions come in input order.
 
+    A text may be a pair: ``classify([("A man eats.", "Somebody eats.")])``. One pair alone goes
+    into a list too.
+
     >>> classify = Classifier.load("runs/latest/onnx")
     >>> classify("How far is Mars?").label
     'NUM'
     """
 
     def __init__(
-        self, encoder: TextEncoder, run: Runner, labels: Sequence[str], batch_size: int = 32
+        self,
+        encoder: TextEncoder,
+        run: Runner,
+        labels: Sequence[str],
+        problem_type: ProblemType = "single_label_classification",
+        batch_size: int = 32,
+        equal_lengths: bool = False,
     ) -> None:
         self.encoder = encoder
         self.run = run
         self.labels = tuple(labels)
+        self.problem_type = problem_type
+        self.equal_lengths = equal_lengths
         self.batch_size = batch_size
 
     @classmethod
@@ -65,51 +79,70 @@ class Classifier:
                 "serve one made with: trainkit export --format onnx"
             )
         run = onnx_runner(opened.model_path, threads=threads, providers=providers)
-        return cls(opened.encoder(), run, opened.manifest.labels, batch_size)
+        return cls.of_bundle(opened, run, batch_size)
+
+    @classmethod
+    def of_bundle(cls, opened: bundle.Bundle, run: Runner, batch_size: int = 32) -> "Classifier":
+        """Put a bundle's encoder and labels around its model, which ``run`` computes."""
+        manifest = opened.manifest
+        return cls(
+            opened.encoder(),
+            run,
+            manifest.labels,
+            manifest.problem_type,
+            batch_size,
+            manifest.equal_lengths,
+        )
 
     # A str is itself a sequence of str, which no type can exclude; it is matched first.
     @overload
     def __call__(self, texts: str) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, texts: Sequence[str]) -> list[Prediction]: ...
-    def __call__(self, texts: str | Sequence[str]) -> Prediction | list[Prediction]:
+    def __call__(self, texts: Sequence[Text]) -> list[Prediction]: ...
+    def __call__(self, texts: str | Sequence[Text]) -> Prediction | list[Prediction]:
         """Classify one text or many."""
         if isinstance(texts, str):
             return self([texts])[0]
         return [self._prediction(row) for row in self.predict_proba(texts)]
 
-    def _prediction(self, probabilities: FloatArray) -> Prediction:
-        scores = dict(zip(self.labels, probabilities.tolist(), strict=True))
+    def _prediction(self, row: FloatArray) -> Prediction:
+        scores = dict(zip(self.labels, row.tolist(), strict=True))
         label = max(scores, key=scores.__getitem__)
         return Prediction(label, scores[label], scores)
 
-    def predict_proba(self, texts: Sequence[str]) -> FloatArray:
-        """Return the softmax of the logits, (N, C)."""
-        logits = self.logits(texts)
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-        probabilities: FloatArray = exponents / exponents.sum(axis=1, keepdims=True)
-        return probabilities
+    def predict_proba(self, texts: Sequence[Text]) -> FloatArray:
+        """Return the probabilities of the labels, (N, C); see :func:`probabilities`."""
+        return probabilities(self.logits(texts), self.problem_type)
 
-    def logits(self, texts: Sequence[str]) -> FloatArray:
+    def logits(self, texts: Sequence[Text]) -> FloatArray:
         """Return the logits of N texts, (N, C), computed in batches of similar length.
 
         ``InputError`` names the first text that is empty.
         """
         for number, text in enumerate(texts, start=1):
-            if not text.strip():
+            parts = (text,) if isinstance(text, str) else text
+            if not any(part.strip() for part in parts):
                 raise InputError(f"text {number} of {len(texts)} is empty; leave it out.")
-            if _has_lone_surrogate(text):
+            if any(_has_lone_surrogate(part) for part in parts):
                 raise InputError(
                     f"text {number} of {len(texts)} is not Unicode (it was not UTF-8 when it was "
                     "read); decode it right, or leave it out."
                 )
-        rows = self.encoder.token_ids(texts)
+        rows = self.encoder.tokens(texts)
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
-        by_length = np.argsort([len(row) for row in rows], kind="stable")
-        for start in range(0, len(rows), self.batch_size):
-            chosen = by_length[start : start + self.batch_size]
-            logits[chosen] = self.run(pad([rows[i] for i in chosen], self.encoder.pad_id))
+        for chosen in self._batches([len(row.ids) for row in rows]):
+            logits[chosen] = self.run(self.encoder.pad([rows[i] for i in chosen]))
         return logits
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[IntArray]:
+        """Yield the numbers of texts of similar length, or of one length, ``batch_size`` each."""
+        by_length = np.argsort(lengths, kind="stable")
+        groups = [by_length]
+        if self.equal_lengths:
+            groups = np.split(by_length, np.flatnonzero(np.diff(np.take(lengths, by_length))) + 1)
+        for group in groups:
+            for start in range(0, len(group), self.batch_size):
+                yield group[start : start + self.batch_size]
 
 
 def _has_lone_surrogate(text: str) -> bool:

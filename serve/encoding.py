@@ -1,12 +1,12 @@
 """Text to token ids and attention mask: the only such code, for training and serving alike.
 
-In go strings and a ``tokenizer.json`` of the ``tokenizers`` library; out come two int64 arrays
-of shape (B, S), padded on the right.
+In go texts, or pairs of texts, and a ``tokenizer.json`` of the ``tokenizers`` library; out come
+int64 arrays of shape (B, S), padded on the right.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +14,37 @@ from tokenizers import Tokenizer
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Batch", "TextEncoder", "pad"]
+__all__ = ["Batch", "IntArray", "Text", "TextEncoder", "Tokens", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
+Text: TypeAlias = str | tuple[str, str]
+"""One text, or two that are classified together, such as a premise and a hypothesis."""
+
 
 class Batch(NamedTuple):
-    """One padded batch; B texts, S tokens in the longest."""
+    """One padded batch; B texts, S tokens in the longest. The fields are a model's inputs."""
 
     input_ids: IntArray  # (B, S)
     attention_mask: IntArray  # (B, S), 1 for a token of the text, 0 for padding
+    token_type_ids: IntArray | None = None  # (B, S), 1 for the second of a pair; not all models
+
+    def tensors(self) -> dict[str, IntArray]:
+        """Return the inputs that are there by their names, in the order of the model's inputs."""
+        return {name: array for name, array in self._asdict().items() if array is not None}
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Right-pad token ids to the longest row.
+class Tokens(NamedTuple):
+    """One encoded text: its token ids and, as long, which of two texts each belongs to."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, type_rows: Sequence[Sequence[int]] | None = None
+) -> Batch:
+    """Right-pad token ids, and token types where given, to the longest row.
 
     The mask is made from the rows' lengths: a token whose id equals ``pad_id`` inside a text stays
     visible. A batch of empty rows gets length 1, so that no axis is ever empty.
@@ -35,28 +52,40 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Batch:
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     positions = np.arange(max(1, int(lengths.max(initial=0))))
     attention_mask = (positions < lengths[:, None]).astype(np.int64)
-    input_ids = np.full(attention_mask.shape, pad_id, dtype=np.int64)
-    for row, ids in zip(input_ids, rows, strict=True):
-        row[: len(ids)] = ids
-    return Batch(input_ids, attention_mask)
+    types = None if type_rows is None else _filled(attention_mask.shape, type_rows, 0)
+    return Batch(_filled(attention_mask.shape, rows, pad_id), attention_mask, types)
+
+
+def _filled(shape: tuple[int, ...], rows: Sequence[Sequence[int]], rest: int) -> IntArray:
+    array = np.full(shape, rest, dtype=np.int64)
+    for target, row in zip(array, rows, strict=True):
+        target[: len(row)] = row
+    return array
 
 
 class TextEncoder:
-    """A tokenizer with a length limit and a padding id.
+    """A tokenizer with a length limit, a padding id, and whether its model takes token types.
 
-    Padding and truncation stored in the file are ignored: many published ``tokenizer.json`` pad
-    every text to 128 tokens. ``max_length`` counts special tokens too.
+    Padding and the length limit stored in the file are ignored: many published ``tokenizer.json``
+    pad every text to 128 tokens. The side from which a long text is cut is kept. ``max_length``
+    counts special tokens too; of a pair, the longer text is cut first.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, pad_id: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_length: int, pad_id: int, *, token_types: bool = False
+    ) -> None:
+        stored = tokenizer.truncation or {}
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
+        tokenizer.enable_truncation(max_length, direction=stored.get("direction", "right"))
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.pad_id = pad_id
+        self.token_types = token_types
 
     @classmethod
-    def load(cls, path: Path, max_length: int, pad_id: int) -> "TextEncoder":
+    def load(
+        cls, path: Path, max_length: int, pad_id: int, *, token_types: bool = False
+    ) -> "TextEncoder":
         """Read a ``tokenizer.json``; ``InputError`` where it is missing or not one."""
         if not path.is_file():
             raise InputError(f"{path} does not exist: the folder is not complete; make it again.")
@@ -64,12 +93,24 @@ class TextEncoder:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception on every parse error
             raise InputError(f"{path} is not a tokenizers file ({error}); make it again.") from None
-        return cls(tokenizer, max_length, pad_id)
+        return cls(tokenizer, max_length, pad_id, token_types=token_types)
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, special tokens included, cut to ``max_length``."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+    def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
+        """Encode each text or pair, special tokens included, cut to ``max_length``."""
+        return [
+            Tokens(encoding.ids, encoding.type_ids)
+            for encoding in self.tokenizer.encode_batch_fast(list(texts))
+        ]
 
-    def encode(self, texts: Sequence[str]) -> Batch:
+    def token_ids(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Return the ids alone of :meth:`tokens`."""
+        return [row.ids for row in self.tokens(texts)]
+
+    def pad(self, rows: Sequence[Tokens]) -> Batch:
+        """Right-pad what :meth:`tokens` gave; token types are there if the model takes them."""
+        types = [row.type_ids for row in rows] if self.token_types else None
+        return pad([row.ids for row in rows], self.pad_id, types)
+
+    def encode(self, texts: Sequence[Text]) -> Batch:
         """Return the padded batch of these texts, in their order."""
-        return pad(self.token_ids(texts), self.pad_id)
+        return self.pad(self.tokens(texts))

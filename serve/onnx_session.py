@@ -47,7 +47,8 @@ def onnx_runner(
 
     def run(batch: Batch) -> FloatArray:
         logits: FloatArray = session.run(
-            ["logits"], {name: getattr(batch, name) for name in names}
+            ["logits"],
+            {name: getattr(batch, name) for name in names},  # a batch may hold more
         )[0]
         return logits
 

@@ -56,10 +56,14 @@ def tiny_run(splits, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_run):
     """Export ``tiny_run`` once to both formats: the folder of each by its format."""
-    from trainkit.export.export import export_all
+    from trainkit.export.export import export_all, target
+    from trainkit.export.model_file import Settings
+    from trainkit.export.source import open_source
 
     folders = {name: tiny_run.with_name(name) for name in ("onnx", "torchscript")}
-    export_all(tiny_run, [(folder, name) for name, folder in folders.items()])
+    source = str(tiny_run)
+    goals = [target(source, name, Settings(), folder) for name, folder in folders.items()]
+    export_all(open_source(source), goals)
     return folders
 
 

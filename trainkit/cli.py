@@ -12,6 +12,7 @@ from trainkit import __version__
 from trainkit.commands.benching import bench
 from trainkit.commands.data import data
 from trainkit.commands.exporting import export, inspect, verify
+from trainkit.commands.optimizing import optimize
 from trainkit.commands.predicting import predict
 from trainkit.commands.training import evaluate, train
 from trainkit.serve.errors import InputError, TrainkitError
@@ -67,7 +68,7 @@ def cli() -> None:
     """
 
 
-for command in (data, train, evaluate, export, verify, inspect, predict, bench):
+for command in (data, train, evaluate, export, optimize, verify, inspect, predict, bench):
     cli.add_command(command)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +20,7 @@ __all__ = [
     "evaluation_tables",
     "manifest_table",
     "parity_table",
+    "stage_table",
     "stderr",
     "stdout",
     "steps",
@@ -93,6 +94,26 @@ def parity_table(report: "Report") -> Table:
     return table
 
 
+def stage_table(manifest: "Manifest") -> Table:
+    """Lay out what was done to the model, and how far each stage was from the source."""
+    table = Table(title=f"{manifest.format}, {manifest.precision}")
+    for column in ("stage", "places", "cases", "largest difference", "labels agree", "why not"):
+        table.add_column(column)
+    for stage in manifest.stages:
+        table.add_row(stage["name"], *_measured(stage), "; ".join(stage["declined"]))
+    finished = {"rewritten": 0, "parity": manifest.parity}
+    table.add_row("finished bundle", *_measured(finished), "")
+    return table
+
+
+def _measured(stage: dict[str, Any]) -> tuple[str, str, str, str]:
+    places, parity = str(stage["rewritten"] or "-"), stage["parity"]
+    if parity is None:
+        return places, "-", "-", "-"
+    agreement = f"{100 * parity['label_agreement']:.2f} %"
+    return places, str(parity["cases"]), f"{parity['max_abs']:.1e}", agreement
+
+
 def manifest_table(manifest: "Manifest") -> Table:
     """Lay out what a bundle is and where it came from."""
     table = Table(show_header=False)
@@ -101,6 +122,7 @@ def manifest_table(manifest: "Manifest") -> Table:
     rows = {
         "format": f"{manifest.format}, {manifest.precision}{opset}",
         "model": " on ".join(filter(None, (source["kind"], source["backbone"]))),
+        "problem": manifest.problem_type,
         "labels": ", ".join(manifest.labels),
         "inputs": ", ".join(_tensor(tensor) for tensor in manifest.inputs),
         "outputs": ", ".join(_tensor(tensor) for tensor in manifest.outputs),
@@ -109,17 +131,29 @@ def manifest_table(manifest: "Manifest") -> Table:
         "layout": (source["padded_because"] and f"padded: {source['padded_because']}") or "packed",
         "parity": f"{parity['cases']} cases, largest difference {parity['max_abs']:.1e}, "
         f"labels agree on {100 * parity['label_agreement']:.2f} % of {parity['rows']} rows",
-        "accuracy": f"{100 * manifest.accuracy['accuracy']:.1f} % of {manifest.accuracy['count']}"
-        if manifest.accuracy
-        else "not measured: export with --data",
+        "independence": ", ".join(
+            f"{check['name']} {'kept' if check['applies'] else 'not: ' + check['reason']}"
+            for check in manifest.independence
+        ),
+        "accuracy": _accuracy(manifest.accuracy),
         "made with": ", ".join(f"{name} {version}" for name, version in source["versions"].items()),
         "files": ", ".join(
             f"{name} {facts.size_bytes / 1e6:.1f} MB" for name, facts in manifest.files.items()
         ),
     }
+    rows |= {f"note {number}": note for number, note in enumerate(manifest.notes, start=1)}
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _accuracy(accuracy: dict[str, Any] | None) -> str:
+    if accuracy is None:
+        return "not measured: export with --data"
+    agreement = f"{100 * accuracy['agreement']:.2f} % of {accuracy['count']} as its source"
+    if accuracy["accuracy"] is None:
+        return agreement
+    return f"{100 * accuracy['accuracy']:.1f} %, {agreement}"
 
 
 def _tensor(tensor: "Tensor") -> str:

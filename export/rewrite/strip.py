@@ -5,18 +5,20 @@ from typing import Any
 
 import onnx_ir as ir
 
+from trainkit.export.rewrite.outcome import Outcome
+
 __all__ = ["strip_metadata"]
 
 
-def strip_metadata(model: ir.Model) -> int:
-    """Clear every ``metadata_props`` and ``doc_string`` in ``model``; returns how many had one."""
+def strip_metadata(model: ir.Model) -> Outcome:
+    """Clear every ``metadata_props`` and ``doc_string`` in ``model``, and count those that were."""
     stripped = 0
     for part in _parts(model):
         if part.metadata_props or part.doc_string:
             part.metadata_props.clear()
             part.doc_string = None
             stripped += 1
-    return stripped
+    return Outcome(name="strip_metadata", rewritten=stripped)
 
 
 def _parts(model: ir.Model) -> Iterator[Any]:

@@ -10,7 +10,9 @@ import torch
 from trainkit.bench import cold_start, race, result
 from trainkit.bench.worker import NAMES
 from trainkit.data.vocabulary import word_tokenizer
-from trainkit.export.export import export_all
+from trainkit.export.export import export_all, target
+from trainkit.export.model_file import Settings
+from trainkit.export.source import open_source
 from trainkit.models.classifier import TextClassifier, new
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
@@ -41,7 +43,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = TextEncoder(word_tokenizer(TEXTS, min_count=1), 64, 0)
     model, encoder = new("simple", ["HUM", "LOC", "NUM"], vocabulary=vocabulary)
     folder = save(tmp_path_factory.mktemp("runs") / "tiny", model, encoder)
-    export_all(folder, [(folder / "onnx", "onnx"), (folder / "torchscript", "torchscript")])
+    source = str(folder)
+    goals = [target(source, name, Settings(), folder / name) for name in ("onnx", "torchscript")]
+    export_all(open_source(source), goals)
     with torch.no_grad():
         model.head.bias[1] += 1e-3
     save(folder.with_name("changed"), model, encoder)

@@ -13,7 +13,8 @@ def test_batches_and_logits_are_the_same_after_saving_and_loading(tmp_path: Path
     save_batches(tmp_path / "batches.npz", batches)
     for read, expected in zip(load_batches(tmp_path / "batches.npz"), batches, strict=True):
         assert read.input_ids.dtype == read.attention_mask.dtype == np.int64
-        np.testing.assert_array_equal(read, expected)
+        np.testing.assert_array_equal(read[:2], expected[:2])
+        assert read.token_type_ids is None
     logits = [np.full((2, 3), number, dtype=np.float32) for number in range(12)]
     save_logits(tmp_path / "logits.npz", logits)
     np.testing.assert_array_equal(load_logits(tmp_path / "logits.npz"), logits)

@@ -403,7 +403,7 @@ def test_one_changed_byte_in_a_bundle(format, name, share, copied, refused_bundl
         (b'"ABBR"', "was changed after the export"),
         (b'"label_agreement": 1', "was changed after the export"),
         (b'"sha256": "', "was changed after the export"),
-        (b'"format_version": 1', "bundle format 0"),
+        (b'"format_version": 2', "bundle format 3"),
         (b'"onnx"', "is damaged"),
     ],
 )
@@ -440,11 +440,11 @@ def test_a_bundle_of_a_newer_format(copied, refused_bundle):
     folder = copied("onnx")
     manifest = folder / MANIFEST
     document = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(document | {"format_version": 2, "quantisation": "int4"}))
-    refused_bundle(folder, told=["bundle format 2", "reads 1", "use the trainkit that made it"])
+    manifest.write_text(json.dumps(document | {"format_version": 3, "quantisation": "int4"}))
+    refused_bundle(folder, told=["bundle format 3", "reads 2", "use the trainkit that made it"])
 
 
-@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"format_version": 1}', '"\\ud800"'])
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"format_version": 2}', '"\\ud800"'])
 def test_a_manifest_that_is_not_one(content, copied, refused_bundle):
     folder = copied("onnx")
     (folder / MANIFEST).write_text(content)

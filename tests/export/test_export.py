@@ -2,6 +2,7 @@
 
 import copy
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,14 +12,20 @@ import transformers
 
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.export import export as exporter
-from trainkit.export import onnx_graph, parity, torchscript
+from trainkit.export import model_file, onnx_graph, parity
+from trainkit.export.example import example_inputs, input_names
+from trainkit.export.model_file import Settings
+from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.rewrite.strip import strip_metadata
+from trainkit.export.source import open_source
+from trainkit.export.torchscript import export_torchscript
 from trainkit.export.torchscript_session import torchscript_runner
 from trainkit.models import classifier
 from trainkit.models.backbone import BackboneEncoder
 from trainkit.models.config import BackboneConfig, ModelConfig
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.encoding import TextEncoder
-from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.onnx_session import onnx_runner
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
@@ -68,6 +75,13 @@ def make(kind, word_encoder, family=None, prefix_length=0):
     return made.eval()
 
 
+def to_onnx(model, encoder, path):
+    graph = onnx_graph.export_graph(model, example_inputs(encoder), input_names(encoder))
+    strip_metadata(graph)
+    onnx_graph.save_graph(graph, path)
+    return onnx_graph.operators(graph)
+
+
 def matrix(model, encoder, splits):
     texts = [example.text for example in splits.test[:16]]
     return parity.reference_cases(classifier.torch_runner(model), parity.make_cases(encoder, texts))
@@ -83,7 +97,7 @@ def test_onnx_computes_the_same_on_the_whole_matrix(
     kind, family, prefix, word_encoder, splits, tmp_path
 ):
     model = make(kind, word_encoder, family, prefix)
-    operators = onnx_graph.export_onnx(model, tmp_path / "model.onnx")
+    operators = to_onnx(model, word_encoder, tmp_path / "model.onnx")
     assert operators.get("Attention", 0) == (0 if family == "mpnet" else 2)
     report = parity.compare(
         matrix(model, word_encoder, splits), onnx_runner(tmp_path / "model.onnx", threads=1)
@@ -102,14 +116,14 @@ def test_torchscript_computes_the_same_on_the_whole_matrix(
     kind, family, prefix, word_encoder, splits, tmp_path
 ):
     model = make(kind, word_encoder, family, prefix)
-    torchscript.export_torchscript(model, tmp_path / "model.pt")
+    export_torchscript(model, example_inputs(word_encoder), tmp_path / "model.pt")
     run = torchscript_runner(tmp_path / "model.pt")
     report = parity.compare(matrix(model, word_encoder, splits), run)
     assert report.passed, report
 
 
 def test_the_graph_keeps_nothing_of_the_machine(word_encoder, tmp_path):
-    onnx_graph.export_onnx(make("simple", word_encoder), tmp_path / "model.onnx")
+    to_onnx(make("simple", word_encoder), word_encoder, tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert not any(node.metadata_props or node.doc_string for node in graph.node)
     assert b".py" not in (tmp_path / "model.onnx").read_bytes()
@@ -121,7 +135,7 @@ def good(splits, tmp_path_factory):
     encoder = TextEncoder(word_tokenizer([example.text for example in splits.train]), 32, PAD_ID)
     model = make("finetune", encoder, "bert")
     path = tmp_path_factory.mktemp("good") / "model.onnx"
-    onnx_graph.export_onnx(model, path)
+    to_onnx(model, encoder, path)
     return path, matrix(model, encoder, splits)
 
 
@@ -173,7 +187,7 @@ def test_an_export_without_its_prefix_is_refused(word_encoder, splits, tmp_path)
     for module in bare.modules():
         if hasattr(module, "prefix"):
             module.prefix = None
-    onnx_graph.export_onnx(bare, tmp_path / "model.onnx")
+    to_onnx(bare, word_encoder, tmp_path / "model.onnx")
     run = onnx_runner(tmp_path / "model.onnx", threads=1)
     assert not parity.compare(matrix(model, word_encoder, splits), run).passed
 
@@ -183,52 +197,90 @@ def test_a_trace_with_a_baked_in_mask_is_refused(word_encoder, splits, tmp_path,
     model = make("simple", word_encoder)
     forward = model.forward
     model.forward = lambda ids, mask: forward(ids, torch.ones(ids.shape, dtype=torch.int64))
-    torchscript.export_torchscript(model, tmp_path / "model.pt")
+    export_torchscript(model, example_inputs(word_encoder), tmp_path / "model.pt")
     model.forward = forward
     run = torchscript_runner(tmp_path / "model.pt")
     assert not parity.compare(matrix(model, word_encoder, splits), run).passed
 
 
-def test_a_refused_export_leaves_nothing_and_loses_nothing(run_folder, tmp_path, monkeypatch):
-    source = exporter.prepare(run_folder)
-    target = tmp_path / "bundle"
-    kept = exporter.export(source, target, "onnx")
-    right = onnx_graph.export_onnx
+@pytest.fixture(scope="module")
+def prepared(run_folder):
+    return exporter.prepare(open_source(str(run_folder)))
 
-    def broken(model, path):
+
+TORCHSCRIPT = Settings(format="torchscript")
+
+
+def test_a_refused_export_leaves_nothing_and_loses_nothing(prepared, tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    kept = exporter.export(prepared, target, Settings())
+    right = model_file.export_graph
+
+    def broken(model, *how):
         broken_model = copy.deepcopy(model)
         with torch.no_grad():
             broken_model.head.weight[0, 0] += 0.01
-        return right(broken_model, path)
+        return right(broken_model, *how)
 
-    monkeypatch.setattr(exporter, "export_onnx", broken)
+    monkeypatch.setattr(model_file, "export_graph", broken)
     for out in (target, tmp_path / "other"):
-        with pytest.raises(parity.ParityError) as refused:
-            exporter.export(source, out, "onnx", force=True)
+        with pytest.raises(parity.ParityError, match="failed after export") as refused:
+            exporter.export(prepared, out, Settings(), force=True)
         assert refused.value.exit_code == 1
         assert refused.value.report.worst
+        row = refused.value.report.worst_row
+        assert len(row.inputs["input_ids"]) == len(row.inputs["attention_mask"])
+        assert row.expected != row.found
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert open_bundle(target).manifest == kept.manifest
 
 
+def test_what_breaks_in_its_final_place_is_taken_back(prepared, tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    kept = exporter.export(prepared, target, TORCHSCRIPT)
+    right = exporter.runner
+
+    def wrong_there(made):
+        run = right(made)
+        return (lambda batch: run(batch) + 1) if made.folder == target else run
+
+    monkeypatch.setattr(exporter, "runner", wrong_there)
+    with pytest.raises(parity.ParityError, match="after the move to its final place"):
+        exporter.export(prepared, target, TORCHSCRIPT, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert open_bundle(target).manifest == kept.manifest
+
+
+def test_a_broken_rewrite_is_refused_by_its_name(prepared, tmp_path, monkeypatch):
+    def damage(graph):
+        weight = next(v for v in graph.graph.initializers.values() if v.const_value.shape == [6])
+        weight.const_value = ir.tensor(weight.const_value.numpy() + 0.01, name=weight.name)
+        return Outcome(name="damage", rewritten=1)
+
+    monkeypatch.setattr(model_file, "REWRITES", (*model_file.REWRITES, ("damage", damage)))
+    with pytest.raises(parity.ParityError, match="failed after damage"):
+        exporter.export(prepared, tmp_path / "bundle", Settings())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labels_on_the_users_data_must_survive(run_folder, splits, tmp_path, monkeypatch):
-    source = exporter.prepare(run_folder)
-    exported = exporter.export(source, tmp_path / "good", "torchscript", data=splits.test)
+    prepared = exporter.prepare(open_source(str(run_folder)), splits.test)
+    exported = exporter.export(prepared, tmp_path / "good", TORCHSCRIPT)
     assert exported.accuracy.count == len(splits.test)
-    assert exported.manifest.accuracy["accuracy"] == exported.accuracy.accuracy
+    assert exported.accuracy.agreement == 1
+    assert exported.manifest.accuracy["accuracy"] == exported.accuracy.source_accuracy
     # The matrix alone would pass here: only the user's own texts show the difference.
-    monkeypatch.setattr(exporter.parity, "compare", lambda cases, run, told: exported.parity)
+    monkeypatch.setattr(exporter.parity, "compare", lambda *_: exported.parity)
     right = exporter.runner
     monkeypatch.setattr(
         exporter, "runner", lambda bundle: lambda batch: right(bundle)(batch)[:, ::-1].copy()
     )
-    with pytest.raises(CheckFailedError, match="labels on your data changed"):
-        exporter.export(source, tmp_path / "bad", "torchscript", data=splits.test)
+    with pytest.raises(CheckFailedError, match=r"on your data, .* of labels agree, under 100 %"):
+        exporter.export(prepared, tmp_path / "bad", TORCHSCRIPT)
     assert not (tmp_path / "bad").exists()
 
 
-def test_a_wrong_tokenizer_is_refused(run_folder, tmp_path, monkeypatch):
-    source = exporter.prepare(run_folder)
+def test_a_wrong_tokenizer_is_refused(prepared, tmp_path, monkeypatch):
     write = exporter._write_tokenizer
 
     def cased(stage, encoder):
@@ -238,5 +290,67 @@ def test_a_wrong_tokenizer_is_refused(run_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporter, "_write_tokenizer", cased)
     with pytest.raises(CheckFailedError, match="gives other token ids"):
-        exporter.export(source, tmp_path / "bundle", "torchscript")
+        exporter.export(prepared, tmp_path / "bundle", TORCHSCRIPT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_swapped_label_map_is_refused(prepared, tmp_path, monkeypatch):
+    write = exporter._manifest
+
+    def swapped(*how):
+        manifest = write(*how)
+        return msgspec.structs.replace(manifest, labels=manifest.labels[::-1])
+
+    monkeypatch.setattr(exporter, "_manifest", swapped)
+    with pytest.raises(CheckFailedError, match="its label map was changed"):
+        exporter.export(prepared, tmp_path / "bundle", TORCHSCRIPT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_depends_on_its_neighbours_is_refused(prepared, tmp_path, monkeypatch):
+    right = exporter.runner
+
+    def mixes(made):
+        run = right(made)
+        # Right on every single case of the matrix that the reference saw, and on no other batch.
+        known = {case.batch.input_ids.tobytes() for case in prepared.cases}
+
+        def mixed(batch):
+            logits = run(batch)
+            return logits if batch.input_ids.tobytes() in known else logits + len(logits)
+
+        return mixed
+
+    monkeypatch.setattr(exporter, "runner", mixes)
+    with pytest.raises(CheckFailedError, match="change with other neighbours"):
+        exporter.export(prepared, tmp_path / "bundle", TORCHSCRIPT)
+
+
+def test_the_manifest_tells_every_stage(prepared, tmp_path):
+    manifest = exporter.export(prepared, tmp_path / "bundle", Settings(opset=19)).manifest
+    first = manifest.stages[0]
+    assert first["name"] == "export"
+    assert first["parity"]["cases"] == len(prepared.cases)
+    assert all(stage["parity"] or stage["declined"] for stage in manifest.stages)
+    assert {check["name"] for check in manifest.independence} == {
+        "neighbours",
+        "order",
+        "padding on the right",
+        "padding on the left",
+    }
+    assert manifest.parity["worst_row"]["inputs"]["input_ids"]
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx")
+    assert [opset.version for opset in graph.opset_import if not opset.domain] == [19]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"opset": 17}, "--opset must be 18 to 23, not 17"),
+        ({"format": "pt2", "precision": "int8"}, "--precision int8 goes with --format onnx"),
+        ({"max_accuracy_drop": -1}, "must be 0 or more, not -1"),
+    ],
+)
+def test_settings_that_cannot_be(settings, said):
+    with pytest.raises(InputError, match=said):
+        Settings(**settings)

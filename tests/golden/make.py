@@ -10,12 +10,12 @@ from pathlib import Path
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
-from trainkit.export.export import Source, export, parity_texts
-from trainkit.export.parity import make_cases, reference_cases
-from trainkit.models.classifier import NewModel, build, torch_runner
+from trainkit.export.export import export, prepare
+from trainkit.export.model_file import Settings
+from trainkit.export.source import open_source
+from trainkit.models.classifier import NewModel, build
 from trainkit.models.config import ModelConfig, ScratchConfig
 from trainkit.serve.encoding import TextEncoder
-from trainkit.trainer import checkpoint
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import seed_everything, train
 
@@ -38,9 +38,7 @@ def main(folder: Path, scratch: Path) -> None:
     new = NewModel(build(settings), encoder)
     scratch.mkdir(parents=True)
     train(new, splits, TrainConfig(epochs=30, learning_rate=5e-3), scratch)
-    loaded = checkpoint.load(scratch)
-    cases = reference_cases(torch_runner(loaded.model), make_cases(encoder, parity_texts()))
-    export(Source(loaded, cases), folder, "onnx", data=splits.test, force=True)
+    export(prepare(open_source(str(scratch)), splits.test), folder, Settings(), force=True)
 
 
 if __name__ == "__main__":

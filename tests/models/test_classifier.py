@@ -86,7 +86,7 @@ def test_padding_never_changes_a_row(lengths, extra, left):
     model = _small_model()
     random = np.random.default_rng(0)
     rows = [random.integers(2, 50, size=length).tolist() for length in lengths]
-    ids, mask = pad(rows, 0)
+    ids, mask, _ = pad(rows, 0)
     expected = logits(model, ids, mask)
     sides = ((0, 0), (extra, 0) if left else (0, extra))
     wider_mask = np.pad(mask, sides)
@@ -99,7 +99,7 @@ def test_padding_never_changes_a_row(lengths, extra, left):
 def test_the_order_of_a_batch_is_irrelevant(order):
     model = _small_model()
     rows = [[3] * n + [n] for n in range(6)]
-    ids, mask = pad(rows, 0)
+    ids, mask, _ = pad(rows, 0)
     order = list(order)
     torch.testing.assert_close(
         logits(model, ids[order], mask[order]),

@@ -1,6 +1,7 @@
 """Packed Hugging Face encoders against Hugging Face's own padded forward."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import transformers
 from transformers import AutoModel
 
 from trainkit.models.backbone import BackboneEncoder, load_pretrained, max_positions
-from trainkit.models.packing import pack_encoder
+from trainkit.models.packing import _running, pack_encoder
 from trainkit.serve.errors import InputError
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "vocab_size": 90}
@@ -26,6 +27,9 @@ PADDED = {
     "mpnet": transformers.MPNetConfig(**BERT_LIKE),
     "modernbert": transformers.ModernBertConfig(**SIZES, intermediate_size=64, pad_token_id=0),
 }
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+if TRANSFORMERS_4:  # in which ELECTRA multiplies and adds by itself
+    PADDED["electra"] = CONFIGS.pop("electra")
 MASKS = {
     "full": [[1] * 6, [1] * 6],
     "right": [[1] * 6, [1, 1, 0, 0, 0, 0]],
@@ -42,6 +46,14 @@ def random_encoder(config):
     return AutoModel.from_config(config).eval()
 
 
+def has_reference(attention_mask):
+    """Tell which rows Hugging Face computes as it does today.
+
+    Before transformers 5, a row without a token attended to all of its padding, not to nothing.
+    """
+    return attention_mask.any(dim=1) if TRANSFORMERS_4 else torch.tensor([True, True])
+
+
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_packed_states_are_hugging_faces(family, mask):
@@ -54,7 +66,7 @@ def test_packed_states_are_hugging_faces(family, mask):
         expected = reference(input_ids=ids, attention_mask=attention_mask).last_hidden_state
         states = packed(input_ids=ids, attention_mask=attention_mask).last_hidden_state
     kept = attention_mask.bool()
-    kept[:, 0] = True  # Hugging Face computes it as a query, and heads pool it
+    kept[:, 0] = has_reference(attention_mask)  # a query for Hugging Face, and heads pool it
     torch.testing.assert_close(states[kept], expected[kept], rtol=1e-5, atol=1e-5)
     assert torch.isfinite(states).all()
 
@@ -67,10 +79,11 @@ def test_a_head_that_pools_the_first_position_reads_its_own_row(mask):
     assert pack_encoder(packed.base_model).declined is None
     ids = torch.randint(5, 90, (2, 6))
     attention_mask = torch.tensor(MASKS[mask])
+    rows = has_reference(attention_mask)
     with torch.inference_mode():
         torch.testing.assert_close(
-            packed(input_ids=ids, attention_mask=attention_mask).logits,
-            reference(input_ids=ids, attention_mask=attention_mask).logits,
+            packed(input_ids=ids, attention_mask=attention_mask).logits[rows],
+            reference(input_ids=ids, attention_mask=attention_mask).logits[rows],
             rtol=1e-5,
             atol=1e-5,
         )
@@ -84,6 +97,70 @@ def test_linear_layers_see_no_padding():
     feed_forward.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
     model(input_ids=torch.full((2, 6), 7), attention_mask=torch.tensor(MASKS["right"]))
     assert seen == [(1, 8, 32)]
+
+
+def test_an_encoder_that_calls_pytorch_itself_is_packed_too():
+    """As BERT did before transformers 5."""
+    reference = random_encoder(CONFIGS["bert"])
+    packed = copy.deepcopy(reference)
+    packed.set_attn_implementation = lambda name: None  # it stays with transformers' own function
+    assert pack_encoder(packed).declined is None
+    ids, mask = torch.randint(5, 90, (2, 6)), torch.tensor(MASKS["gapped"])
+    seen = []
+    packed.encoder.layer[1].intermediate.register_forward_hook(
+        lambda module, args, out: seen.append(args[0].shape)
+    )
+    with torch.inference_mode():
+        expected = reference(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = packed(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(states[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+    assert seen == [(1, 8, 32)]
+    query = torch.randn(1, 2, 3, 4)  # outside the forward nothing is caught
+    assert torch.nn.functional.scaled_dot_product_attention(query, query, query).shape[1] == 2
+
+
+def test_forwards_in_threads_keep_their_own_masks():
+    model = BackboneEncoder(random_encoder(CONFIGS["bert"]), prefix_length=2).eval()
+    batches = [
+        (torch.randint(5, 90, (2, 6)), torch.tensor(MASKS[name])) for name in ("left", "right")
+    ]
+    with torch.inference_mode():
+        expected = [model(*batch) for batch in batches]
+
+    def run(number):
+        with torch.inference_mode():
+            return all(torch.equal(model(*batches[number]), expected[number]) for _ in range(20))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, [0, 1, 0, 1])) == [True] * 4
+
+
+def test_a_forward_that_fails_leaves_nothing_behind():
+    model = random_encoder(CONFIGS["bert"])
+    pack_encoder(model)
+    ids, mask = torch.randint(5, 90, (2, 6)), torch.tensor(MASKS["right"])
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        hook = model.encoder.layer[1].register_forward_pre_hook(lambda module, args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(input_ids=ids, attention_mask=mask)
+        hook.remove()
+        assert _running.get(None) is None
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="needs an attention_mask"):
+        model(input_ids=ids)
+
+
+def test_a_copy_of_a_packed_encoder_computes_with_its_own_weights():
+    model = random_encoder(CONFIGS["bert"])
+    pack_encoder(model)
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(other.encoder.layer[1].output.LayerNorm.weight)
+    ids, mask = torch.randint(5, 90, (2, 6)), torch.tensor(MASKS["right"])
+    with torch.inference_mode():
+        states = other(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(states, other.encoder.layer[1].output.LayerNorm.bias.expand(2, 6, -1))
+        assert model(input_ids=ids, attention_mask=mask).last_hidden_state.abs().max() > 0
 
 
 def test_a_probe_with_another_result_declines():

@@ -40,7 +40,7 @@ texts = st.lists(st.text(max_size=40) | st.sampled_from(["[PAD]", "", *QUESTIONS
 def test_any_text_encodes(encoder, texts):
     rows = encoder.token_ids(texts)
     lengths = [len(row) for row in rows]
-    ids, mask = encoder.encode(texts)
+    ids, mask, _ = encoder.encode(texts)
     assert ids.dtype == mask.dtype == np.int64
     assert ids.shape == mask.shape == (len(texts), max([1, *lengths]))
     assert max([0, *lengths]) <= MAX_LENGTH
@@ -52,7 +52,7 @@ def test_any_text_encodes(encoder, texts):
 @given(st.lists(st.lists(st.integers(0, 5), max_size=9), min_size=1, max_size=6), st.integers(0, 5))
 def test_padding_is_on_the_right_and_the_mask_is_not_made_from_ids(rows, pad_id):
     """Ids are few, so that many rows hold the padding's own id."""
-    ids, mask = pad(rows, pad_id)
+    ids, mask, _ = pad(rows, pad_id)
     for row, row_ids, row_mask in zip(rows, ids.tolist(), mask.tolist(), strict=True):
         padding = len(row_ids) - len(row)
         assert row_ids == row + [pad_id] * padding
@@ -66,7 +66,7 @@ def test_a_row_does_not_depend_on_its_neighbours(encoder, texts):
 
 
 def test_a_padding_token_inside_a_text_stays_visible(encoder):
-    ids, mask = encoder.encode(["Who [PAD] is it?", "Who?"])
+    ids, mask, _ = encoder.encode(["Who [PAD] is it?", "Who?"])
     assert mask[0].all()
     assert mask[1].tolist() == sorted(mask[1].tolist(), reverse=True)
     in_vocabulary = encoder.tokenizer.token_to_id("[CLS]") is not None

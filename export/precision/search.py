@@ -1,0 +1,221 @@
+"""The search for int8 settings that keep the accuracy: what was tried, and what came out.
+
+Settings are tried in the order of their speed on the processors measured (docs/precision.md); the
+first that passes the gate is chosen. If none does, the products that suffer most stay in fp32: one,
+two, four of them and so on. Every try is recorded, also those that failed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import onnx_ir as ir
+
+from trainkit.export.accuracy import Gate
+from trainkit.export.precision.calibration import Range, calibrate
+from trainkit.export.precision.gate import Limits, Verdict, judge
+from trainkit.export.precision.int8 import to_int8
+from trainkit.export.precision.sensitivity import Evaluate, Sensitivity, rank
+from trainkit.export.precision.settings import Int8Settings
+from trainkit.export.rewrite.outcome import Outcome
+from trainkit.serve.encoding import Batch
+from trainkit.serve.errors import CheckFailedError
+
+__all__ = ["CANDIDATES", "Found", "SearchResult", "Try", "search"]
+
+# Fastest first. In all of them a row's answer depends on that row alone, which one dynamic scale
+# for a whole batch does not give (docs/precision.md).
+CANDIDATES = (
+    Int8Settings(activations="static"),
+    Int8Settings(activations="static", percentile=99.99),
+    Int8Settings(activations="per token"),
+    # For an x86 processor without VNNI, on which products of full range saturate.
+    Int8Settings(activations="per token", weight_bits=7),
+)
+
+
+class Try(Verdict, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One candidate's verdict, with its settings and its size, also as a share of fp32's."""
+
+    settings: Int8Settings
+    size_bytes: int
+    size_ratio: float
+
+
+class SearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the manifest keeps: the choice, None where nothing passed, and every try in order."""
+
+    limits: Limits
+    texts: int
+    source_accuracy: float | None
+    chosen: Try | None
+    tries: tuple[Try, ...]
+    sensitivity: tuple[Sensitivity, ...] = ()
+
+    def check(self) -> Try:
+        """Return the choice; ``CheckFailedError`` with the nearest try where there is none."""
+        if self.chosen is not None:
+            return self.chosen
+        nearest = max(self.tries, key=_merit)
+        raise CheckFailedError(
+            f"none of {len(self.tries)} int8 settings passed on your {self.texts} texts; the "
+            f"nearest: {nearest.reason}. Allow more with --max-accuracy-drop, give more texts, or "
+            "export fp16 or fp32; no bundle was written."
+        )
+
+
+class Found(NamedTuple):
+    """The record, and the chosen graph with what was done to it; both None where none passed."""
+
+    result: SearchResult
+    model: ir.Model | None
+    outcome: Outcome | None
+
+
+def search(
+    fresh: Callable[[], ir.Model],
+    gate: Gate,
+    limits: Limits,
+    evaluate: Evaluate,
+    scratch: Path,
+    *,
+    calibration: Sequence[Batch] = (),
+    candidates: Sequence[Int8Settings] = CANDIDATES,
+    told: Callable[[str], None] = lambda step: None,
+) -> Found:
+    """Find the first settings whose int8 graph stays within ``limits`` on the texts of ``gate``.
+
+    ``fresh`` returns the fp32 graph, a copy of its own each time. ``evaluate`` opens a file and
+    returns its logits on the gate's texts. ``scratch`` is an empty folder for files.
+    ``calibration`` are batches of texts, best not those of the gate; without any, candidates
+    with static activations are left out.
+    """
+    return _Search(fresh, gate, limits, evaluate, scratch, calibration, told).run(
+        [one for one in candidates if calibration or one.activations != "static"]
+    )
+
+
+class _Made(NamedTuple):
+    path: Path
+    size_bytes: int
+    model: ir.Model
+    outcome: Outcome
+
+
+@dataclass
+class _Search:
+    """What :func:`search` was given, and what it found out so far."""
+
+    fresh: Callable[[], ir.Model]
+    gate: Gate
+    limits: Limits
+    evaluate: Evaluate
+    scratch: Path
+    calibration: Sequence[Batch]
+    told: Callable[[str], None]
+    fp32_bytes: int = 0
+    ranges: dict[float, dict[str, Range]] = field(default_factory=dict)
+    tries: list[Try] = field(default_factory=list)
+    sensitivity: tuple[Sensitivity, ...] = ()
+
+    def run(self, candidates: Sequence[Int8Settings]) -> Found:
+        self.fp32_bytes = _save(self.fresh(), self.scratch)
+        for settings in self._settings(candidates):
+            self.told(f"int8: {describe(settings)}")
+            made = self._make(settings)
+            tried = Try(
+                **msgspec.structs.asdict(self._verdict(made.path)),
+                settings=settings,
+                size_bytes=made.size_bytes,
+                size_ratio=made.size_bytes / self.fp32_bytes,
+            )
+            self.tries.append(tried)
+            if tried.passed:
+                return Found(self._result(tried), made.model, made.outcome)
+        return Found(self._result(None), None, None)
+
+    def _settings(self, candidates: Sequence[Int8Settings]) -> Iterator[Int8Settings]:
+        """Yield the candidates; then the nearest of them with ever more products in fp32."""
+        yield from candidates
+        if not self.tries:
+            return
+        nearest = max(self.tries, key=_merit).settings
+        self.told("int8: which products suffer most")
+        self.sensitivity = rank(
+            self.fresh,
+            nearest,
+            lambda settings: self._make(settings).path,
+            self.evaluate,
+            self.gate.logits,
+        )
+        count = 1
+        while count < len(self.sensitivity):
+            names = (name for one in self.sensitivity[:count] for name in one.names)
+            yield msgspec.structs.replace(nearest, keep=tuple(names))
+            count *= 2
+
+    def _make(self, settings: Int8Settings) -> _Made:
+        model = self.fresh()
+        outcome = to_int8(model, settings, self._ranges(settings))
+        return _Made(self.scratch / FILE, _save(model, self.scratch), model, outcome)
+
+    def _ranges(self, settings: Int8Settings) -> dict[str, Range]:
+        if settings.activations != "static":
+            return {}
+        if settings.percentile not in self.ranges:
+            self.told(f"int8: calibrate, {settings.percentile:g} %")
+            self.ranges[settings.percentile] = calibrate(
+                self.fresh(), self.calibration, self.scratch, settings.percentile
+            )
+        return self.ranges[settings.percentile]
+
+    def _verdict(self, path: Path) -> Verdict:
+        try:
+            logits = self.evaluate(path)
+        except Exception as error:  # whatever a runtime raises is a finding about this candidate
+            said = str(error).splitlines() or ["no message"]
+            return Verdict(passed=False, reason=f"{type(error).__name__}: {said[0]}")
+        return judge(logits, self.gate, self.limits)
+
+    def _result(self, chosen: Try | None) -> SearchResult:
+        return SearchResult(
+            limits=self.limits,
+            texts=len(self.gate.texts),
+            source_accuracy=self.gate.evaluation.accuracy if self.gate.evaluation else None,
+            chosen=chosen,
+            tries=tuple(self.tries),
+            sensitivity=self.sensitivity,
+        )
+
+
+FILE = "candidate.onnx"
+
+
+def describe(settings: Int8Settings) -> str:
+    """Say what is special about settings, in a few words."""
+    words = [f"{settings.activations} activations"]
+    if settings.percentile != 100:
+        words.append(f"{settings.percentile:g} % of values")
+    if settings.weight_bits != 8:
+        words.append(f"{settings.weight_bits}-bit weights")
+    if settings.keep:
+        words.append(f"{len(settings.keep)} nodes in fp32")
+    return ", ".join(words)
+
+
+def _merit(verdict: Verdict) -> tuple[float, float, float]:
+    """Order tries by how near they came; one without logits is the farthest."""
+    if verdict.label_agreement is None or verdict.max_abs is None:
+        return (-1.0, -1.0, 0.0)
+    return (verdict.accuracy or 0.0, verdict.label_agreement, -verdict.max_abs)
+
+
+def _save(model: ir.Model, folder: Path) -> int:
+    """Write the candidate's file, its weights beside it, and return their size in bytes."""
+    paths = (folder / FILE, folder / f"{FILE}.data")
+    for path in paths:
+        path.unlink(missing_ok=True)  # a session may still map the last one's weights
+    ir.save(model, paths[0], external_data=paths[1].name)
+    return sum(path.stat().st_size for path in paths if path.exists())

@@ -1,0 +1,144 @@
+"""Where a graph multiplies by a weight or looks up an embedding: what int8 can change.
+
+Finds nodes by what they compute, never by their names or the model's family. In goes a graph; out
+come products, lookups, and the nodes that look like one and are left alone, each with the reason.
+"""
+
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from trainkit.serve.decision import FloatArray
+
+__all__ = ["Declined", "Lookup", "Product", "Site", "Weight", "find_sites", "site_names"]
+
+# Quantising the (M, K) input of a product costs about as much as a few columns of it: with fewer
+# than these there is nothing to win. A classifier's head is such a product.
+LEAST_COLUMNS = 32
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+class Weight(NamedTuple):
+    """A constant matrix; ``key`` is the same for each use of one matrix, ``name`` its own."""
+
+    array: FloatArray
+    key: Hashable
+    name: str
+
+
+class Product(NamedTuple):
+    """``node`` multiplies its input (..., K) by ``weight`` (K, N) and adds ``bias``, if any."""
+
+    node: ir.Node
+    weight: Weight
+    bias: ir.Value | None
+
+
+class Lookup(NamedTuple):
+    """``node`` gathers rows of the table ``weight`` (V, H)."""
+
+    node: ir.Node
+    weight: Weight
+
+
+class Declined(NamedTuple):
+    """``node`` stays as it is, because of ``reason``."""
+
+    node: ir.Node
+    reason: str
+
+
+Site: TypeAlias = Product | Lookup | Declined
+
+
+def find_sites(model: ir.Model) -> Iterator[Site]:
+    """Yield every product with a weight and every lookup of the main graph, in its order."""
+    for node in model.graph:
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            yield Declined(node, f"what stands inside {node.op_type} is left as it is")
+        if node.domain not in STANDARD_DOMAINS:
+            continue
+        if node.op_type == "MatMul":
+            yield from _product(node)
+        elif node.op_type == "Gemm":
+            yield from _gemm(node)
+        elif node.op_type == "Gather":
+            yield from _lookup(node)
+
+
+def site_names(model: ir.Model) -> tuple[str, ...]:
+    """Return the names of what can be quantised: those of the sites' outputs, unique in a graph."""
+    return tuple(
+        str(site.node.outputs[0].name)
+        for site in find_sites(model)
+        if not isinstance(site, Declined)
+    )
+
+
+def _product(node: ir.Node) -> Iterator[Site]:
+    left, right = node.inputs
+    if _constant(left) is not None:
+        yield Declined(node, "its weight stands on the left")
+    elif (weight := _constant(right)) is not None:
+        yield _checked(node, weight, None)
+
+
+def _gemm(node: ir.Node) -> Iterator[Site]:
+    weight = _constant(node.inputs[1])
+    if weight is None:
+        return
+    value = {name: attribute.value for name, attribute in node.attributes.items()}
+    if value.get("transA", 0) or value.get("alpha", 1.0) != 1 or value.get("beta", 1.0) != 1:
+        yield Declined(node, "a Gemm with transA, alpha or beta")
+        return
+    if value.get("transB", 0) and weight.array.ndim == 2:
+        weight = Weight(weight.array.T, (weight.key, "transB"), weight.name)
+    yield _checked(node, weight, node.inputs[2] if len(node.inputs) > 2 else None)
+
+
+def _checked(node: ir.Node, weight: Weight, bias: ir.Value | None) -> Product | Declined:
+    reason = _unfit(weight)
+    if reason is None and weight.array.shape[1] < LEAST_COLUMNS:
+        reason = f"{weight.array.shape[1]} columns are too few to win anything"
+    return Product(node, weight, bias) if reason is None else Declined(node, reason)
+
+
+def _lookup(node: ir.Node) -> Iterator[Site]:
+    table = _constant(node.inputs[0])
+    axis = node.attributes["axis"].value if "axis" in node.attributes else 0
+    if table is None or table.array.ndim != 2 or axis != 0 or table.array.dtype.kind in "iub":
+        return  # shapes and positions are gathered too; those are no embeddings
+    if table.array.shape[1] == 1:
+        return  # one number a row: the scales of a table that is in bytes already
+    reason = _unfit(table)
+    yield Lookup(node, table) if reason is None else Declined(node, reason)
+
+
+def _unfit(weight: Weight) -> str | None:
+    """Say why an array cannot be quantised; None where it can."""
+    array = weight.array
+    if array.dtype != np.float32:
+        return f"{weight.name} is {array.dtype}, not float32"
+    if array.ndim != 2:
+        return f"{weight.name} has {array.ndim} axes, not 2"
+    if not np.isfinite(array).all():
+        return f"{weight.name} holds NaN or infinity"
+    return None if array.size else f"{weight.name} is empty"
+
+
+def _constant(value: ir.Value | None) -> Weight | None:
+    """Read the constant behind ``value``: an initializer, a Constant, or a Transpose of one."""
+    if value is None:
+        return None
+    if (tensor := ir.convenience.get_const_tensor(value)) is not None:
+        return Weight(tensor.numpy(), id(tensor), str(value.name))
+    node = value.producer()
+    if node is None or node.op_type not in ("Transpose", "Identity"):
+        return None
+    found = _constant(node.inputs[0])
+    if found is None or node.op_type == "Identity":
+        return found
+    perm = tuple(node.attributes["perm"].value) if "perm" in node.attributes else None
+    return Weight(found.array.transpose(perm), (found.key, perm), found.name)

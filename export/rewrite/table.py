@@ -1,0 +1,33 @@
+"""The rewrites in their order."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from trainkit.export.rewrite.attention import fuse_attention
+from trainkit.export.rewrite.flatten import flatten_tokens
+from trainkit.export.rewrite.fold import fold_constants
+from trainkit.export.rewrite.merge import merge_qkv
+from trainkit.export.rewrite.narrow import narrow_last_layer
+from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.rewrite.strip import strip_metadata
+
+__all__ = ["REWRITES", "Rewrite"]
+
+
+class Rewrite(NamedTuple):
+    """One rewrite: changes a graph in place and says what it did, or why not."""
+
+    name: str
+    apply: Callable[[ir.Model], Outcome]
+
+
+REWRITES = (
+    Rewrite("strip_metadata", strip_metadata),
+    Rewrite("fold_constants", fold_constants),
+    Rewrite("fuse_attention", fuse_attention),
+    Rewrite("narrow_last_layer", narrow_last_layer),
+    Rewrite("merge_qkv", merge_qkv),
+    Rewrite("flatten_tokens", flatten_tokens),
+)

@@ -1,0 +1,194 @@
+"""What can be exported, behind one interface: a run, a Hugging Face classifier, a PEFT adapter."""
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from torch import nn
+
+from trainkit.data.splits import load_sample
+from trainkit.models import backbone, hub_classifier
+from trainkit.models.adapter import adapter_effect, load_adapter
+from trainkit.models.classifier import torch_runner
+from trainkit.models.hub_classifier import HubClassifier
+from trainkit.models.untrusted import fetch
+from trainkit.serve.bundle import MANIFEST
+from trainkit.serve.classifier import Classifier, Runner
+from trainkit.serve.decision import ProblemType
+from trainkit.serve.encoding import TextEncoder
+from trainkit.serve.errors import InputError
+from trainkit.trainer import checkpoint
+
+__all__ = ["Source", "from_hub", "open_source"]
+
+EFFECT_TEXTS = 16  # on which an adapter must change the logits
+
+
+class Source(NamedTuple):
+    """A classifier to export, and what its export must compute.
+
+    ``model`` takes the inputs that ``encoder`` makes, (B, S) int64 each, and gives (B, C) logits.
+    ``reference`` is the source's own forward, before anything was changed for the export.
+    ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``;
+    ``facts`` go into the manifest, ``notes`` to the user.
+    """
+
+    model: nn.Module
+    reference: Runner
+    encoder: TextEncoder
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+    pooling: str
+    architecture: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    equal_lengths: bool = False
+
+    def classifier(self) -> Classifier:
+        """Return the reference as a classifier of texts."""
+        return Classifier(
+            self.encoder,
+            self.reference,
+            self.labels,
+            self.problem_type,
+            equal_lengths=self.equal_lengths,
+        )
+
+
+def open_source(
+    name: str,
+    *,
+    base: str | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> Source:
+    """Open a run's folder, a Hugging Face folder or hub id, or a PEFT adapter's folder.
+
+    ``base`` is the model that an adapter belongs to, where the adapter does not say or it moved.
+    ``max_length`` (tokens) cuts texts of a Hugging Face model; a run has its own.
+    """
+    folder = Path(name)
+    if (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{name} is a bundle, exported already; give the run or the model that it came from."
+        )
+    if (folder / checkpoint.CHECKPOINT).is_file():
+        return _run(folder)
+    if not folder.is_dir() and _is_path(name):
+        raise InputError(
+            f"{name} is not a trainkit run, nor any other folder; train one with: trainkit train "
+            "--data sample, or give a Hugging Face folder or hub id."
+        )
+    if not folder.is_dir() and name != "minilm":
+        remedy = "give a run, a Hugging Face folder or adapter, or a hub id and a network"
+        folder = fetch(name, "source", trust_remote_code=trust_remote_code, remedy=remedy)
+    if (folder / "adapter_config.json").is_file():
+        return _adapter(name, folder, base, max_length, trust_remote_code)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{name} is not a trainkit run (no checkpoint.json), nor a Hugging Face classifier (no "
+            "config.json), nor a PEFT adapter (no adapter_config.json); train a run with: "
+            "trainkit train --data sample"
+        )
+    if base is not None:
+        raise InputError(f"--base goes with a PEFT adapter, and {name} is none; leave it out.")
+    loaded = hub_classifier.load(name, max_length=max_length, trust_remote_code=trust_remote_code)
+    return from_hub(loaded, {"kind": "classifier", "backbone": Path(name).name})
+
+
+def _is_path(name: str) -> bool:
+    """Tell a path from a hub id, NAME or OWNER/NAME, of which nobody needs to ask the hub."""
+    path = Path(name)
+    return (
+        path.is_absolute()
+        or name.startswith((".", "~", "runs/"))
+        or len(path.parts) > 2
+        or (path.parent != Path() and path.parent.is_dir())
+    )
+
+
+def _run(folder: Path) -> Source:
+    loaded = checkpoint.load(folder)
+    config, training = loaded.checkpoint.model, loaded.checkpoint.training
+    if config.backbone is not None:
+        architecture = dict(config.backbone.architecture)
+    else:
+        architecture = {"model_type": "trainkit-scratch", **msgspec.to_builtins(config.scratch)}
+    facts = {
+        "kind": config.kind,
+        # The name alone: a backbone's folder is this machine's business.
+        "backbone": Path(config.backbone.name).name if config.backbone else None,
+        "weights_sha256": loaded.checkpoint.weights_facts.sha256,
+        "seed": training.seed,
+        "epoch": loaded.checkpoint.epoch,
+        "metrics": loaded.checkpoint.metrics,
+        "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]} | _versions(),
+        "padded_because": getattr(loaded.model.encoder, "padded_because", None),
+    }
+    return Source(
+        model=loaded.model,
+        reference=torch_runner(loaded.model),
+        encoder=loaded.encoder,
+        labels=config.labels,
+        problem_type="single_label_classification",
+        pooling="masked mean",
+        architecture=architecture,
+        facts=facts,
+    )
+
+
+def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
+    """Return the source of a Hugging Face classifier; ``facts`` name its kind and backbone."""
+    return Source(
+        model=loaded.model,
+        reference=torch_runner(loaded.reference),
+        encoder=loaded.encoder,
+        labels=loaded.labels,
+        problem_type=loaded.problem_type,
+        pooling="of the model's own head",
+        architecture=loaded.architecture,
+        facts=facts
+        | {
+            "weights_sha256": loaded.fingerprint,
+            "versions": {"trainkit": metadata.version("trainkit")} | _versions(),
+            "padded_because": loaded.padded_because,
+        },
+        notes=loaded.notes,
+    )
+
+
+def _adapter(
+    name: str, folder: Path, base: str | None, max_length: int | None, trust_remote_code: bool
+) -> Source:
+    adapted = load_adapter(name, base, trust_remote_code=trust_remote_code)
+    own_tokenizer = (folder / "tokenizer.json").is_file()
+    encoder = backbone.load_tokenizer(
+        folder if own_tokenizer else adapted.base_folder,
+        adapted.model,
+        max_length=max_length,
+        reserved=adapted.virtual_tokens,
+        token_types=hub_classifier.takes_token_types(adapted.model),
+        trust_remote_code=trust_remote_code,
+    )
+    hub_classifier.complete_padding(adapted.model, encoder.pad_id, adapted.base_name)
+    loaded = hub_classifier.assemble(
+        adapted.model, adapted.reference, encoder, adapted.padded_because
+    )
+    sample = [example.text for example in load_sample()[:EFFECT_TEXTS]]
+    facts = {
+        "kind": adapted.kind,
+        "backbone": Path(adapted.base_name).name,
+        "adapter": {
+            "trained_parameters": adapted.trained_parameters,
+            "virtual_tokens": adapted.virtual_tokens,
+            **adapter_effect(adapted, encoder.encode(sample)),
+        },
+    }
+    return from_hub(loaded, facts)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+    return {package: metadata.version(package) for package in packages}

@@ -1,0 +1,169 @@
+"""A Hugging Face sequence classifier: its own forward as the reference, and packed for export."""
+
+import copy
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from trainkit.models import backbone
+from trainkit.models.packing import pack_encoder
+from trainkit.serve.decision import ProblemType
+from trainkit.serve.encoding import TextEncoder
+from trainkit.serve.errors import InputError
+
+__all__ = [
+    "Forward",
+    "HubClassifier",
+    "assemble",
+    "complete_padding",
+    "describe",
+    "load",
+    "takes_token_types",
+]
+
+logger = logging.getLogger("trainkit")
+
+
+class Forward(nn.Module):
+    """A sequence classifier of any kind as ids, mask (and token types) to logits, nothing else.
+
+    All (B, S) int64 but the logits, (B, C) float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return one row of logits a text."""
+        # Models without token types do not take the argument at all.
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **types
+        ).logits
+        return logits
+
+
+class HubClassifier(NamedTuple):
+    """A classifier ready for export.
+
+    ``reference`` is Hugging Face's own forward and shares its weights with ``model``, which is
+    packed where ``padded_because`` is None. ``architecture`` is the content of ``config.json``.
+    """
+
+    model: nn.Module
+    reference: nn.Module
+    encoder: TextEncoder
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+    architecture: dict[str, Any]
+    fingerprint: str
+    padded_because: str | None
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    name: str, *, max_length: int | None = None, trust_remote_code: bool = False
+) -> HubClassifier:
+    """Load a folder or hub id with its weights in float32, in evaluation mode.
+
+    ``max_length`` (tokens, 512 where None) can only lower what tokenizer and positions allow.
+    ``InputError`` where there is no such classifier, weights are missing in it (transformers would
+    fill them with random numbers), or it has no tokenizer that serving can read.
+    """
+    pretrained = _pretrained(name, trust_remote_code)
+    encoder = backbone.load_tokenizer(
+        name,
+        pretrained,
+        max_length=max_length,
+        token_types=takes_token_types(pretrained),
+        trust_remote_code=trust_remote_code,
+    )
+    complete_padding(pretrained, encoder.pad_id, name)
+    return describe(pretrained, encoder)
+
+
+def describe(pretrained: PreTrainedModel, encoder: TextEncoder) -> HubClassifier:
+    """Keep ``pretrained`` as the reference, and pack it."""
+    shared = {id(tensor): tensor for tensor in pretrained.state_dict(keep_vars=True).values()}
+    reference = copy.deepcopy(pretrained, shared)
+    body: Any = pretrained.base_model
+    return assemble(pretrained, reference, encoder, pack_encoder(body).declined)
+
+
+def assemble(
+    model: PreTrainedModel, reference: nn.Module, encoder: TextEncoder, padded_because: str | None
+) -> HubClassifier:
+    """Put a classifier together from what is exported and what it must compute."""
+    config: Any = model.config
+    architecture = config.to_diff_dict()
+    architecture.pop("_name_or_path", None)  # a path of this machine
+    if padded_because:
+        logger.warning("%s is exported padded: %s.", config.model_type, padded_because)
+    return HubClassifier(
+        model=Forward(model).eval(),
+        reference=Forward(reference).eval(),
+        encoder=encoder,
+        labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)),
+        problem_type=_problem_type(config),
+        architecture=architecture,
+        fingerprint=backbone.fingerprint(model),
+        padded_because=padded_because,
+    )
+
+
+def _pretrained(name: str, trust_remote_code: bool) -> PreTrainedModel:
+    with backbone.quiet():
+        try:
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                backbone.resolve(name, trust_remote_code=trust_remote_code),
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(
+                f"'{name}' cannot be loaded as a sequence classifier "
+                f"({backbone.first_line(error)}); give a complete Hugging Face folder or hub id."
+            ) from None
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise InputError(
+            f"'{name}' lacks {len(missing)} of the weights of a {type(model).__name__}, first "
+            f"'{missing[0]}': they would be random; give a checkpoint that was trained as a "
+            "classifier."
+        )
+    model.config.use_cache = False  # a classifier reads a text once
+    pretrained: PreTrainedModel = model.eval()
+    return pretrained
+
+
+def takes_token_types(model: PreTrainedModel) -> bool:
+    """Tell whether the model tells the two texts of a pair apart."""
+    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+
+
+def complete_padding(model: PreTrainedModel, pad_id: int, name: str) -> None:
+    """Decoders pool the last token that is not padding, so they must know its id."""
+    known = model.config.pad_token_id
+    if known is None:
+        model.config.pad_token_id = pad_id
+    elif known != pad_id:
+        raise InputError(
+            f"'{name}' pads with token {known} by its config.json and with {pad_id} by its "
+            "tokenizer; make the two agree."
+        )
+
+
+def _problem_type(config: Any) -> ProblemType:
+    """Take the configuration's word, or else what transformers does: one label is a regression."""
+    stated: ProblemType | None = config.problem_type
+    if stated is not None:
+        return stated
+    return "regression" if config.num_labels == 1 else "single_label_classification"
