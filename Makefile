@@ -64,7 +64,14 @@ figures: $(BIN)/.installed
 INTEROP := build/interop
 INTEROP_BIN := $(INTEROP)/venv/bin
 INTEROP_PIP := $(INTEROP_BIN)/python -m pip install --quiet --constraint tests/interop/constraints.txt
-INTEROP_TESTS := tests/models tests/trainer tests/export tests/cli
+INTEROP_PYTEST := $(INTEROP_BIN)/python -m pytest -W error \
+	-W 'ignore:`torch.jit.script_method`:DeprecationWarning'
+INTEROP_TESTS := tests/models tests/trainer tests/cli tests/export/test_export.py \
+	tests/export/test_parity.py tests/export/test_triton.py
+# In transformers 4 ELECTRA multiplies by itself and is not packed, PEFT cannot run a prefix on
+# RoBERTa, and BERT's older export has no attention that the rewrites know.
+INTEROP_LEFT_OUT := --ignore tests/models/test_adapter.py --ignore tests/cli/test_optimize.py \
+	--deselect 'tests/export/test_export.py::test_onnx_computes_the_same_on_the_whole_matrix[finetune-electra-0]'
 
 $(INTEROP_BIN)/.installed: pyproject.toml $(wildcard tests/interop/*.txt)
 	$(PYTHON) -m venv $(INTEROP)/venv
@@ -85,8 +92,8 @@ interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
 	rm -rf $(INTEROP)/runs $(INTEROP)/bundles
 	tests/interop/bundles.sh $(BIN)/trainkit $(INTEROP) transformers5
 	tests/interop/bundles.sh $(INTEROP_BIN)/trainkit $(INTEROP) transformers4
-	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_BIN)/python -m pytest -W error tests/interop
-	$(INTEROP_BIN)/python -m pytest -W error $(INTEROP_TESTS)
+	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_PYTEST) tests/interop
+	$(INTEROP_PYTEST) -m 'not slow' $(INTEROP_TESTS) $(INTEROP_LEFT_OUT)
 
 wheel: $(BIN)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -15,13 +15,15 @@ import onnx_ir as ir
 from trainkit.export import parity
 from trainkit.export.accuracy import Gate
 from trainkit.export.example import example_inputs, input_names
-from trainkit.export.onnx_graph import OPSET, OPSETS, export_graph, operators, save_graph
+from trainkit.export.graph_file import operators, save_graph
+from trainkit.export.onnx_graph import OPSET, OPSETS, export_graph
 from trainkit.export.parity import Report
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.gate import Limits
 from trainkit.export.precision.overflow import overflowing
 from trainkit.export.precision.proof import check_graph
 from trainkit.export.precision.search import Found, search
+from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.runtimes import open_model
@@ -183,7 +185,8 @@ def _write_onnx(proof: _Proof, gate: Gate | None, settings: Settings) -> Written
     stages = [proof.stage("export", graph=graph)]
     # Source paths never stay inside, optimised or not.
     for name, rewrite in REWRITES if settings.optimize else REWRITES[:1]:
-        outcome = rewrite(graph)
+        with quiet_exporter():
+            outcome = rewrite(graph)
         if not outcome.rewritten:
             stages.append(Stage(name=name, rewritten=0, declined=outcome.declined))
             continue
@@ -211,7 +214,7 @@ def _lower(
         # What check() makes sure of.
         assert found.model is not None
         assert found.outcome is not None
-        faults = check_graph(graph, found.model)
+        faults = check_graph(ir.load(proof.path), found.model)
         if faults:
             raise CheckFailedError(
                 f"the int8 graph is not the fp32 graph: {faults[0]} ({len(faults)} such); "

@@ -1,10 +1,7 @@
 """A classifier to ONNX: batch and sequence dynamic, no trace of the machine that made it."""
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -12,12 +9,10 @@ from torch import Tensor, nn
 from trainkit.export.quiet import quiet_exporter
 from trainkit.export.sdpa import TRANSLATIONS
 
-__all__ = ["OPSET", "OPSETS", "export_graph", "operators", "save_graph"]
+__all__ = ["OPSET", "OPSETS", "export_graph"]
 
 OPSET = 23  # the first with a standard Attention operator, which SDPA becomes
 OPSETS = range(18, 24)
-# A protobuf message ends at 2 GiB; larger weights lie beside the graph.
-INLINE_LIMIT_BYTES = 2**31 - 2**20
 
 
 def export_graph(
@@ -61,20 +56,3 @@ def _give_rotary_caches_the_batch(model: ir.Model) -> None:
         model.graph.insert_before(node, [shape, ones, sizes, *caches])
         for index, cache in enumerate(caches, start=1):
             node.replace_input_with(index, cache.outputs[0])
-
-
-def save_graph(graph: ir.Model, path: Path) -> None:
-    """Write ``graph``, over 2 GB with its weights beside it, and check it with full checks."""
-    weights_bytes = sum(
-        value.const_value.nbytes
-        for value in graph.graph.initializers.values()
-        if value.const_value is not None
-    )
-    external = f"{path.name}.data" if weights_bytes > INLINE_LIMIT_BYTES else None
-    ir.save(graph, path, external_data=external)
-    onnx.checker.check_model(path, full_check=True)
-
-
-def operators(graph: ir.Model) -> dict[str, int]:
-    """Count the nodes by operator."""
-    return dict(Counter(node.op_type for node in graph.graph))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from trainkit.export import parity
+from trainkit.export.graph_file import save_graph
 from trainkit.export.parity import Case
 from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.roles import Roles, find_roles
@@ -28,8 +29,6 @@ __all__ = ["Optimized", "Step", "optimize"]
 
 BATCH_SIZES = (1, 2, 7)
 LENGTHS = (1, 2, 17, 60)
-# A protobuf message ends at 2 GiB; larger weights lie beside the graph.
-INLINE_LIMIT_BYTES = 2**31 - 2**20
 
 # What the checker raises.
 INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -83,7 +82,7 @@ def optimize(
                 worst = _prove(outcome, model, staged, roles, cases, told)
             steps.append(_step(outcome, worst))
         if not staged.exists():
-            _save(model, staged)
+            save_graph(model, staged)
         _move(staged, target)
     return Optimized(
         source=str(source),
@@ -141,18 +140,6 @@ def _is_consistent(source: Path) -> bool:
     except INVALID:
         return False
     return True
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    """Write the model, over 2 GB with its weights beside it, and check it with full checks."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    external = f"{path.name}.data" if size > INLINE_LIMIT_BYTES else None
-    if external is None:
-        # Weights may lie beside the original, which the new file must not point to.
-        ir.external_data.load_to_model(model)
-    ir.save(model, path, external_data=external)
-    onnx.checker.check_model(path, full_check=True)
 
 
 def _move(staged: Path, target: Path) -> None:
@@ -239,7 +226,7 @@ def _prove(
 ) -> float:
     """Save and compare with the original; ``CheckFailedError`` names rewrite and worst case."""
     try:
-        _save(model, path)
+        save_graph(model, path)
         run = _runner(path, roles)
     except (*INVALID, InputError) as error:
         raise CheckFailedError(

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 __all__ = ["quiet_exporter"]
 
 # torch.onnx notes that torchvision is missing; transformers, that a loss is not configured, when
-# the tracer reads every property of the model.
-LOGGERS = ("torch.onnx", "transformers")
+# the tracer reads every property of the model; onnxscript, each constant that it does not fold.
+LOGGERS = ("torch.onnx", "onnxscript", "transformers")
 
 
 @contextlib.contextmanager

@@ -57,8 +57,8 @@ def _regions(graph: ir.Graph) -> Iterable[Region]:
     for node in graph:
         rows, output = row_operands(node), node.outputs[0]
         # A branch of an If would see the reshape only if it stood there.
-        seen_below = any(reader.graph is not graph for reader in output.consumers())
-        if rows and len(dims(output) or ()) == 3 and not output.is_graph_output() | seen_below:
+        fixed = any(reader.graph is not graph for reader in output.consumers())
+        if rows and len(dims(output) or ()) == 3 and not (fixed or output.is_graph_output()):
             candidates[node] = rows
     group: dict[ir.Node, Region] = {}
     for node, rows in candidates.items():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from trainkit.export import optimize
+from trainkit.export import graph_file, optimize
 from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.table import REWRITES, Rewrite
@@ -147,7 +147,7 @@ def test_weights_beside_the_graph_are_taken_in(model, trainkit, tmp_path):
 def test_over_the_limit_the_new_weights_lie_beside_the_new_graph(
     model, trainkit, tree, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(optimize, "INLINE_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(graph_file, "INLINE_LIMIT_BYTES", 1000)
     result = trainkit("optimize", model, "--out", tmp_path / "fast.onnx")
     assert result.exit_code == 0, result.output
     assert set(tree(tmp_path)) == {"model.onnx", "fast.onnx", "fast.onnx.data"}

@@ -12,7 +12,7 @@ import transformers
 
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.export import export as exporter
-from trainkit.export import model_file, onnx_graph, parity
+from trainkit.export import graph_file, model_file, onnx_graph, parity
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.model_file import Settings
 from trainkit.export.rewrite.outcome import Outcome
@@ -78,8 +78,8 @@ def make(kind, word_encoder, family=None, prefix_length=0):
 def to_onnx(model, encoder, path):
     graph = onnx_graph.export_graph(model, example_inputs(encoder), input_names(encoder))
     strip_metadata(graph)
-    onnx_graph.save_graph(graph, path)
-    return onnx_graph.operators(graph)
+    graph_file.save_graph(graph, path)
+    return graph_file.operators(graph)
 
 
 def matrix(model, encoder, splits):

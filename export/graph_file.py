@@ -1,0 +1,29 @@
+"""An ONNX graph to its file: checked, and with weights over 2 GB beside it. Needs no torch."""
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+__all__ = ["INLINE_LIMIT_BYTES", "operators", "save_graph"]
+
+# A protobuf message ends at 2 GiB; larger weights lie beside the graph.
+INLINE_LIMIT_BYTES = 2**31 - 2**20
+
+
+def save_graph(graph: ir.Model, path: Path) -> None:
+    """Write ``graph``, over 2 GB with its weights beside it, and check it with full checks."""
+    tensors = (value.const_value for value in graph.graph.initializers.values())
+    weights_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    external = f"{path.name}.data" if weights_bytes > INLINE_LIMIT_BYTES else None
+    if external is None:
+        # Weights may lie beside another file, which the new one must not point to.
+        ir.external_data.load_to_model(graph)
+    ir.save(graph, path, external_data=external)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def operators(graph: ir.Model) -> dict[str, int]:
+    """Count the nodes by operator."""
+    return dict(Counter(node.op_type for node in graph.graph))
