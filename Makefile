@@ -92,6 +92,10 @@ interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
 	rm -rf $(INTEROP)/runs $(INTEROP)/bundles
 	tests/interop/bundles.sh $(BIN)/trainkit $(INTEROP) transformers5
 	tests/interop/bundles.sh $(INTEROP_BIN)/trainkit $(INTEROP) transformers4
+	$(INTEROP_BIN)/trainkit verify $(INTEROP)/bundles/minilm-transformers5 \
+		--against $(INTEROP)/runs/minilm-transformers5
+	$(TRAINKIT) verify $(INTEROP)/bundles/minilm-transformers4 \
+		--against $(INTEROP)/runs/minilm-transformers4
 	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_PYTEST) tests/interop
 	$(INTEROP_PYTEST) -m 'not slow' $(INTEROP_TESTS) $(INTEROP_LEFT_OUT)
 

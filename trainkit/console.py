@@ -97,7 +97,8 @@ def parity_table(report: "Report") -> Table:
 def stage_table(manifest: "Manifest") -> Table:
     """Lay out what was done to the model, and how far each stage was from the source."""
     table = Table(title=f"{manifest.format}, {manifest.precision}")
-    for column in ("stage", "places", "cases", "largest difference", "labels agree", "why not"):
+    table.add_column("stage", no_wrap=True)
+    for column in ("places", "cases", "largest difference", "labels agree", "why not"):
         table.add_column(column)
     for stage in manifest.stages:
         table.add_row(stage["name"], *_measured(stage), "; ".join(stage["declined"]))
