@@ -99,6 +99,14 @@ interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
 	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_PYTEST) tests/interop
 	$(INTEROP_PYTEST) -m 'not slow' $(INTEROP_TESTS) $(INTEROP_LEFT_OUT)
 
+# The tables of docs/parity.md: twenty minutes on two cores, of which the first five want the
+# machine for themselves.
+.PHONY: export-figures
+export-figures: $(BIN)/.installed
+	$(BIN)/python -m trainkit.bench.exports
+	$(BIN)/python -m trainkit.bench.families
+	$(BIN)/python -m trainkit.bench.readme
+
 wheel: $(BIN)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 

@@ -138,7 +138,7 @@ def prepare(
     """
     cases = parity.reference_cases(
         source.reference,
-        parity.make_cases(source.encoder, parity_texts()),
+        parity.make_cases(source.encoder, parity_texts(), blank_rows=source.blank_rows),
         lambda name: told(f"PyTorch: {name}"),
     )
     checks = independence.compare_ways(

@@ -35,28 +35,28 @@ def logits(model, ids, mask):
 
 
 def test_the_mask_is_used(model, word_encoder):
-    ids, mask = word_encoder.encode(TEXTS)
+    ids, mask, _ = word_encoder.encode(TEXTS)
     assert not torch.allclose(logits(model, ids, mask), logits(model, ids, np.ones_like(mask)))
 
 
 def test_texts_that_begin_alike_get_different_logits(model, word_encoder):
     """A causal mask with a pooled first token gave every text the same logits."""
     same_start = ["What is the capital of Peru?", "What is the boiling point of water?"]
-    first, second = logits(model, *word_encoder.encode(same_start))
+    first, second = logits(model, *word_encoder.encode(same_start)[:2])
     assert (first - second).abs().max() > 1e-2
 
 
 def test_rows_are_texts_and_columns_are_tokens(model, word_encoder):
     """Transposes that contradict batch_first mix texts: a row must not depend on its neighbours."""
-    together = logits(model, *word_encoder.encode(TEXTS))
+    together = logits(model, *word_encoder.encode(TEXTS)[:2])
     for row, text in zip(together, TEXTS, strict=True):
-        alone = logits(model, *word_encoder.encode([text]))[0]
+        alone = logits(model, *word_encoder.encode([text])[:2])[0]
         torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_of_words_matters(model, word_encoder):
     """Without positions, attention and a mean cannot tell these apart."""
-    first, second = logits(model, *word_encoder.encode(["Who saw what?", "What saw who?"]))
+    first, second = logits(model, *word_encoder.encode(["Who saw what?", "What saw who?"])[:2])
     assert (first - second).abs().max() > 1e-3
 
 
@@ -69,10 +69,10 @@ def test_the_mean_is_over_tokens_and_not_over_padding():
 def test_the_prefix_of_a_scratch_model_reaches_the_logits(word_encoder):
     made = classifier.new("prefix", LABELS, vocabulary=word_encoder, prefix_length=4)
     model = made.model.eval()
-    before = logits(model, *word_encoder.encode(TEXTS))
+    before = logits(model, *word_encoder.encode(TEXTS)[:2])
     with torch.no_grad():
         model.encoder.prefix.normal_()
-    assert (logits(model, *word_encoder.encode(TEXTS)) - before).abs().max() > 1e-4
+    assert (logits(model, *word_encoder.encode(TEXTS)[:2]) - before).abs().max() > 1e-4
 
 
 @settings(max_examples=25, deadline=None)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -39,9 +39,12 @@ def word_tokenizer(texts: Sequence[str], min_count: int = 2, max_size: int = 30_
             "has no room for one; give more texts, a lower min_count or a larger max_size."
         )
     vocabulary = {token: index for index, token in enumerate([PAD, UNK, *words])}
-    # Not WordLevelTrainer: it registers [PAD] as an added token, and then a user's text that
+    # No trainer of tokenizers: it registers [PAD] as an added token, and then a user's text that
     # has "[PAD]" in it is given the padding id. Here it is three tokens: [, pad and ].
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+    # WordPiece without pieces gives the tokens of WordLevel, in which JavaScript's tokenizers give
+    # an unknown word no id. A word longer than all known ones is unknown without a search.
+    longest = max(map(len, vocabulary))
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=longest))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     return tokenizer

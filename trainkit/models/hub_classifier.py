@@ -65,7 +65,6 @@ class HubClassifier(NamedTuple):
     architecture: dict[str, Any]
     fingerprint: str
     padded_because: str | None
-    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -127,7 +126,8 @@ def _pretrained(name: str, trust_remote_code: bool) -> PreTrainedModel:
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # The middle three are what transformers 4 raises where 5 raises a ValueError.
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"'{name}' cannot be loaded as a sequence classifier "
                 f"({backbone.first_line(error)}); give a complete Hugging Face folder or hub id."
