@@ -24,7 +24,7 @@ from trainkit.export.runtimes import runner
 from trainkit.export.source import Source
 from trainkit.serve import bundle
 from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
-from trainkit.serve.classifier import Classifier
+from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
 from trainkit.trainer import checkpoint
@@ -174,7 +174,9 @@ def export(
 
     def accept(target: Path) -> None:
         told("verify in its final place")
-        report = _compare(prepared, bundle.open_bundle(target), told)
+        # The hashes say that these are the bytes that just passed all cases.
+        moved = bundle.open_bundle(target)
+        report = _compare(moved, runner(moved), parity.brief(prepared.cases), told)
         if not report.passed:
             raise parity.ParityError(report, "the move to its final place")
 
@@ -197,11 +199,11 @@ def export(
     return Exported(out, manifest, report, accuracy)
 
 
-def _compare(prepared: Prepared, made: Bundle, told: Told) -> parity.Report:
+def _compare(made: Bundle, run: Runner, cases: Sequence[parity.Case], told: Told) -> parity.Report:
     manifest = made.manifest
     return parity.compare(
-        prepared.cases,
-        runner(made),
+        cases,
+        run,
         manifest.precision,
         lambda name: told(f"{manifest.format}: {name}"),
         manifest.problem_type,
@@ -213,10 +215,10 @@ def _prove(
 ) -> tuple[parity.Report, tuple[Check, ...], Accuracy | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
     check_same_texts(prepared.source, made)
-    report = _compare(prepared, made, told)
+    run = runner(made)
+    report = _compare(made, run, prepared.cases, told)
     if not report.passed:
         raise parity.ParityError(report)
-    run = runner(made)
     tolerance = parity.TOLERANCES[settings.precision]
     ways = independence.compare_ways(run, made.encoder(), parity_texts(), tolerance)
     checks = independence.judge(ways, prepared.checks)

@@ -5,12 +5,11 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch.fx.experimental import _config
 
 from trainkit.export.archive import copy_archive
 from trainkit.export.quiet import quiet_exporter
@@ -65,9 +64,7 @@ def _without_paths(name: str, record: bytes) -> bytes | None:
 
 def _program(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    # Size-oblivious: or a model that slices its input gets a guard against the lengths 1 and 2.
-    oblivious = cast(Any, _config).patch(backed_size_oblivious=True)
-    with quiet_exporter(), torch.no_grad(), oblivious:
+    with quiet_exporter(), torch.no_grad():
         program = torch.export.export(
             model.eval(), tuple(example), dynamic_shapes=tuple(dynamic for _ in example)
         )

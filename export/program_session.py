@@ -18,7 +18,9 @@ __all__ = ["check_machine", "compiled_runner", "program_runner"]
 def program_runner(path: Path) -> Runner:
     """Open a torch.export program; returns a function from a padded batch to (B, C) logits."""
     try:
-        module = torch.export.load(path).module()
+        # Its guards refuse lengths that the tracer had no reason to refuse (MobileBERT's two
+        # tokens); whether the program is right at them, the parity matrix has shown.
+        module = torch.export.load(path).module(check_guards=False)
     except Exception as error:  # zip, JSON and schema errors share no base class
         raise _unreadable(path, error) from None
     return _runner(module)
