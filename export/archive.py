@@ -8,13 +8,21 @@ import torch
 __all__ = ["copy_archive"]
 
 # The writer adds these by itself.
-OWN = ("version", ".data/version", ".data/serialization_id", "byteorder")
+VERSIONS = ("version", ".data/version")
+OWN = (*VERSIONS, ".data/serialization_id", "byteorder")
 
 
 def copy_archive(source: Path, target: Path, change: Callable[[str, bytes], bytes | None]) -> None:
-    """Copy record by record; ``change`` gets name and bytes, and returns new ones, or None."""
+    """Copy record by record; ``change`` gets name and bytes, and returns new ones, or None.
+
+    The archive's version is kept: by an older one, PyTorch would read its operators as they once
+    were, a division of integers as one that rounds, say.
+    """
     reader = torch._C.PyTorchFileReader(str(source))
     writer = torch._C.PyTorchFileWriter(str(target))
+    for name in VERSIONS:
+        if reader.has_record(name):
+            writer.set_min_version(int(reader.get_record(name)))
     for name in reader.get_all_records():
         if name in OWN:
             continue

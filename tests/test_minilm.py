@@ -8,7 +8,9 @@ import safetensors.torch
 
 from trainkit.bench import cold_start
 from trainkit.data.splits import Splits
-from trainkit.export.export import export_all
+from trainkit.export.export import export_all, target
+from trainkit.export.model_file import Settings
+from trainkit.export.source import open_source
 from trainkit.export.verify import verify
 from trainkit.models import backbone
 from trainkit.serve import Classifier
@@ -37,7 +39,8 @@ def folder(splits, tmp_path_factory):
     config = TrainConfig(epochs=6, learning_rate=1e-2)
     start(choice, splits, config, place / "run")
     run = place / "run"
-    export_all(run, [(run / "onnx", "onnx"), (run / "torchscript", "torchscript")])
+    goals = [target(str(run), name, Settings(), run / name) for name in ("onnx", "torchscript")]
+    export_all(open_source(str(run)), goals)
     return run
 
 

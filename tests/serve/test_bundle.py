@@ -149,6 +149,7 @@ def test_no_field_of_the_manifest_can_be_edited(field, copied):
     document = json.loads(path.read_text())
     value = document[field]
     changed = {str: f"{value}x", int: 99, list: [], dict: {}, type(None): {"accuracy": 1.0}}
+    changed[bool] = not value
     others = {"format": "torchscript", "precision": "int8", "problem_type": "regression"}
     document[field] = others.get(field, ["x"] if value == [] else changed[type(value)])
     path.write_text(json.dumps(document))
