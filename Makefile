@@ -68,9 +68,9 @@ INTEROP_PYTEST := $(INTEROP_BIN)/python -m pytest -W error \
 	-W 'ignore:`torch.jit.script_method`:DeprecationWarning'
 INTEROP_TESTS := tests/models tests/trainer tests/cli tests/export/test_export.py \
 	tests/export/test_parity.py tests/export/test_triton.py
-# In transformers 4 ELECTRA multiplies by itself and is not packed, PEFT cannot run a prefix on
-# RoBERTa, and BERT's older export has no attention that the rewrites know.
-INTEROP_LEFT_OUT := --ignore tests/models/test_adapter.py --ignore tests/cli/test_optimize.py \
+# In transformers 4 ELECTRA multiplies by itself and is not packed, and PEFT cannot run a prefix on
+# RoBERTa.
+INTEROP_LEFT_OUT := --ignore tests/models/test_adapter.py \
 	--deselect 'tests/export/test_export.py::test_onnx_computes_the_same_on_the_whole_matrix[finetune-electra-0]'
 
 $(INTEROP_BIN)/.installed: pyproject.toml $(wildcard tests/interop/*.txt)

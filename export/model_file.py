@@ -16,6 +16,7 @@ from trainkit.export import parity
 from trainkit.export.accuracy import Gate
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import operators, save_graph
+from trainkit.export.graph_session import graph_runner
 from trainkit.export.onnx_graph import OPSET, OPSETS, export_graph
 from trainkit.export.parity import Report
 from trainkit.export.precision.fp16 import to_fp16
@@ -108,7 +109,7 @@ class Written(NamedTuple):
 
 
 class _Proof(NamedTuple):
-    """Compares the model file, as it is now, with the source."""
+    """Compares the model, as it is now, with the source."""
 
     path: Path
     format: Format
@@ -125,10 +126,13 @@ class _Proof(NamedTuple):
         outcome: Outcome | None = None,
         graph: ir.Model | None = None,
     ) -> Stage:
-        """Run the matrix, or its ``few`` cheap cases; ``ParityError`` where a case fails."""
+        """Run the matrix, or its ``few`` cheap cases; ``ParityError`` where a case fails.
+
+        An ONNX ``graph`` is run as it is in memory, anything else from the file.
+        """
         report = parity.compare(
             parity.brief(self.cases) if few else self.cases,
-            open_model(self.path, self.format),
+            graph_runner(graph) if graph else open_model(self.path, self.format),
             precision,
             lambda case: self.told(f"{self.format}, {name}: {case}"),
             self.source.problem_type,
@@ -181,7 +185,6 @@ def _write_onnx(proof: _Proof, gate: Gate | None, settings: Settings) -> Written
     graph = export_graph(
         proof.source.model, example_inputs(encoder), input_names(encoder), settings.opset
     )
-    save_graph(graph, proof.path)
     stages = [proof.stage("export", graph=graph)]
     # Source paths never stay inside, optimised or not.
     for name, rewrite in REWRITES if settings.optimize else REWRITES[:1]:
@@ -190,8 +193,8 @@ def _write_onnx(proof: _Proof, gate: Gate | None, settings: Settings) -> Written
         if not outcome.rewritten:
             stages.append(Stage(name=name, rewritten=0, declined=outcome.declined))
             continue
-        save_graph(graph, proof.path)
         stages.append(proof.stage(name, few=True, outcome=outcome, graph=graph))
+    save_graph(graph, proof.path)
     if settings.precision == "fp32":
         return Written(tuple(stages))
     search, outcome = _lower(proof, graph, gate, settings)

@@ -1,8 +1,9 @@
 """ONNX Runtime behind the one calling convention: a padded batch in, logits out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
 from trainkit.serve.classifier import FloatArray, Runner
@@ -13,12 +14,15 @@ __all__ = ["onnx_runner"]
 
 
 def onnx_runner(
-    path: Path,
+    model: Path | bytes,
     *,
     threads: int | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> Runner:
-    """Open ``path`` and return a function from a padded batch to (B, C) float32 logits.
+    """Open a file, or its bytes, as a function from a padded batch to (B, C) float32 logits.
+
+    ``weights`` replace those that the model says lie beside it, by name.
 
     ``InputError`` where a provider is not in this build of ONNX Runtime, or was asked for and not
     taken: ONNX Runtime itself would go on with the CPU and only log it.
@@ -31,11 +35,15 @@ def onnx_runner(
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0  # 0: ONNX Runtime takes one a core
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+    source, name = (model, "the model") if isinstance(model, bytes) else (str(model), str(model))
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        session = ort.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
         raise InputError(
-            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({error}); "
+            f"{name} cannot be opened by ONNX Runtime {ort.__version__} ({error}); "
             "install the version that the bundle names, or export again."
         ) from None
     if session.get_providers()[0] != providers[0]:

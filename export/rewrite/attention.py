@@ -71,6 +71,7 @@ def fuse_attention(model: ir.Model) -> Outcome:
         MEETING(model)
         IdentityEliminationPass()(model)
         merge_reshapes(model)
+        _rows_of_queries(model, fusing.same)
     drop_unused(model)
     if not rewritten and not declined:
         declined.add("no attention was found that is not fused already")
@@ -202,3 +203,12 @@ def _substitute(old: ir.Value, new: ir.Value) -> None:
     if old.is_graph_output():
         raise Declined("the attention's output is an output of the graph")
     old.replace_all_uses_with(new)
+
+
+def _rows_of_queries(model: ir.Model, same: dict[str, int | str]) -> None:
+    """Give what attention returns the axes of its queries, now that no Reshape hides them."""
+    for node in model.graph:
+        if node.op_type in ("Attention", "MultiHeadAttention"):
+            known = zip(dims(node.outputs[0]) or (), dims(node.inputs[0]) or (), strict=False)
+            same.update((old, new) for old, new in list(known)[:2] if isinstance(old, str) and new)
+    rename_axes(model, {old: new for old, new in same.items() if old != new})

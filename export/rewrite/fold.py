@@ -80,6 +80,7 @@ def fold_constants(model: ir.Model) -> Outcome:
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_worth_folding)
         _drop_neutral(model)
         _settle_sizes(model)
+        _settle_slices(model)
         CLEANING(model)
         if len(model.graph) == nodes:
             break
@@ -164,3 +165,22 @@ def _settled(part: ir.Value | None, before: ir.Node) -> ir.Value | None:
     while node := producer(value, "Unsqueeze", "Squeeze", "Gather", "Slice", "Cast"):
         value = node.inputs[0]
     return part if producer(value, "Shape") is not None else None
+
+
+def _settle_slices(model: ir.Model) -> None:
+    """Slice(Shape(x)) -> the sizes themselves, where all that it takes are known.
+
+    The older exporter reads the head size so, and hides the scale of every attention with it.
+    """
+    for node in list(model.graph):
+        if node.domain or node.op_type != "Slice" or node.outputs[0].is_graph_output():
+            continue
+        shape = producer(node.inputs[0], "Shape")
+        sizes = dims(shape.inputs[0]) if shape is not None and not shape.attributes else None
+        bounds = [integers(value) for value in node.inputs[1:]]
+        if sizes is None or not all(bounds):
+            continue
+        start, end, *others = (bound[0] for bound in bounds if bound)
+        taken = sizes[start : end : others[1] if len(others) > 1 else 1]
+        if taken and all(isinstance(length, int) for length in taken):
+            node.outputs[0].replace_all_uses_with(Builder(node).constant(taken))

@@ -5,6 +5,8 @@ import onnx_ir as ir
 import pytest
 
 from trainkit.export.rewrite.attention import fuse_attention
+from trainkit.export.rewrite.fold import fold_constants
+from trainkit.export.rewrite.graph import dims
 
 B, S, P, A, D = 3, 5, 2, 2, 4
 HIDDEN = A * D
@@ -78,13 +80,20 @@ def weights():
 def attention(graph_of):
     """Return a function that builds one attention: (batch, sequence, HIDDEN) to the same."""
 
-    def build(mask, *, heads=HEADS, keys=KEYS, scores=SCORES, join=JOIN, opset=17, outputs="y"):
+    def build(
+        mask, *, heads=HEADS, keys=KEYS, scores=SCORES, join=JOIN, opset=17, outputs="y", more=None
+    ):
         listed = ", ".join(
             f"float[batch, sequence, {HIDDEN}] y" if name == "y" else f"float[b, h, n, m] {name}"
             for name in outputs.split()
         )
         return graph_of(
-            INPUTS, listed, "\n".join((heads, keys, scores, mask, join)), opset=opset, **weights()
+            INPUTS,
+            listed,
+            "\n".join((heads, keys, scores, mask, join)),
+            opset=opset,
+            **weights(),
+            **(more or {}),
         )
 
     return build
@@ -163,6 +172,39 @@ def test_the_scale_and_the_keys_transpose_may_stand_anywhere(keys, scores, atten
     before = run_model(model, given)[0]
     assert fuse_attention(model).rewritten == 1
     np.testing.assert_allclose(run_model(model, given)[0], before, atol=2e-5)
+
+
+def test_the_scale_that_optimum_writes_is_read(attention, run_model):
+    """From transformers 4.57: the root of the head size, read from a shape, on both operands.
+
+    Heads are split by (B, -1, A, D), with B read from a shape as well.
+    """
+    heads = """
+    shape = Shape (x)  batch = Gather <axis = 0> (shape, first)
+    split_s = Concat <axis = 0> (batch, minus, numbers)
+    q3 = MatMul (x, wq)  q4 = Reshape (q3, split_s)  q = Transpose <perm = [0, 2, 1, 3]> (q4)
+    k3 = MatMul (x, wk)  k4 = Reshape (k3, split_s)
+    v3 = MatMul (x, wv)  v4 = Reshape (v3, split_s)  v = Transpose <perm = [0, 2, 1, 3]> (v4)
+    """
+    scores = """
+    qs = Shape (q)  size = Slice (qs, minus, end)  float = Cast <to = 1> (size)
+    root = Sqrt (float)  share = Div (one, root)  half = Sqrt (share)
+    u = Mul (q, half)  w = Mul (kt, half)  s = MatMul (u, w)
+    """
+    more = {
+        "first": np.array([0]),
+        "minus": np.array([-1]),
+        "end": np.array([2**63 - 1]),
+        "numbers": np.array([A, D]),
+    }
+    model = attention(MASKS["added floats"][0], heads=heads, scores=scores, more=more)
+    given = feeds()
+    before = run_model(model, given)[0]
+    fold_constants(model)
+    assert fuse_attention(model).rewritten == 1
+    np.testing.assert_allclose(run_model(model, given)[0], before, atol=2e-5)
+    (fused,) = (node for node in model.graph if node.op_type == "MultiHeadAttention")
+    assert [dims(fused.outputs[0])[axis] for axis in (0, 1)] == ["batch", "sequence"]
 
 
 @pytest.mark.parametrize("opset", [18, 23])
