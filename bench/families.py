@@ -28,7 +28,15 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
 
-__all__ = ["FAMILIES", "Families", "load", "markdown", "random_classifier", "random_source"]
+__all__ = [
+    "FAMILIES",
+    "SIZES",
+    "Families",
+    "load",
+    "markdown",
+    "random_classifier",
+    "random_source",
+]
 
 RESULTS = Path("bench/results/families.json")
 MAX_LENGTH = 40

@@ -14,7 +14,7 @@ __all__ = ["BLOCKS", "filled"]
 
 BLOCKS = {
     "README.md": ("accuracy", "start", "runtimes"),
-    "docs/parity.md": ("exports",),
+    "docs/parity.md": ("families", "exports"),
 }
 
 

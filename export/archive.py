@@ -20,10 +20,9 @@ def copy_archive(source: Path, target: Path, change: Callable[[str, bytes], byte
     """
     reader = torch._C.PyTorchFileReader(str(source))
     writer = torch._C.PyTorchFileWriter(str(target))
-    for name in VERSIONS:
-        if reader.has_record(name):
-            writer.set_min_version(int(reader.get_record(name)))
     for name in reader.get_all_records():
+        if name in VERSIONS:
+            writer.set_min_version(int(reader.get_record(name)))
         if name in OWN:
             continue
         record = change(name, reader.get_record(name))

@@ -40,7 +40,12 @@ def _weights_outside(graph: ir.Model) -> Iterator[dict[str, np.ndarray]]:
         ):
             kept[name] = tensor
             value.const_value = ir.ExternalTensor(
-                "weights", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+                "weights",
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
             )
     try:
         yield {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in kept.items()}

@@ -182,5 +182,6 @@ def _settle_slices(model: ir.Model) -> None:
             continue
         start, end, *others = (bound[0] for bound in bounds if bound)
         taken = sizes[start : end : others[1] if len(others) > 1 else 1]
-        if taken and all(isinstance(length, int) for length in taken):
-            node.outputs[0].replace_all_uses_with(Builder(node).constant(taken))
+        known = [length for length in taken if isinstance(length, int)]
+        if known and len(known) == len(taken):
+            node.outputs[0].replace_all_uses_with(Builder(node).constant(known))

@@ -12,3 +12,4 @@ made() { # made NAME OPTIONS: a run and its bundle
 
 made minilm --model prefix --backbone minilm --epochs 1 --max-length 128
 made scratch --model simple --epochs 10
+"$trainkit" export "$runs/minilm-$suffix" --precision int8 --data sample --out "$bundles/int8-$suffix"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from trainkit.bench.families import FAMILIES, SIZES
 from trainkit.export.onnx_graph import export_graph
 from trainkit.export.parity import masks
 from trainkit.export.quiet import quiet_exporter
@@ -20,58 +21,8 @@ from trainkit.models.packing import pack_encoder
 BATCH_SIZES, LENGTHS = (1, 2, 7), (1, 2, 17, 60)
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")
 
-COMMON = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 66,
-    "num_labels": 3,
-}
-FAMILIES = {
-    "bert": {},
-    "roberta": {"pad_token_id": 1},
-    "xlm-roberta": {"pad_token_id": 1},
-    "camembert": {"pad_token_id": 1},
-    "electra": {"embedding_size": 32},
-    "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
-    "albert": {"embedding_size": 16},
-    "mpnet": {"pad_token_id": 1},
-    "mobilebert": {
-        "embedding_size": 16,
-        "intra_bottleneck_size": 32,
-        "true_hidden_size": 32,
-        "num_feedforward_networks": 2,
-    },
-    "deberta-v2": {
-        "relative_attention": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "position_biased_input": False,
-        "type_vocab_size": 0,
-        "norm_rel_ebd": "layer_norm",
-        "share_att_key": True,
-        "position_buckets": 8,
-    },
-    "modernbert": {
-        "global_attn_every_n_layers": 3,
-        "local_attention": 8,
-        "pad_token_id": 0,
-        "cls_token_id": 1,
-        "sep_token_id": 2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "qwen2": {"num_key_value_heads": 2, "pad_token_id": 0},
-    "llama": {"num_key_value_heads": 2, "pad_token_id": 0},
-    "gemma3_text": {
-        "num_key_value_heads": 2,
-        "pad_token_id": 0,
-        "head_dim": 8,
-        "sliding_window": 8,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-    },
-}
+COMMON = {"vocab_size": 200, "num_labels": 3, "pad_token_id": 0, **SIZES}
+SPECIAL = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
 
 
 class Logits(torch.nn.Module):
@@ -90,7 +41,7 @@ def make(family, attention, prefix_length=0, packed=True):
     """Build a random classifier; weights wide enough that a wrong rewrite cannot go unnoticed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+        config = AutoConfig.for_model(family, **{**COMMON, **SPECIAL, **FAMILIES[family]})
         if hasattr(config, "use_cache"):
             config.use_cache = False
         model = AutoModelForSequenceClassification.from_config(
