@@ -20,6 +20,9 @@ from trainkit.serve.decision import FloatArray
 __all__ = ["to_fp16"]
 
 NAME = "fp16"
+# What hides a score. At the end of the range, a score or a bias added to it could make -inf of a
+# whole row, and NaN of its softmax.
+HIDDEN = LARGEST / 2
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
@@ -111,7 +114,7 @@ class _Conversion:
         return self.versions[value, wanted]
 
     def _in_range(self, value: ir.Value) -> FloatArray:
-        """Return a constant's array; a lone number beyond float16 becomes the largest there is.
+        """Return a constant's array; a lone number beyond float16 becomes one inside.
 
         Masks are made with one (``torch.finfo(torch.float32).min``), of which only its being far
         below any score matters. Infinity stays, float16 has it.
@@ -120,14 +123,14 @@ class _Conversion:
         array: FloatArray = value.const_value.numpy()
         if array.size != 1 or not LARGEST < np.abs(array).max() < np.inf:
             return array
-        limited: FloatArray = np.clip(array, -LARGEST, LARGEST)
+        limited: FloatArray = np.clip(array, -HIDDEN, HIDDEN)
         self.limited.append(f"{value.name}: {array.item():.4g} became {limited.item():g}")
         return limited
 
     def _cast(self, value: ir.Value, wanted: ir.DataType, reader: ir.Node | None) -> ir.Value:
         nodes = [ir.node("Cast", [value], {"to": wanted})]
         if value in self.hiding:  # the cast alone would make -inf of it, and NaN of masked rows
-            least = self.emit.constant("fp16.least", np.float32(-LARGEST))
+            least = self.emit.constant("fp16.least", np.float32(-HIDDEN))
             nodes.insert(0, ir.node("Max", [value, least]))
             nodes[1].replace_input_with(0, nodes[0].outputs[0])
         made = nodes[-1].outputs[0]

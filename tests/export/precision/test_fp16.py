@@ -54,7 +54,7 @@ def test_a_mask_that_was_cast_alone_would_give_nan(tiny_encoder, tokens, onnx_gr
     assert np.isnan(onnx_graph.run_in_halves(model, **tokens)[3]).all()
 
 
-def test_a_chosen_mask_constant_becomes_the_largest_number_and_is_reported(onnx_graph):
+def test_a_chosen_mask_constant_becomes_one_in_range_and_is_reported(onnx_graph):
     lowest = np.float32(np.finfo(np.float32).min)
     inputs = {**FLOATS, "seen": (TensorProto.BOOL, ["rows", 8])}
     nodes = [
@@ -63,10 +63,29 @@ def test_a_chosen_mask_constant_becomes_the_largest_number_and_is_reported(onnx_
     ]
     model = onnx_graph.build(nodes, {"low": lowest}, inputs)
     outcome = to_fp16(model)
-    assert outcome.declined == ("low: -3.403e+38 became -65504",)
+    assert outcome.declined == ("low: -3.403e+38 became -32752",)
     seen = np.array([[True] * 4 + [False] * 4, [False] * 8])
     found = onnx_graph.run_in_halves(model, x=np.zeros((2, 8), np.float32), seen=seen)
     np.testing.assert_allclose(found, [[0.25] * 4 + [0] * 4, [0.125] * 8], atol=1e-4)
+
+
+def test_a_bias_on_a_row_that_is_all_hidden_does_not_overflow(onnx_graph):
+    """As in MPNet: its position bias is added to the mask."""
+    inputs = {**FLOATS, "seen": (TensorProto.BOOL, ["rows", 8])}
+    nodes = [
+        ("Where", ("seen", "zero", "low"), ("mask",), {}),
+        ("Add", ("mask", "bias"), ("biased",), {}),
+        ("Add", ("x", "biased"), ("scores",), {}),
+        ("Softmax", ("scores",), ("logits",), {"axis": -1}),
+    ]
+    lowest = np.float32(np.finfo(np.float32).min)
+    model = onnx_graph.build(
+        nodes, {"zero": np.float32(0), "low": lowest, "bias": np.float32(-40)}, inputs
+    )
+    to_fp16(model)
+    seen = np.zeros((2, 8), bool)
+    found = onnx_graph.run_in_halves(model, x=np.zeros((2, 8), np.float32), seen=seen)
+    np.testing.assert_allclose(found, np.full((2, 8), 0.125), atol=1e-4)
 
 
 def test_infinity_stays_infinity(onnx_graph):
