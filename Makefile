@@ -99,6 +99,21 @@ interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
 	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_PYTEST) tests/interop
 	$(INTEROP_PYTEST) -m 'not slow' $(INTEROP_TESTS) $(INTEROP_LEFT_OUT)
 
+# Peers of the benchmark, each in an environment of its own: some minutes and 1 GB each.
+PEERS := $(patsubst bench/peers/%.txt,build/peers/%/venv/bin/.installed,$(wildcard bench/peers/*.txt))
+
+# torch goes first, as above.
+build/peers/%/venv/bin/.installed: bench/peers/%.txt pyproject.toml
+	$(PYTHON) -m venv build/peers/$*/venv
+	build/peers/$*/venv/bin/python -m pip install --quiet --constraint $< torch
+	build/peers/$*/venv/bin/python -m pip install --quiet --requirement $<
+	build/peers/$*/venv/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+.PHONY: peers
+peers: $(BIN)/.installed-dev $(PEERS)
+	$(BIN)/python -m pytest -W error tests/bench/test_peers.py
+
 # The tables of docs/parity.md: twenty minutes on two cores, of which the first five want the
 # machine for themselves.
 .PHONY: export-figures

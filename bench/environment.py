@@ -18,7 +18,18 @@ __all__ = ["Environment", "describe", "peak_rss_bytes", "usable_cores"]
 
 # What decides how fast a matrix product is on x86: vector width, and dot products of bytes.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
-PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "tokenizers", "trainkit")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "onnx",
+    "numpy",
+    "tokenizers",
+    "aiohttp",
+    "trainkit",
+)
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,7 +37,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     ``cores`` are those this process may run on; ``quota_cores`` is the cgroup's limit of CPU time,
     in cores, None without one. ``load_average`` is over 1, 5 and 15 minutes. A package that is not
-    installed has version None. ``gpu`` is "none" or the names that nvidia-smi prints.
+    installed has version None. ``gpu`` is "none" or the names that nvidia-smi prints, with
+    ``gpu_driver``'s version. ``governor`` is how the kernel sets the first core's clock, None where
+    it does not say, as in most virtual machines. ``providers`` are ONNX Runtime's.
     """
 
     processor: str
@@ -39,6 +52,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     platform: str
     versions: dict[str, str | None]
     gpu: str
+    gpu_driver: str | None = None
+    governor: str | None = None
+    providers: tuple[str, ...] = ()
 
 
 def describe() -> Environment:
@@ -55,7 +71,10 @@ def describe() -> Environment:
         python=platform.python_version(),
         platform=platform.platform(),
         versions={package: _version(package) for package in PACKAGES},
-        gpu=_gpu(),
+        gpu=_nvidia("name") or "none",
+        gpu_driver=_nvidia("driver_version"),
+        governor=_first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        providers=_providers(),
     )
 
 
@@ -116,13 +135,29 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpu() -> str:
+def _providers() -> tuple[str, ...]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return ()
+    return tuple(onnxruntime.get_available_providers())
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _nvidia(field: str) -> str | None:
+    """Ask nvidia-smi about each GPU; None where there is none."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return "none"
-    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+        return None
+    query = [program, f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "none"  # the program is there without a driver, as in many containers
-    return ", ".join(answer.stdout.split("\n")).strip(", ") or "none"
+        return None  # the program is there without a driver, as in many containers
+    return ", ".join(answer.stdout.split("\n")).strip(", ") or None

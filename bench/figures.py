@@ -14,9 +14,10 @@ import click
 import msgspec
 
 from trainkit.bench import cold_start, race
+from trainkit.bench import result as report
 from trainkit.bench.cold_start import ColdStart, HelpTime
-from trainkit.bench.environment import Environment, describe
-from trainkit.bench.result import save
+from trainkit.bench.engines import Spec
+from trainkit.bench.environment import Environment, describe, usable_cores
 from trainkit.bench.tables import markdown
 from trainkit.console import TrainingBar, stderr, steps
 from trainkit.data.columns import Columns
@@ -97,10 +98,17 @@ def main(trec: Path, work: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "trec.json", pretty_json(figures))
     with steps() as told:
-        texts = [example.text for example in splits.test]
-        sources = [work / "prefix", work / "prefix" / "torchscript", onnx]
-        result = race.run(sources, texts, progress=told, command=("make", "figures"))
-    save(result, out / "runtimes.json")
+        specs = [
+            Spec("eager", work / "prefix"),
+            Spec("torchscript", work / "prefix" / "torchscript"),
+            Spec("onnx", onnx),
+        ]
+        settings = report.Settings(threads=(usable_cores(),))
+        command = ("make", "figures")
+        result = race.run(
+            specs, splits.test, settings, data="TREC test", progress=told, command=command
+        )
+    report.save(result, out / "runtimes.json")
     click.echo(f"{accuracy_markdown(figures)}\n\n{markdown(result)}")
 
 

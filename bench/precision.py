@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from trainkit.bench.engines import Engine
 from trainkit.bench.environment import Environment, describe
 from trainkit.bench.process import WorkerProcess
 from trainkit.bench.protocol import (
@@ -28,11 +29,12 @@ from trainkit.bench.protocol import (
     TakeBatches,
     TakeTurn,
     Warm,
-    save_batches,
+    Work,
+    save_work,
 )
 from trainkit.bench.result import Ratio
 from trainkit.bench.samples import bootstrap_interval
-from trainkit.bench.worker import Engine, speak
+from trainkit.bench.worker import speak
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
@@ -158,7 +160,7 @@ def _race(
     paths: Sequence[Path], batches: Sequence[Batch], scratch: Path
 ) -> list[tuple[float, ...]]:
     """Return each model's seconds a pass, one a round; the order of a round rotates."""
-    save_batches(scratch / "batches.npz", batches)
+    save_work(scratch / "work.npz", Work(list(batches), []))
     seconds: list[list[float]] = [[] for _ in paths]
     with ExitStack() as stack:
         workers = []
@@ -168,7 +170,7 @@ def _race(
                 WorkerProcess(command, path.stem, path.with_suffix(".log"))
             )
             worker.ask(Load(), Ready)
-            worker.ask(TakeBatches(str(scratch / "batches.npz")), Done)
+            worker.ask(TakeBatches(str(scratch / "work.npz")), Done)
             worker.ask(Warm(WARM_UP_SECONDS), Measured)
             workers.append(worker)
         for done in range(ROUNDS):

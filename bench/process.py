@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
-from trainkit.bench.protocol import Failed, Reply, Request
+from trainkit.bench.engines import NotThereError
+from trainkit.bench.protocol import Failed, Measured, NotThere, Reply, Request
 from trainkit.serve.errors import CheckFailedError, InputError
 
 __all__ = ["WorkerProcess", "last_line"]
@@ -29,6 +30,7 @@ class WorkerProcess:
     def __init__(self, command: Sequence[str], name: str, log: Path) -> None:
         self.name = name
         self.log = log
+        self.peak_rss_bytes: int | None = None
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
@@ -43,8 +45,8 @@ class WorkerProcess:
     def ask(self, request: Request, kind: type[Kind]) -> Kind:
         """Send a request and wait for its reply.
 
-        The worker's own ``InputError`` or ``CheckFailedError`` is raised here; one that died, or
-        wrote something else on standard output, is a ``CheckFailedError``.
+        The worker's own ``InputError``, ``CheckFailedError`` or ``NotThereError`` is raised here;
+        one that died, or wrote something else on standard output, is a ``CheckFailedError``.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -61,6 +63,10 @@ class WorkerProcess:
         if isinstance(reply, Failed):
             error = InputError if reply.exit_code == InputError.exit_code else CheckFailedError
             raise error(reply.message)
+        if isinstance(reply, NotThere):
+            raise NotThereError(reply.reason)
+        if isinstance(reply, Measured):
+            self.peak_rss_bytes = reply.peak_rss_bytes
         if not isinstance(reply, kind):
             raise CheckFailedError(
                 f"the worker of {self.name} wrote {line[:60]!r} where a {kind.__name__} was "

@@ -6,13 +6,14 @@ files, so that every engine gets byte-identical inputs and no pipe fills up.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from trainkit.serve.classifier import FloatArray
-from trainkit.serve.encoding import Batch
+from trainkit.serve.encoding import Batch, Text
 
 __all__ = [
     "Done",
@@ -20,6 +21,7 @@ __all__ = [
     "Load",
     "Logits",
     "Measured",
+    "NotThere",
     "Ready",
     "Reply",
     "Request",
@@ -28,26 +30,25 @@ __all__ = [
     "Turn",
     "Warm",
     "WarmUp",
-    "load_batches",
+    "Work",
     "load_logits",
-    "save_batches",
+    "load_work",
     "save_logits",
+    "save_work",
 ]
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Passes over all batches: the wall seconds of every batch, one tuple a pass.
+    """Passes over all batches: the seconds of every batch, one tuple a pass.
 
-    ``cpu_s`` are the CPU seconds of the whole turn, over all threads.
+    Wall time of the call, or, where batches arrive by a schedule, from when each was due to its
+    end. ``seconds`` are the wall seconds of the passes, ``cpu_s`` their CPU seconds over all
+    threads.
     """
 
     batch_s: tuple[tuple[float, ...], ...]
+    seconds: float
     cpu_s: float
-
-    @property
-    def seconds(self) -> float:
-        """Return the wall seconds of all batches."""
-        return sum(sum(one_pass) for one_pass in self.batch_s)
 
 
 class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,7 +63,7 @@ class Load(msgspec.Struct, tag=True):
 
 
 class TakeBatches(msgspec.Struct, tag=True):
-    """Read the batches of :func:`save_batches`; answered by :class:`Done`."""
+    """Read what :func:`save_work` wrote; answered by :class:`Done` or :class:`NotThere`."""
 
     path: str
 
@@ -74,9 +75,13 @@ class Warm(msgspec.Struct, tag=True):
 
 
 class TakeTurn(msgspec.Struct, tag=True):
-    """Run all batches, again until the time is over; answered by :class:`Measured`."""
+    """Run all batches, again until the time is over; answered by :class:`Measured`.
+
+    With ``due_s`` instead each once, not before its seconds since the turn's start.
+    """
 
     min_seconds: float
+    due_s: tuple[float, ...] = ()
 
 
 class Logits(msgspec.Struct, tag=True):
@@ -89,9 +94,21 @@ Request: TypeAlias = Load | TakeBatches | Warm | TakeTurn | Logits
 
 
 class Ready(msgspec.Struct, tag=True):
-    """The engine is open; ``name`` is what a reader calls it, as "ONNX Runtime"."""
+    """The engine is open; ``name`` is what a reader calls it, as "ONNX Runtime".
+
+    ``tokenises`` says that it is given texts; ``versions`` are of its own libraries.
+    """
 
     name: str
+    precision: str = "fp32"
+    tokenises: bool = False
+    versions: dict[str, str] = {}
+
+
+class NotThere(msgspec.Struct, tag=True):
+    """The runtime is not installed here, or cannot do this work; the reason is one clause."""
+
+    reason: str
 
 
 class Done(msgspec.Struct, tag=True):
@@ -116,27 +133,43 @@ class Failed(msgspec.Struct, tag=True):
     exit_code: int
 
 
-Reply: TypeAlias = Ready | Done | Measured | Failed
+Reply: TypeAlias = Ready | NotThere | Done | Measured | Failed
 
 
-def save_batches(path: Path, batches: Sequence[Batch]) -> None:
-    """Write the batches, in order; dtypes and shapes are kept."""
-    arrays = {}
-    for number, batch in enumerate(batches):
+class Work(NamedTuple):
+    """The same work twice: padded batches of ids, and the texts in them, one list a batch.
+
+    Batches of random ids have no ``texts``.
+    """
+
+    batches: list[Batch]
+    texts: list[list[Text]]
+
+
+def save_work(path: Path, work: Work) -> None:
+    """Write batches and texts, in order; dtypes and shapes are kept."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "texts": np.frombuffer(msgspec.json.encode(work.texts), np.uint8)
+    }
+    for number, batch in enumerate(work.batches):
         for name, array in batch.tensors().items():
             arrays[f"{number}/{name}"] = array
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def load_batches(path: Path) -> list[Batch]:
-    """Read what :func:`save_batches` wrote."""
+def load_work(path: Path) -> Work:
+    """Read what :func:`save_work` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         count = sum(name.endswith("/input_ids") for name in arrays.files)
         stored = [{key: f"{number}/{key}" for key in Batch._fields} for number in range(count)]
-        return [
+        batches = [
             Batch(**{key: arrays[name] for key, name in names.items() if name in arrays.files})
             for names in stored
         ]
+        texts = msgspec.json.decode(
+            arrays["texts"].tobytes(), type=list[list[str | tuple[str, str]]]
+        )
+    return Work(batches, texts)
 
 
 def save_logits(path: Path, logits: Sequence[FloatArray]) -> None:

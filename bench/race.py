@@ -1,11 +1,13 @@
 """Engines side by side: each in a process of its own, all alive together, taking turns.
 
-In go runs or bundles of one model, and texts; out comes a :class:`Result`. Turns are interleaved so
-that whatever else the machine does hits every engine alike, and only ratios inside a round are
-compared. Processes of their own, because several ONNX Runtime sessions in one process slow each
-other and torch down with spinning threads, tenfold at worst.
+In go runtimes on runs, bundles or Hugging Face folders of one model, and texts; out comes a
+:class:`Result`. Turns are interleaved so that whatever else the machine does hits every engine
+alike, and only ratios inside a round are compared. Processes of their own, because several ONNX
+Runtime sessions in one process slow each other and torch down with spinning threads, tenfold at
+worst.
 """
 
+import itertools
 import sys
 import tempfile
 import time
@@ -15,9 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-from trainkit.bench import environment
+from trainkit.bench import environment, roofline
+from trainkit.bench.arrivals import arrivals
+from trainkit.bench.engines import NotThereError, Spec, python_of
 from trainkit.bench.environment import Environment
 from trainkit.bench.process import WorkerProcess
 from trainkit.bench.protocol import (
@@ -32,13 +37,24 @@ from trainkit.bench.protocol import (
     Warm,
     WarmUp,
     load_logits,
-    save_batches,
+    save_work,
 )
-from trainkit.bench.result import EngineResult, Ratio, Result, Settings
+from trainkit.bench.result import (
+    Absent,
+    Engine,
+    Measurement,
+    Ratio,
+    Result,
+    Settings,
+    WorkloadResult,
+)
+from trainkit.bench.roofline import Roofline
 from trainkit.bench.samples import bootstrap_interval, percentile, spread
 from trainkit.bench.workload import Workload, prepare
+from trainkit.data.readers import Example
 from trainkit.export import parity
 from trainkit.serve.classifier import FloatArray, Runner
+from trainkit.serve.errors import InputError
 
 __all__ = ["run", "worker_command"]
 
@@ -52,129 +68,227 @@ Progress = Callable[[str], None]
 
 
 class _Running(NamedTuple):
-    """A worker with an open engine, and what it measured so far."""
+    """A worker with an open engine; ``place`` is its place in the result."""
 
     worker: WorkerProcess
-    name: str
-    load_s: float
+    place: int
+    about: Engine
+
+
+class _Measured(NamedTuple):
+    """What one engine did on one workload so far."""
+
+    engine: _Running
     warm_up: WarmUp
     logits: list[FloatArray]
     rounds: list[Measured]
 
 
-def worker_command(source: Path, threads: int) -> list[str]:
-    """Return the command that starts the worker of ``source``."""
+def worker_command(spec: Spec, threads: int) -> list[str]:
+    """Return the command that starts a worker; ``NotThereError`` without its environment."""
     # -P: a torch.py in the user's working directory is not ours to import.
-    return [sys.executable, "-P", "-m", "trainkit.bench.worker", str(source), str(threads)]
+    python = str(python_of(spec.runtime) or sys.executable)
+    return [
+        python,
+        "-P",
+        "-m",
+        "trainkit.bench.worker",
+        spec.runtime,
+        str(spec.source),
+        str(threads),
+    ]
 
 
 def run(
-    sources: Sequence[Path],
-    texts: Sequence[str],
+    specs: Sequence[Spec],
+    examples: Sequence[Example],
+    settings: Settings,
     *,
-    batch_size: int = 32,
-    threads: int | None = None,
-    min_seconds: float = 10.0,
-    min_rounds: int = 20,
+    data: str = "",
     progress: Progress = lambda step: None,
     command: Sequence[str] = (),
-    worker: Callable[[Path, int], Sequence[str]] = worker_command,
+    worker: Callable[[Spec, int], Sequence[str]] = worker_command,
+    with_roofline: bool = True,
 ) -> Result:
-    """Measure the engines of ``sources`` on ``texts``, in arrival order; the first is the baseline.
+    """Measure each of ``specs`` with each number of threads; the first is the baseline.
 
-    ``threads`` an engine, one a usable core where None; ``min_seconds`` are an engine's own.
-    ``command`` is what the user typed, for the report. ``InputError`` for input that cannot be
-    measured, ``CheckFailedError`` for a worker that died; an engine with wrong outputs is marked in
-    the result, and :func:`trainkit.bench.result.check` makes an error of it.
+    ``examples`` in their order of arrival, named ``data`` in the report; ``command`` is what the
+    user typed. ``InputError`` for input that cannot be measured, ``CheckFailedError`` for a worker
+    that died; an engine with wrong outputs is marked in the result, and
+    :func:`trainkit.bench.result.check` makes an error of it. A runtime that is not there is listed
+    as absent; ``InputError`` if the baseline is.
     """
-    settings = Settings(
-        batch_size=batch_size,
-        threads=environment.usable_cores() if threads is None else threads,
-        min_seconds=min_seconds,
-        min_rounds=min_rounds,
-    )
     before = environment.describe()
     progress("tokenise")
-    work = prepare(sources, texts, batch_size)
+    workloads = prepare([spec.source for spec in specs], examples, settings)
+    roof = None
+    if with_roofline:
+        progress("measure the machine's peak")
+        roof = roofline.measure(settings.threads)
     # The workers end before the folder with their logs and arrays is removed.
-    with tempfile.TemporaryDirectory(prefix="trainkit-bench-") as scratch, ExitStack() as workers:
-        save_batches(Path(scratch, "batches.npz"), work.batches)
-        engines = []
-        for number, source in enumerate(sources):
-            progress(f"load and warm up {source}")
-            started = time.perf_counter()
-            process = WorkerProcess(
-                worker(source, settings.threads), str(source), Path(scratch, f"{number}.log")
-            )
-            workers.enter_context(process)
-            engines.append(_open(process, started, Path(scratch), settings))
-        _race(engines, settings, progress)
-    results = _results(sources, engines, work)
-    noise = _noise(results, before)
+    with tempfile.TemporaryDirectory(prefix="trainkit-bench-") as folder, ExitStack() as workers:
+        scratch = Path(folder)
+        engines, absent = _open_all(specs, settings, worker, scratch, workers, progress)
+        results = [
+            _workload(workload, engines, settings, roof, scratch, progress)
+            for workload in workloads
+        ]
+    described = tuple(_with_end(engine, results) for engine in engines)
+    noise = _noise(results, described, before)
     return Result(
         command=tuple(command),
         date=datetime.now(UTC).replace(microsecond=0),
+        data=data,
         settings=settings,
         environment_before=before,
         environment_after=environment.describe(),
-        texts=work.texts,
-        batches=len(work.batches),
-        tokens=work.tokens,
-        padding_share=work.padding_share,
-        tokenisation_s=work.tokenisation_s,
+        roofline=roof,
         noisy=bool(noise),
         noisy_because=noise,
-        engines=results,
+        engines=described,
+        absent=tuple(absent),
+        workloads=tuple(results),
     )
 
 
-def _open(worker: WorkerProcess, started: float, scratch: Path, settings: Settings) -> _Running:
-    """Load the engine, warm it up, and ask for its outputs."""
-    name = worker.ask(Load(), Ready).name
-    load_s = time.perf_counter() - started
-    worker.ask(TakeBatches(str(scratch / "batches.npz")), Done)
-    warmed = worker.ask(Warm(settings.warm_up_max_seconds), Measured)
-    worker.ask(Logits(str(scratch / "logits.npz")), Done)
-    return _Running(
-        worker=worker,
-        name=name,
-        load_s=load_s,
+def _open_all(
+    specs: Sequence[Spec],
+    settings: Settings,
+    worker: Callable[[Spec, int], Sequence[str]],
+    scratch: Path,
+    workers: ExitStack,
+    progress: Progress,
+) -> tuple[list[_Running], list[Absent]]:
+    engines: list[_Running] = []
+    absent: dict[Spec, Absent] = {}
+    for spec, threads in itertools.product(specs, settings.threads):
+        if spec in absent:
+            continue
+        name = f"{spec.runtime}:{spec.source}"
+        progress(f"load {name}")
+        started = time.perf_counter()
+        try:
+            log = scratch / f"{len(engines)}.log"
+            process = WorkerProcess(worker(spec, threads), name, log)
+            workers.enter_context(process)
+            ready = process.ask(Load(), Ready)
+        except NotThereError as reason:
+            if not engines:
+                raise InputError(
+                    f"the baseline {name} is not there: {reason}. Put another engine first."
+                ) from None
+            absent[spec] = Absent(runtime=spec.runtime, source=str(spec.source), reason=str(reason))
+            continue
+        about = Engine(
+            name=ready.name,
+            runtime=spec.runtime,
+            source=str(spec.source),
+            precision=ready.precision,
+            threads=threads,
+            load_s=time.perf_counter() - started,
+            cold_start_s=0.0,  # known after the first answer
+            peak_rss_bytes=None,
+            file_bytes=sum(path.stat().st_size for path in spec.source.iterdir() if path.is_file()),
+            tokenises=ready.tokenises,
+            versions=ready.versions,
+        )
+        engines.append(_Running(process, len(engines), about))
+    return engines, list(absent.values())
+
+
+def _workload(
+    workload: Workload,
+    engines: Sequence[_Running],
+    settings: Settings,
+    roof: Roofline | None,
+    scratch: Path,
+    progress: Progress,
+) -> WorkloadResult:
+    save_work(scratch / "work.npz", workload.work)
+    able, absent = [], []
+    for engine in engines:
+        progress(f"{workload.name}: warm up {engine.about.name}")
+        try:
+            able.append(_begin(engine, settings, scratch))
+        except NotThereError as reason:
+            about = engine.about
+            absent.append(Absent(runtime=about.runtime, source=about.source, reason=str(reason)))
+    if not able:
+        raise InputError(f"no engine can do '{workload.name}': {absent[0].reason}.")
+    _race(able, workload, settings, progress)
+    return WorkloadResult(
+        name=workload.name,
+        scenario=workload.scenario,
+        batch_size=workload.batch_size,
+        length=workload.length,
+        rate=workload.rate,
+        texts=workload.texts,
+        batches=len(workload.work.batches),
+        tokens=workload.tokens,
+        padding_share=workload.padding_share,
+        tokenisation_s=workload.tokenisation_s,
+        useful_flop=workload.useful_flop,
+        measurements=tuple(_measurements(able, workload, roof)),
+        absent=tuple(absent),
+    )
+
+
+def _begin(engine: _Running, settings: Settings, scratch: Path) -> _Measured:
+    """Hand the work over, warm up, and ask for the outputs."""
+    engine.worker.ask(TakeBatches(str(scratch / "work.npz")), Done)
+    warmed = engine.worker.ask(Warm(settings.warm_up_max_seconds), Measured)
+    engine.worker.ask(Logits(str(scratch / "logits.npz")), Done)
+    return _Measured(
+        engine=engine,
         warm_up=WarmUp(warmed.turn, stable=bool(warmed.stable)),
         logits=load_logits(scratch / "logits.npz"),
         rounds=[],
     )
 
 
-def _race(engines: Sequence[_Running], settings: Settings, progress: Progress) -> None:
+def _race(
+    engines: Sequence[_Measured], workload: Workload, settings: Settings, progress: Progress
+) -> None:
     """Let the engines take turns, in an order that rotates, until time and rounds are enough."""
-    turn = TakeTurn(settings.min_seconds / settings.min_rounds)
     seconds = [0.0] * len(engines)
     done = 0
     while done < settings.min_rounds or min(seconds) < settings.min_seconds:
-        progress(f"round {done + 1} of {max(settings.min_rounds, done + 1)}")
+        progress(f"{workload.name}: round {done + 1} of {max(settings.min_rounds, done + 1)}")
+        turn = _turn(workload, settings, done)
         for place in range(len(engines)):
             number = (done + place) % len(engines)
             time.sleep(PAUSE_SECONDS)
-            measured = engines[number].worker.ask(turn, Measured)
+            measured = engines[number].engine.worker.ask(turn, Measured)
             engines[number].rounds.append(measured)
             seconds[number] += measured.turn.seconds
         done += 1
 
 
-def _results(
-    sources: Sequence[Path], engines: Sequence[_Running], work: Workload
-) -> tuple[EngineResult, ...]:
-    named = ((f"batch {number}", batch) for number, batch in enumerate(work.batches, start=1))
+def _turn(workload: Workload, settings: Settings, done: int) -> TakeTurn:
+    """Return one round's turn: in the server scenario new arrivals, the same for each engine."""
+    seconds = settings.min_seconds / settings.min_rounds
+    if workload.rate is None:
+        return TakeTurn(seconds)
+    count = max(1, round(workload.rate * seconds))
+    due_s = arrivals("poisson", workload.rate, count, seed=settings.seed + done)
+    return TakeTurn(0.0, tuple(float(due) for due in due_s))
+
+
+def _measurements(
+    engines: Sequence[_Measured], workload: Workload, roof: Roofline | None
+) -> list[Measurement]:
+    named = ((f"batch {n}", batch) for n, batch in enumerate(workload.work.batches, start=1))
     cases = parity.reference_cases(_replay(engines[0].logits), named)
-    baseline_rates = _texts_per_s(engines[0], work.texts)
-    results = [_result(sources[0], engines[0], work.texts, None, None)]
-    for source, engine, precision in zip(
-        sources[1:], engines[1:], work.precisions[1:], strict=True
-    ):
-        outputs = parity.compare(cases, _replay(engine.logits), precision)
-        ratio = _ratio(_texts_per_s(engine, work.texts), baseline_rates)
-        results.append(_result(source, engine, work.texts, ratio, outputs))
-    return tuple(results)
+    baseline = _texts_per_s(engines[0], workload)
+    found = []
+    for engine in engines:
+        outputs = ratio = None
+        if engine is not engines[0]:
+            precision = engine.engine.about.precision
+            outputs = parity.compare(cases, _replay(engine.logits), precision)
+            ratio = _ratio(_texts_per_s(engine, workload), baseline)
+        found.append(_measurement(engine, workload, roof, ratio, outputs))
+    return found
 
 
 def _replay(logits: Sequence[FloatArray]) -> Runner:
@@ -183,10 +297,12 @@ def _replay(logits: Sequence[FloatArray]) -> Runner:
     return lambda batch: next(recorded)
 
 
-def _texts_per_s(engine: _Running, texts: int) -> list[float]:
+def _texts_per_s(engine: _Measured, workload: Workload) -> list[float]:
     """Return one rate a round."""
     turns = [measured.turn for measured in engine.rounds]
-    return [texts * len(turn.batch_s) / turn.seconds for turn in turns]
+    if workload.rate is not None:
+        return [len(turn.batch_s[0]) / turn.seconds for turn in turns]
+    return [workload.texts * len(turn.batch_s) / turn.seconds for turn in turns]
 
 
 def _ratio(rates: Sequence[float], baseline: Sequence[float]) -> Ratio:
@@ -195,50 +311,81 @@ def _ratio(rates: Sequence[float], baseline: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(ratios)), low, high)
 
 
-def _result(
-    source: Path,
-    engine: _Running,
-    texts: int,
+def _measurement(
+    engine: _Measured,
+    workload: Workload,
+    roof: Roofline | None,
     ratio: Ratio | None,
     outputs: parity.Report | None,
-) -> EngineResult:
+) -> Measurement:
     turns: tuple[Turn, ...] = tuple(measured.turn for measured in engine.rounds)
     batch_ms = [1000 * s for turn in turns for one_pass in turn.batch_s for s in one_pass]
-    return EngineResult(
-        name=engine.name,
-        source=str(source),
-        texts_per_s=float(np.median(_texts_per_s(engine, texts))),
+    texts_per_s = float(np.median(_texts_per_s(engine, workload)))
+    share = None
+    if roof is not None and workload.useful_flop is not None:
+        flop_per_s = workload.useful_flop / workload.texts * texts_per_s
+        share = flop_per_s / roof.peak(engine.engine.about.threads)
+    return Measurement(
+        engine=engine.engine.place,
+        texts_per_s=texts_per_s,
         p50_ms=percentile(batch_ms, 50),
         p90_ms=percentile(batch_ms, 90),
+        p95_ms=percentile(batch_ms, 95),
         p99_ms=percentile(batch_ms, 99),
         ratio=ratio,
         outputs=outputs,
         wrong=outputs is not None and not outputs.passed,
+        accuracy=_accuracy(engine.logits, workload.expected),
         cores_used=sum(turn.cpu_s for turn in turns) / sum(turn.seconds for turn in turns),
-        peak_rss_bytes=engine.rounds[-1].peak_rss_bytes,
-        load_s=engine.load_s,
-        folder_bytes=sum(path.stat().st_size for path in source.iterdir() if path.is_file()),
+        roofline_share=share,
         warm_up=engine.warm_up,
         rounds=turns,
     )
 
 
-def _noise(engines: Sequence[EngineResult], before: Environment) -> tuple[str, ...]:
+def _accuracy(logits: Sequence[FloatArray], expected: Sequence[int] | None) -> float | None:
+    if expected is None:
+        return None
+    return float(np.mean(np.concatenate(logits).argmax(axis=1) == np.asarray(expected)))
+
+
+def _with_end(engine: _Running, results: Sequence[WorkloadResult]) -> Engine:
+    """Add what is known only now: the first answer, and the most memory."""
+    mine = [
+        measurement
+        for result in results
+        for measurement in result.measurements
+        if measurement.engine == engine.place
+    ]
+    first = mine[0].warm_up.turn.batch_s[0][0] if mine else 0.0
+    return msgspec.structs.replace(
+        engine.about,
+        cold_start_s=engine.about.load_s + first,
+        peak_rss_bytes=engine.worker.peak_rss_bytes,
+    )
+
+
+def _noise(
+    results: Sequence[WorkloadResult], engines: Sequence[Engine], before: Environment
+) -> tuple[str, ...]:
     """Return the reasons to trust these timings less; none on a quiet machine."""
     reasons = []
     load = before.load_average[0]
     if load > NOISY_LOAD_SHARE * before.cores:
         reasons.append(f"the load average was {load:.1f} on {before.cores} cores before it began")
-    baseline = engines[0]
-    variation = spread([len(turn.batch_s) / turn.seconds for turn in baseline.rounds])
-    if variation > NOISY_SPREAD:
-        reasons.append(
-            f"the middle half of {baseline.name}'s rounds spreads over "
-            f"{100 * variation:.0f} % of their median"
-        )
-    reasons += [
-        f"{engine.name} was not yet steady after {engine.warm_up.turn.seconds:.1f} s of warm-up"
-        for engine in engines
-        if not engine.warm_up.stable
-    ]
+    for result in results:
+        baseline = result.measurements[0]
+        variation = spread([len(turn.batch_s) / turn.seconds for turn in baseline.rounds])
+        # Arrivals by chance make rounds of the server scenario unequal by themselves.
+        if variation > NOISY_SPREAD and result.rate is None:
+            reasons.append(
+                f"the middle half of {engines[baseline.engine].name}'s rounds on '{result.name}' "
+                f"spreads over {100 * variation:.0f} % of their median"
+            )
+        reasons += [
+            f"{engines[measurement.engine].name} was not yet steady on '{result.name}' after "
+            f"{measurement.warm_up.turn.seconds:.1f} s of warm-up"
+            for measurement in result.measurements
+            if not measurement.warm_up.stable
+        ]
     return tuple(reasons)

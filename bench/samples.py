@@ -8,8 +8,8 @@ import numpy as np
 __all__ = ["Interval", "bootstrap_interval", "percentile", "spread"]
 
 # Below these a percentile is mostly luck. 459 is the smallest n with 1 - 0.99**n >= 0.99: only then
-# does the sample reach beyond the true p99 with 99 % confidence.
-MIN_SAMPLES = {50: 20, 90: 50, 99: 459}
+# does the sample reach beyond the true p99 with 99 % confidence; the others by the same rule.
+MIN_SAMPLES = {50: 20, 90: 50, 95: 90, 99: 459, 99.9: 4603}
 
 
 class Interval(NamedTuple):
@@ -30,7 +30,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 2000, seed: int
     return Interval(float(low), float(high))
 
 
-def percentile(values: Sequence[float], percent: int) -> float | None:
+def percentile(values: Sequence[float], percent: float) -> float | None:
     """Return a percentile, or None where there are too few values to know it."""
     if len(values) < MIN_SAMPLES[percent]:
         return None

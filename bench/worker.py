@@ -1,9 +1,9 @@
-"""A process that owns one engine: ``python -m trainkit.bench.worker SOURCE THREADS``.
+"""A process that owns one engine: ``python -m trainkit.bench.worker RUNTIME SOURCE THREADS``.
 
-SOURCE is a run's folder, which PyTorch computes eagerly, or a bundle. Requests come in on standard
-input, replies go out on standard output (:mod:`trainkit.bench.protocol`); between them it blocks in
-``read`` and takes no CPU time. It ends when standard input is closed, so it cannot outlive the
-process that started it.
+Requests come in on standard input, replies go out on standard output
+(:mod:`trainkit.bench.protocol`); between them it blocks in ``read`` and takes no CPU time. It ends
+when standard input is closed, so it cannot outlive the process that started it. A peer's
+environment runs it too: it needs nothing but trainkit's own serving part.
 """
 
 import os
@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from trainkit.bench.engines import Engine, NotThereError, open_engine
 from trainkit.bench.environment import peak_rss_bytes
 from trainkit.bench.protocol import (
     Done,
@@ -23,6 +24,7 @@ from trainkit.bench.protocol import (
     Load,
     Logits,
     Measured,
+    NotThere,
     Ready,
     Reply,
     Request,
@@ -30,81 +32,58 @@ from trainkit.bench.protocol import (
     TakeTurn,
     Turn,
     Warm,
-    load_batches,
+    Work,
+    load_work,
     save_logits,
 )
-from trainkit.serve.bundle import MANIFEST, Format, open_bundle
-from trainkit.serve.classifier import Runner
-from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import TrainkitError
 
-__all__ = ["Engine", "is_stable", "open_engine", "speak", "take_turn"]
+__all__ = ["is_stable", "scheduled_turn", "speak", "take_turn"]
 
-NAMES: dict[Format, str] = {
-    "onnx": "ONNX Runtime",
-    "torchscript": "TorchScript",
-    "pt2": "torch.export",
-    "aoti": "AOTInductor",
-}
 # Engines allocate, choose kernels and optimise (TorchScript: by shape) in their first passes.
 STABLE_PASSES = 3
 STABLE_SPREAD = 0.1
 
-
-class Engine(NamedTuple):
-    """What computes: its name for the reader, and a function from a padded batch to logits."""
-
-    name: str
-    run: Runner
+Call = Callable[[Any], Any]
+"""The engine, on whatever it takes: a padded batch of ids, or a list of texts."""
 
 
-def open_engine(source: Path, threads: int) -> Engine:
-    """Open a run or a bundle with so many threads; ``InputError`` where it is neither."""
-    if not (source / MANIFEST).is_file():
-        return _eager(source, threads)
-    from trainkit.export.runtimes import runner
-
-    bundle = open_bundle(source)
-    format, precision = bundle.manifest.format, bundle.manifest.precision
-    if format != "onnx":
-        _limit_torch(threads)
-    name = NAMES[format] if precision == "fp32" else f"{NAMES[format]} {precision}"
-    return Engine(name, runner(bundle, threads))
-
-
-def _eager(source: Path, threads: int) -> Engine:
-    from trainkit.models.classifier import torch_runner
-    from trainkit.trainer import checkpoint
-
-    _limit_torch(threads)
-    return Engine("PyTorch eager", torch_runner(checkpoint.load(source).model))
-
-
-def _limit_torch(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def one_pass(run: Runner, batches: Sequence[Batch]) -> tuple[float, ...]:
+def one_pass(call: Call, items: Sequence[Any]) -> tuple[float, ...]:
     """Run every batch once; returns the wall seconds of each."""
     seconds = []
-    for batch in batches:
+    for item in items:
         start = time.perf_counter()
-        run(batch)
+        call(item)
         seconds.append(time.perf_counter() - start)
     return tuple(seconds)
 
 
 def take_turn(
-    run: Runner, batches: Sequence[Batch], ended: Callable[[list[tuple[float, ...]], float], bool]
+    call: Call, items: Sequence[Any], ended: Callable[[list[tuple[float, ...]], float], bool]
 ) -> Turn:
     """Make passes until ``ended(passes, elapsed_s)``; always at least one."""
     passes: list[tuple[float, ...]] = []
     start, cpu = time.perf_counter(), time.process_time()
     while not passes or not ended(passes, time.perf_counter() - start):
-        passes.append(one_pass(run, batches))
-    return Turn(tuple(passes), time.process_time() - cpu)
+        passes.append(one_pass(call, items))
+    seconds = sum(sum(one) for one in passes)
+    return Turn(tuple(passes), seconds, time.process_time() - cpu)
+
+
+def scheduled_turn(call: Call, items: Sequence[Any], due_s: Sequence[float]) -> Turn:
+    """Run one item after the other, from the first on again, none before it is due.
+
+    The seconds of each run from when it was due, so that one that waits for another counts its
+    waiting (Tene's coordinated omission).
+    """
+    latencies = []
+    start, cpu = time.perf_counter(), time.process_time()
+    for number, due in enumerate(due_s):
+        if (early := start + due - time.perf_counter()) > 0:
+            time.sleep(early)
+        call(items[number % len(items)])
+        latencies.append(time.perf_counter() - start - due)
+    return Turn((tuple(latencies),), time.perf_counter() - start, time.process_time() - cpu)
 
 
 def is_stable(passes: Sequence[Sequence[float]]) -> bool:
@@ -115,22 +94,31 @@ def is_stable(passes: Sequence[Sequence[float]]) -> bool:
     )
 
 
-def answer(request: Request, engine: Engine, batches: Sequence[Batch]) -> Reply:
+def answer(request: Request, call: Call, items: Sequence[Any]) -> Reply:
     """Do what a request asks of an open engine."""
     match request:
         case Warm(max_seconds):
-            turn = take_turn(
-                engine.run, batches, lambda passes, s: is_stable(passes) or s >= max_seconds
-            )
+            turn = take_turn(call, items, lambda passes, s: is_stable(passes) or s >= max_seconds)
             return Measured(turn, peak_rss_bytes(), is_stable(turn.batch_s))
-        case TakeTurn(min_seconds):
-            turn = take_turn(engine.run, batches, lambda _, s: s >= min_seconds)
+        case TakeTurn(min_seconds, due_s):
+            if due_s:
+                return Measured(scheduled_turn(call, items, due_s), peak_rss_bytes())
+            turn = take_turn(call, items, lambda _, s: s >= min_seconds)
             return Measured(turn, peak_rss_bytes())
         case Logits(path):
-            save_logits(Path(path), [engine.run(batch) for batch in batches])
+            save_logits(Path(path), [call(item) for item in items])
             return Done()
         case _:
             raise AssertionError(f"unexpected {request}")
+
+
+def _items(engine: Engine, work: Work) -> Sequence[Any]:
+    """Return what this engine takes: ids, or the texts themselves."""
+    if engine.run is not None:
+        return work.batches
+    if not work.texts:
+        raise NotThereError("it takes texts, and these are random ids")
+    return work.texts
 
 
 def speak(load: Callable[[], Engine]) -> None:
@@ -142,23 +130,34 @@ def speak(load: Callable[[], Engine]) -> None:
     # Libraries print: only the protocol keeps the real standard output, the rest goes to stderr.
     with os.fdopen(os.dup(1), "wb", buffering=0) as replies:
         os.dup2(2, 1)
-        engine, batches = None, list[Batch]()
+        engine: Engine | None = None
+        items: Sequence[Any] = ()
         for line in sys.stdin.buffer:
             request = msgspec.json.decode(line, type=Request)
             reply: Reply
             try:
                 if isinstance(request, Load):
                     engine = load()
-                    reply = Ready(engine.name)
+                    reply = _ready(engine)
                 elif isinstance(request, TakeBatches):
-                    batches, reply = load_batches(Path(request.path)), Done()
-                else:
                     assert engine is not None  # the parent loads first
-                    reply = answer(request, engine, batches)
+                    items, reply = _items(engine, load_work(Path(request.path))), Done()
+                else:
+                    assert engine is not None
+                    call = engine.run or engine.classify
+                    assert call is not None
+                    reply = answer(request, call, items)
+            except NotThereError as error:
+                reply = NotThere(str(error))
             except TrainkitError as error:
                 reply = Failed(str(error), error.exit_code)
             replies.write(msgspec.json.encode(reply) + b"\n")
 
 
+def _ready(engine: Engine) -> Ready:
+    return Ready(engine.name, engine.precision, engine.run is None, dict(engine.versions))
+
+
 if __name__ == "__main__":
-    speak(lambda: open_engine(Path(sys.argv[1]), int(sys.argv[2])))
+    runtime, source, threads = sys.argv[1:]
+    speak(lambda: open_engine(runtime, Path(source), int(threads)))

@@ -1,108 +1,201 @@
-"""The texts of a benchmark, encoded once: every engine gets the same batches, already tokenised."""
+"""What is computed: texts and random ids in batches, made once, so that every engine gets the same.
 
+Texts are tokenised here, in their order of arrival, and that is timed apart.
+"""
+
+import itertools
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from trainkit.bench.protocol import Work
+from trainkit.bench.result import Scenario, Settings
+from trainkit.bench.roofline import useful_flop
+from trainkit.data.readers import Example
 from trainkit.serve.bundle import MANIFEST, open_bundle
-from trainkit.serve.encoding import Batch, TextEncoder
+from trainkit.serve.encoding import Batch, Text, TextEncoder
 from trainkit.serve.errors import InputError
 
 __all__ = ["Workload", "prepare"]
 
 TOKENISATIONS = 5
+GRID_BATCHES = 4
 
 
 class Workload(NamedTuple):
-    """Padded batches in the texts' order; the last one may be smaller.
+    """Padded batches; of texts in their order, the last batch may be smaller.
 
-    ``precisions`` holds one name of the tolerance table a source, in their order.
+    ``expected`` holds the right label's number for each text where labels were given.
     ``tokenisation_s`` are the seconds that encoding and padding all texts took, each time.
     """
 
-    batches: list[Batch]
-    texts: int
-    precisions: list[str]
-    tokenisation_s: tuple[float, ...]
+    name: str
+    scenario: Scenario
+    batch_size: int
+    work: Work
+    length: int | None = None
+    rate: float | None = None
+    expected: tuple[int, ...] | None = None
+    tokenisation_s: tuple[float, ...] = ()
+    useful_flop: float | None = None
+
+    @property
+    def texts(self) -> int:
+        """Return the number of texts, or of rows of random ids."""
+        return sum(len(batch.input_ids) for batch in self.work.batches)
 
     @property
     def tokens(self) -> int:
         """Return the number of tokens that are not padding."""
-        return sum(int(batch.attention_mask.sum()) for batch in self.batches)
+        return sum(int(batch.attention_mask.sum()) for batch in self.work.batches)
 
     @property
     def padding_share(self) -> float:
         """Return the share of positions that hold padding."""
-        return 1 - self.tokens / sum(batch.attention_mask.size for batch in self.batches)
+        positions = sum(batch.attention_mask.size for batch in self.work.batches)
+        return 1 - self.tokens / positions
 
 
 class _Facts(NamedTuple):
     encoder: TextEncoder
     labels: tuple[str, ...]
-    precision: str
+    architecture: dict[str, Any]
 
 
-def prepare(sources: Sequence[Path], texts: Sequence[str], batch_size: int) -> Workload:
-    """Encode ``texts`` with the tokenizer of the sources, all of which must agree on it.
+def prepare(
+    sources: Sequence[Path], examples: Sequence[Example], settings: Settings
+) -> list[Workload]:
+    """Make the workloads that ``settings`` ask for, with the tokenizer that all sources share.
 
-    ``InputError`` where there is nothing to run, a text is empty, a source is neither a run nor a
-    bundle, or two sources differ in labels or in token ids.
+    ``InputError`` where there is nothing to run, a text is empty, a source is no classifier, or two
+    sources differ in labels or in token ids.
     """
-    if not sources or not texts:
+    if not sources or not examples:
         raise InputError("a benchmark needs at least one engine and one text; give it some.")
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            raise InputError(f"text {number} of {len(texts)} is empty; leave it out.")
-    found = [_open(source) for source in sources]
-    tokenisation_s = []
-    for _ in range(TOKENISATIONS):
-        start = time.perf_counter()
-        batches = _encode(found[0].encoder, texts, batch_size)
-        tokenisation_s.append(time.perf_counter() - start)
-    for source, facts in zip(sources, found, strict=True):
-        _check_comparable(source, facts, sources[0], found[0])
-        if not _same(batches, _encode(facts.encoder, texts, batch_size)):
+    for number, example in enumerate(examples, start=1):
+        if not example.text.strip():
+            raise InputError(f"text {number} of {len(examples)} is empty; leave it out.")
+    facts = _common(sources, [example.text for example in examples])
+    return list(_workloads(facts, examples, settings))
+
+
+def _common(sources: Sequence[Path], texts: Sequence[str]) -> _Facts:
+    """Open each source once, and make sure that they are the same classifier."""
+    first, *others = dict.fromkeys(sources)
+    found = _open(first)
+    rows = found.encoder.tokens(texts)
+    for source in others:
+        facts = _open(source)
+        if facts.labels != found.labels:
             raise InputError(
-                f"{source} and {sources[0]} make other tokens of the same texts; "
+                f"{source} has the labels {list(facts.labels)}, {first} has "
+                f"{list(found.labels)}; compare engines of one model."
+            )
+        if facts.encoder.tokens(texts) != rows:
+            raise InputError(
+                f"{source} and {first} make other tokens of the same texts; "
                 "compare engines of one model."
             )
-    return Workload(
-        batches, len(texts), [facts.precision for facts in found], tuple(tokenisation_s)
-    )
+    return found
 
 
 def _open(source: Path) -> _Facts:
     if (source / MANIFEST).is_file():
         bundle = open_bundle(source)
-        return _Facts(bundle.encoder(), bundle.manifest.labels, bundle.manifest.precision)
-    if not (source / "checkpoint.json").is_file():
+        architecture = json.loads((source / "config.json").read_bytes())
+        return _Facts(bundle.encoder(), bundle.manifest.labels, architecture)
+    if not any((source / name).is_file() for name in ("checkpoint.json", "config.json")):
         raise InputError(
-            f"{source} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json); "
-            "give the folder that train or export named."
+            f"{source} is neither a bundle (no {MANIFEST}), nor a run (no checkpoint.json), nor a "
+            "Hugging Face folder (no config.json); give one of them."
         )
-    from trainkit.trainer import checkpoint  # torch only where a run is measured
+    from trainkit.export.source import open_source  # torch only where it is measured
 
-    loaded = checkpoint.load(source)
-    return _Facts(loaded.encoder, loaded.checkpoint.model.labels, "fp32")
+    opened = open_source(str(source))
+    return _Facts(opened.encoder, opened.labels, dict(opened.architecture))
 
 
-def _encode(encoder: TextEncoder, texts: Sequence[str], batch_size: int) -> list[Batch]:
+def _workloads(
+    facts: _Facts, examples: Sequence[Example], settings: Settings
+) -> Iterator[Workload]:
+    texts: list[Text] = [example.text for example in examples]
+    expected = _expected(facts.labels, examples)
+    for batch_size in settings.batch_sizes:
+        yield _of_texts(
+            facts, texts, batch_size, name=f"texts, batch {batch_size}", scenario="offline"
+        )._replace(expected=expected)
+    if settings.single_stream:
+        single = _of_texts(facts, texts, 1, name="single stream", scenario="single-stream")
+        yield single._replace(expected=expected)
+    if settings.rates:
+        work = _of_texts(facts, texts, 1, name="", scenario="server")
+        for rate in settings.rates:
+            yield work._replace(name=f"server, {rate:g} requests/s", rate=rate)
+    for length, batch_size in itertools.product(settings.lengths, settings.batch_sizes):
+        yield _grid(facts, batch_size, length, settings.seed)
+
+
+def _expected(labels: tuple[str, ...], examples: Sequence[Example]) -> tuple[int, ...] | None:
+    """Number the right labels; None where the texts have none, or those of another task."""
+    found = {example.label for example in examples}
+    if not found & set(labels):
+        return None
+    if unknown := sorted(found - set(labels)):
+        raise InputError(
+            f"the model has no label {unknown[0]!r}, which the texts have; its labels are "
+            f"{list(labels)}. Give texts of its own task."
+        )
+    return tuple(labels.index(example.label) for example in examples)
+
+
+def _of_texts(
+    facts: _Facts, texts: Sequence[Text], batch_size: int, *, name: str, scenario: Scenario
+) -> Workload:
     starts = range(0, len(texts), batch_size)
-    return [encoder.encode(texts[start : start + batch_size]) for start in starts]
-
-
-def _check_comparable(source: Path, facts: _Facts, baseline: Path, expected: _Facts) -> None:
-    if facts.labels != expected.labels:
-        raise InputError(
-            f"{source} has the labels {list(facts.labels)}, {baseline} has "
-            f"{list(expected.labels)}; compare engines of one model."
-        )
-
-
-def _same(some: Sequence[Batch], other: Sequence[Batch]) -> bool:
-    return all(
-        {name: array.tobytes() for name, array in one.tensors().items()}
-        == {name: array.tobytes() for name, array in two.tensors().items()}
-        for one, two in zip(some, other, strict=True)
+    grouped = [list(texts[start : start + batch_size]) for start in starts]
+    tokenisation_s = []
+    for _ in range(TOKENISATIONS):
+        start = time.perf_counter()
+        batches = [facts.encoder.encode(group) for group in grouped]
+        tokenisation_s.append(time.perf_counter() - start)
+    return Workload(
+        name=name,
+        scenario=scenario,
+        batch_size=batch_size,
+        work=Work(batches, grouped),
+        tokenisation_s=tuple(tokenisation_s),
+        useful_flop=_flop(facts, batches),
     )
+
+
+def _grid(facts: _Facts, batch_size: int, length: int, seed: int) -> Workload:
+    """Make full batches of random ids: what a length costs, without the texts' own lengths."""
+    if length > facts.encoder.max_length:
+        raise InputError(
+            f"length {length} is beyond the model's {facts.encoder.max_length}; give a lower one."
+        )
+    random = np.random.default_rng(seed)
+    shape = (batch_size, length)
+    types = np.zeros(shape, np.int64) if facts.encoder.token_types else None
+    vocabulary = facts.encoder.tokenizer.get_vocab_size()
+    batches = [
+        Batch(random.integers(0, vocabulary, shape), np.ones(shape, np.int64), types)
+        for _ in range(GRID_BATCHES)
+    ]
+    return Workload(
+        name=f"grid, {batch_size} x {length}",
+        scenario="grid",
+        batch_size=batch_size,
+        work=Work(batches, []),
+        length=length,
+        useful_flop=_flop(facts, batches),
+    )
+
+
+def _flop(facts: _Facts, batches: Sequence[Batch]) -> float | None:
+    lengths = [int(count) for batch in batches for count in batch.attention_mask.sum(axis=1)]
+    return useful_flop(facts.architecture, lengths)

@@ -18,7 +18,14 @@ import msgspec
 from trainkit.serve.decision import ProblemType
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, remove_empty
+from trainkit.serve.files import (
+    FileFacts,
+    Sealed,
+    facts,
+    pretty_json,
+    remove_empty,
+    write_atomically,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -28,11 +35,13 @@ __all__ = [
     "Format",
     "Manifest",
     "Precision",
+    "Serving",
     "Tensor",
     "check_target",
     "open_bundle",
     "staged",
     "write_manifest",
+    "write_serving",
 ]
 
 FORMAT_VERSION = 2
@@ -55,6 +64,22 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axes: tuple[str | int, ...]
 
 
+class Serving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a benchmark found this bundle to serve best; defaults of ``Classifier.load``.
+
+    ``provider`` is ONNX Runtime's name of it, as "CPUExecutionProvider".
+    """
+
+    threads: int
+    batch_size: int
+    provider: str
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"serving {name} must be at least 1, not {getattr(self, name)}")
+
+
 class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``trainkit.json``.
 
@@ -64,7 +89,8 @@ class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on neighbours, padding and order, ``accuracy`` and ``search`` (of an int8 setting) those on the
     user's data where it was given. ``equal_lengths``: the model itself gives other answers when a
     text is padded, so that only texts of one length go into a batch. ``machine`` names what a
-    compiled model runs on, ``notes`` what a user must know.
+    compiled model runs on, ``notes`` what a user must know. ``serving`` is what ``trainkit bench
+    recommend --write`` found.
     """
 
     format_version: int
@@ -87,6 +113,9 @@ class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     machine: dict[str, Any] | None = None
     equal_lengths: bool = False
     notes: tuple[str, ...] = ()
+    # Unset and not None: it is then left out of the JSON, and a bundle that was sealed before there
+    # was this field keeps its hash.
+    serving: Serving | msgspec.UnsetType = msgspec.UNSET
     files: dict[str, FileFacts]
 
 
@@ -166,6 +195,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     )
     manifest = manifest.sealed()
     (folder / MANIFEST).write_bytes(pretty_json(manifest))
+    return manifest
+
+
+def write_serving(folder: Path, serving: Serving) -> Manifest:
+    """Seal the manifest anew with these settings; no other file of the bundle is touched.
+
+    ``InputError`` where it is no sound bundle, or cannot be written.
+    """
+    manifest = msgspec.structs.replace(open_bundle(folder).manifest, serving=serving).sealed()
+    try:
+        write_atomically(folder / MANIFEST, pretty_json(manifest))
+    except OSError as error:
+        raise InputError(
+            f"{folder / MANIFEST} cannot be written ({error.strerror}); copy the bundle elsewhere."
+        ) from None
     return manifest
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, overload
 
+import msgspec
 import numpy as np
 
 from trainkit.serve import bundle
@@ -15,6 +16,9 @@ __all__ = ["Classifier", "FloatArray", "Prediction", "Runner"]
 
 Runner: TypeAlias = Callable[[Batch], FloatArray]
 """A runtime: a padded batch of B texts to their (B, C) float32 logits."""
+
+BATCH_SIZE = 32
+PROVIDERS = ("CPUExecutionProvider",)
 
 
 class Prediction(NamedTuple):
@@ -46,7 +50,7 @@ class Classifier:
         run: Runner,
         labels: Sequence[str],
         problem_type: ProblemType = "single_label_classification",
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         equal_lengths: bool = False,
     ) -> None:
         self.encoder = encoder
@@ -62,13 +66,15 @@ class Classifier:
         folder: str | Path,
         *,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        batch_size: int = 32,
+        providers: Sequence[str] | None = None,
+        batch_size: int | None = None,
     ) -> "Classifier":
         """Open an ONNX bundle; every file's hash is checked first.
 
-        ``threads`` is the number of intra-op threads, all cores where None. ``InputError`` where
-        the bundle is damaged, of a newer format or not ONNX, or a provider is missing.
+        What is None is as ``trainkit bench recommend --write`` put it into the bundle; else all
+        cores, the CPU, and batches of 32. ``threads`` is the number of intra-op threads, 0 for all
+        cores. ``InputError`` where the bundle is damaged, of a newer format or not ONNX, or a
+        provider is missing.
         """
         from trainkit.serve.onnx_session import onnx_runner
 
@@ -78,13 +84,25 @@ class Classifier:
                 f"{folder} is a {opened.manifest.format} bundle, which needs torch; "
                 "serve one made with: trainkit export --format onnx"
             )
-        run = onnx_runner(opened.model_path, threads=threads, providers=providers)
+        serving = opened.manifest.serving
+        if serving is not msgspec.UNSET:
+            threads = serving.threads if threads is None else threads
+            providers = (serving.provider,) if providers is None else providers
+        run = onnx_runner(opened.model_path, threads=threads, providers=providers or PROVIDERS)
         return cls.of_bundle(opened, run, batch_size)
 
     @classmethod
-    def of_bundle(cls, opened: bundle.Bundle, run: Runner, batch_size: int = 32) -> "Classifier":
-        """Put a bundle's encoder and labels around its model, which ``run`` computes."""
+    def of_bundle(
+        cls, opened: bundle.Bundle, run: Runner, batch_size: int | None = None
+    ) -> "Classifier":
+        """Put a bundle's encoder and labels around its model, which ``run`` computes.
+
+        ``batch_size`` None is the one that the bundle recommends, else 32.
+        """
         manifest = opened.manifest
+        if batch_size is None:
+            serving = manifest.serving
+            batch_size = BATCH_SIZE if serving is msgspec.UNSET else serving.batch_size
         return cls(
             opened.encoder(),
             run,

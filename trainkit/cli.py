@@ -27,7 +27,10 @@ EXTRAS = {
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",
+    "aiohttp": "bench",
+    "matplotlib": "bench",
     "psutil": "bench",
+    "yarl": "bench",
 }
 
 

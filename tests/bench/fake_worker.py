@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from trainkit.bench.worker import Engine, speak
+from trainkit.bench.engines import Engine, NotThereError
+from trainkit.bench.worker import speak
+from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
 
 source = Path(sys.argv[1])
+encoder = open_bundle(source).encoder()
 behaviour, argument = (*source.name.split("-"), "")[:2]
 calls = 0
 
@@ -24,6 +27,10 @@ def run(batch: Batch) -> FloatArray:
     match behaviour:
         case "sleep":
             time.sleep(int(argument) / 1000)
+        case "drifts":  # each call takes this many microseconds longer than the one before
+            time.sleep(calls * int(argument) / 1e6)
+        case "stalls" if calls == int(argument):
+            time.sleep(1)
         case "swapped":  # the labels
             logits = logits[:, ::-1]
         case "off":  # by this many thousandths of a logit
@@ -44,6 +51,10 @@ def run(batch: Batch) -> FloatArray:
 def load() -> Engine:
     if behaviour == "refuses":
         raise InputError("this model is not for you; take another.")
+    if behaviour == "absent":
+        raise NotThereError("it was never installed")
+    if behaviour == "reader":  # takes texts
+        return Engine("Fake reader", None, classify=lambda texts: run(encoder.encode(texts)))
     return Engine(f"Fake {behaviour}", run)
 
 

@@ -1,118 +1,190 @@
-"""The real engines: a tiny classifier as a run, TorchScript and ONNX."""
+"""The engines that trainkit's own environment runs, each against Hugging Face's padded forward."""
 
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from trainkit.bench import cold_start, race, result
-from trainkit.bench.worker import NAMES
-from trainkit.data.vocabulary import word_tokenizer
+from tests.bench import engine_process as process
+from trainkit.bench import cold_start, engines
+from trainkit.bench.engines import NotThereError, Spec, applicable, open_engine, parse, python_of
+from trainkit.data.splits import load_sample
 from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings
 from trainkit.export.source import open_source
-from trainkit.models.classifier import TextClassifier, new
-from trainkit.serve.encoding import TextEncoder
+from trainkit.models.hub_classifier import load
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.trainer import checkpoint
-from trainkit.trainer.config import TrainConfig
 
-pytestmark = pytest.mark.slow  # two exports, and torch imported by several processes
-
-TEXTS = [
-    "How far is it from Denver to Aspen ?",
-    "Who was Galileo ?",
-    "What is an atom ?",
-    "When did Hawaii become a state and who was there ?",
-    "What is Mars ?",
-]
+TEXTS = [example.text for example in load_sample()[:21]]
+TEXTS += [" ".join(TEXTS), "Mars ?"]  # one is cut
+GROUPS = [TEXTS[start : start + 4] for start in range(0, len(TEXTS), 4)]
 
 
-def save(folder: Path, model: TextClassifier, encoder: TextEncoder) -> Path:
-    folder.mkdir()
-    checkpoint.save(folder, model, encoder, TrainConfig(), epoch=1, metrics={})
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Save a classifier, with its bundles in folders by their formats below it."""
+    folder = process.save_classifier(tmp_path_factory.mktemp("models") / "bert", TEXTS)
+    goals = [
+        target(str(folder), name, Settings(), folder / name)
+        for name in ("onnx", "torchscript", "pt2")
+    ]
+    export_all(open_source(str(folder)), goals)
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a run, with its bundles in ``onnx`` and ``torchscript``, and a changed one beside it."""
-    torch.manual_seed(0)
-    vocabulary = TextEncoder(word_tokenizer(TEXTS, min_count=1), 64, 0)
-    model, encoder = new("simple", ["HUM", "LOC", "NUM"], vocabulary=vocabulary)
-    folder = save(tmp_path_factory.mktemp("runs") / "tiny", model, encoder)
-    source = str(folder)
-    goals = [target(source, name, Settings(), folder / name) for name in ("onnx", "torchscript")]
-    export_all(open_source(source), goals)
-    with torch.no_grad():
-        model.head.bias[1] += 1e-3
-    save(folder.with_name("changed"), model, encoder)
-    return folder
+def work(folder):
+    """Return the padded batches, and Hugging Face's own logits of them."""
+    from transformers import AutoModelForSequenceClassification
+
+    encoder = load(str(folder)).encoder
+    batches = [encoder.encode(group) for group in GROUPS]
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        logits = [
+            model(**{name: torch.from_numpy(a) for name, a in batch.tensors().items()}).logits
+            for batch in batches
+        ]
+    return batches, torch.cat(logits).numpy()
 
 
-def test_three_engines_of_one_model_agree_and_are_measured(run: Path) -> None:
-    sources = [run, run / "torchscript", run / "onnx"]
-    steps: list[str] = []
-    measured = race.run(
-        sources, TEXTS, batch_size=2, min_rounds=2, min_seconds=0.1, progress=steps.append
-    )
-    result.check(measured)
-    assert [engine.name for engine in measured.engines] == [
-        "PyTorch eager",
-        NAMES["torchscript"],
-        NAMES["onnx"],
-    ]
-    for engine in measured.engines:
-        assert engine.texts_per_s > 0
-        assert engine.load_s > 0
-        assert engine.peak_rss_bytes is None or engine.peak_rss_bytes > 10_000_000
-        assert engine.folder_bytes > (run / "onnx" / "tokenizer.json").stat().st_size
-    for engine in measured.engines[1:]:
-        assert engine.outputs is not None
-        assert (engine.outputs.rows, engine.outputs.passed) == (len(TEXTS), True)
-    assert steps[0] == "tokenise"
-    assert len(steps) == 1 + 3 + len(measured.engines[0].rounds)
+@pytest.mark.slow  # a process each, and some compile or convert
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("huggingface", ""),
+        ("eager", ""),
+        ("compile", ""),
+        ("pipeline", ""),
+        ("torchscript", "torchscript"),
+        ("pt2", "pt2"),
+        ("onnx", "onnx"),
+        ("openvino", "onnx"),
+        ("transformers-exporters", ""),
+        ("ort-optimizer", ""),
+    ],
+)
+def test_an_engine_computes_what_hugging_face_does(name, below, folder, work, tmp_path):
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    batches, expected = work
+    found, about = process.compute(name, folder / below, batches, GROUPS, tmp_path)
+    assert process.agree(found, expected)
+    assert not process.agree(found[:, ::-1], expected)
+    assert not process.agree(found + np.float32(1e-3), expected)
+    assert about["precision"] == "fp32"
+    assert about["versions"]
 
 
-def test_a_model_with_one_changed_weight_is_marked_wrong(run: Path) -> None:
-    sources = [run / "onnx", run.with_name("changed")]
-    measured = race.run(sources, TEXTS, min_rounds=1, min_seconds=0, threads=1)
-    assert measured.engines[1].wrong
-    with pytest.raises(CheckFailedError, match=r"PyTorch eager \(.*changed\): difference over"):
-        result.check(measured)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eager", "compile"])
+def test_a_run_computes_what_its_classifier_does(name, tiny_run, tmp_path):
+    from trainkit.trainer import checkpoint
+
+    classifier = checkpoint.load(tiny_run).classifier()
+    batches = [classifier.encoder.encode(group) for group in GROUPS]
+    found, _ = process.compute(name, tiny_run, batches, GROUPS, tmp_path)
+    assert process.agree(found, classifier.logits(TEXTS))
 
 
-def test_the_worker_of_an_onnx_bundle_imports_no_torch(run: Path) -> None:
+def test_a_source_alone_gets_the_runtime_made_for_it(folder, tiny_run):
+    assert parse(str(folder)) == Spec("eager", folder)
+    assert parse(str(tiny_run)) == Spec("eager", tiny_run)
+    assert parse(str(folder / "pt2")) == Spec("pt2", folder / "pt2")
+    assert parse(f"openvino:{folder}/onnx") == Spec("openvino", folder / "onnx")
+
+
+def test_a_folder_may_have_a_colon_in_its_name(copied):
+    bundle = copied("onnx").rename(copied("run").with_name("onnx:old"))
+    assert parse(str(bundle)) == Spec("onnx", bundle)
+    assert parse(f"openvino:{bundle}") == Spec("openvino", bundle)
+
+
+def test_what_cannot_be_run_is_said_at_once(folder, tmp_path):
+    for text, said in (
+        (f"caffe:{folder}", "'caffe' is not a runtime; known are eager, huggingface, .*, optimum"),
+        ("onnx:", "names no source"),
+        (f"onnx:{folder}", "onnx takes an ONNX bundle, and .* is a Hugging Face classifier"),
+        (f"huggingface:{folder}/onnx", "takes a Hugging Face classifier.* is an ONNX bundle"),
+        (str(tmp_path), "neither a bundle .* nor a run .* nor a Hugging Face folder"),
+        (f"{tmp_path}/a:b", "neither a bundle"),
+    ):
+        with pytest.raises(InputError, match=said):
+            parse(text)
+
+
+def test_a_source_has_its_runtimes(folder, tiny_run):
+    assert applicable(tiny_run) == ["eager", "compile", "eager-cuda"]
+    assert applicable(folder / "onnx") == ["onnx", "openvino", "onnx-cuda", "onnx-tensorrt"]
+    assert applicable(folder / "pt2") == ["pt2"]
+    assert {"huggingface", "pipeline", "optimum-o2", "ort-optimizer"} < set(applicable(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "said"),
+    [
+        ("onnx-cuda", "onnx", "no CUDAExecutionProvider; .*pip install onnxruntime-gpu"),
+        ("onnx-tensorrt", "onnx", "no TensorrtExecutionProvider"),
+        ("eager-cuda", "", "no CUDA GPU"),
+        ("optimum", "", "optimum not installed; run: make peers"),
+    ],
+)
+def test_a_runtime_that_is_not_there_says_how_to_get_it(name, below, said, folder, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engines, "limit_torch", lambda threads: None)  # of this whole process
+    with pytest.raises(NotThereError, match=said):
+        open_engine(name, folder / below, 1)
+
+
+def test_a_peer_without_its_environment_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "PEERS", tmp_path)
+    assert python_of("onnx") is None
+    with pytest.raises(NotThereError, match=r"environment of optimum was not made.* make peers"):
+        python_of("optimum-int8")
+    home = tmp_path / "optimum/venv/bin"
+    home.mkdir(parents=True)
+    (home / ".installed").touch()
+    assert python_of("optimum-int8") == home / "python"
+
+
+@pytest.mark.slow
+def test_the_process_of_an_onnx_bundle_imports_no_torch(folder):
     program = (
-        "import sys; from pathlib import Path; from trainkit.bench.worker import open_engine;"
-        "open_engine(Path(sys.argv[1]), 1);"
+        "import sys; from pathlib import Path; from trainkit.bench.engines import open_engine;"
+        "open_engine('onnx', Path(sys.argv[1]), 1);"
         "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
     )
-    command = [sys.executable, "-P", "-c", program, str(run / "onnx")]
+    command = [sys.executable, "-P", "-c", program, str(folder / "onnx")]
     assert subprocess.check_output(command, text=True) == "[]\n"
 
 
-def test_a_cold_start_of_serving_imports_none_of_the_heavy_libraries(run: Path) -> None:
-    measured = cold_start.measure(run / "onnx", "Who was Galileo ?", runs=3)
+@pytest.mark.slow
+def test_a_cold_start_of_serving_imports_none_of_the_heavy_libraries(folder):
+    measured = cold_start.measure(folder / "onnx", "Who was Galileo ?", runs=3)
     assert measured.heavy_modules == ()
     assert len(measured.runs) == 3
     assert sorted(one.seconds for one in measured.runs)[1] == measured.median_s
     assert measured.peak_rss_bytes is None or measured.peak_rss_bytes > 10_000_000
 
 
-def test_a_cold_start_needs_an_onnx_bundle_and_a_text(run: Path) -> None:
+@pytest.mark.slow
+def test_a_cold_start_needs_an_onnx_bundle_and_a_text(folder):
     with pytest.raises(InputError, match="give an ONNX bundle"):
-        cold_start.measure(run / "torchscript", "Who was Galileo ?")
+        cold_start.measure(folder / "torchscript", "Who was Galileo ?")
     with pytest.raises(InputError, match="is not a bundle"):
-        cold_start.measure(run, "Who was Galileo ?")
+        cold_start.measure(folder, "Who was Galileo ?")
     with pytest.raises(InputError, match="runs must be at least 1"):
-        cold_start.measure(run / "onnx", "Who was Galileo ?", runs=0)
+        cold_start.measure(folder / "onnx", "Who was Galileo ?", runs=0)
     with pytest.raises(CheckFailedError, match=r"status 1: .*text 1 of 1 is empty"):
-        cold_start.measure(run / "onnx", " ", runs=1)
+        cold_start.measure(folder / "onnx", " ", runs=1)
 
 
-def test_help_is_timed() -> None:
+@pytest.mark.slow
+def test_help_is_timed():
     measured = cold_start.help_seconds(runs=3)
     assert sorted(measured.runs_s)[1] == measured.median_s > 0

@@ -63,9 +63,9 @@ def test_a_driverless_nvidia_smi_is_no_gpu(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     program.write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
     program.chmod(0o755)
-    assert environment._gpu() == "none"
+    assert environment._nvidia("name") is None
     program.write_text("#!/bin/sh\necho NVIDIA H100\necho NVIDIA H100\n")
-    assert environment._gpu() == "NVIDIA H100, NVIDIA H100"
+    assert environment._nvidia("name") == "NVIDIA H100, NVIDIA H100"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read in /proc")

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from trainkit.bench import process, race, result
-from trainkit.bench.protocol import WarmUp
-from trainkit.bench.result import Result
+from trainkit.bench.engines import Spec
+from trainkit.bench.environment import Environment
+from trainkit.bench.protocol import WarmUp, Work
+from trainkit.bench.result import Measurement, Result, Settings
+from trainkit.bench.workload import Workload
+from trainkit.data.readers import Example
 from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.bundle import FORMAT_VERSION, Manifest, write_manifest
 from trainkit.serve.errors import CheckFailedError, InputError
@@ -23,6 +29,7 @@ TEXTS = [
     "When did Hawaii become a state ?",
     "What is Mars ?",
 ]
+EXAMPLES = [Example(text, "A") for text in TEXTS]
 
 
 def bundle(
@@ -33,10 +40,12 @@ def bundle(
     precision: str = "fp32",
 ) -> Path:
     """Make a bundle that is sound except for its model."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"none")
     tokenizer = tokenizer or word_tokenizer(TEXTS, min_count=1)
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    sizes = {"layers": 2, "hidden_size": 8, "feed_forward_size": 16}
+    (folder / "config.json").write_text(json.dumps({"model_type": "trainkit-scratch", **sizes}))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         format="onnx",
@@ -60,23 +69,25 @@ def bundle(
     return folder
 
 
-def fake(source: Path, threads: int) -> list[str]:
-    return [sys.executable, "-P", str(FAKE), str(source), str(threads)]
+def fake(spec: Spec, threads: int) -> list[str]:
+    return [sys.executable, "-P", str(FAKE), str(spec.source), str(threads)]
 
 
-def bench(
-    folder: Path, names: Sequence[str], min_rounds: int = 5, min_seconds: float = 0.0
-) -> Result:
-    sources = [bundle(folder / name) for name in names]
-    return race.run(
-        sources,
-        TEXTS,
-        batch_size=2,
-        threads=1,
-        min_rounds=min_rounds,
-        min_seconds=min_seconds,
-        worker=fake,
-    )
+def quick(**changes: object) -> Settings:
+    """Return settings of five rounds of one pass each, in batches of two."""
+    settings = Settings(batch_sizes=(2,), threads=(1,), min_seconds=0.0, min_rounds=5)
+    return msgspec.structs.replace(settings, **changes)
+
+
+def bench(folder: Path, names: Sequence[str], **changes: object) -> Result:
+    specs = [Spec("onnx", bundle(folder / name)) for name in names]
+    return race.run(specs, EXAMPLES, quick(**changes), worker=fake, with_roofline=False)
+
+
+def measurements(measured: Result) -> Sequence[Measurement]:
+    """Return those of the only workload."""
+    (workload,) = measured.workloads
+    return workload.measurements
 
 
 def alive(folder: Path) -> list[int]:
@@ -93,7 +104,7 @@ def alive(folder: Path) -> list[int]:
 
 def test_an_engine_that_takes_half_as_long_has_ratio_two(tmp_path: Path) -> None:
     measured = bench(tmp_path, ["sleep-20", "sleep-10"], min_rounds=7)
-    slow, fast = measured.engines
+    slow, fast = measurements(measured)
     assert slow.ratio is None
     assert fast.ratio is not None
     assert 1.6 < fast.ratio.median < 2.4
@@ -104,35 +115,128 @@ def test_an_engine_that_takes_half_as_long_has_ratio_two(tmp_path: Path) -> None
 
 
 def test_equal_engines_have_a_ratio_of_about_one(tmp_path: Path) -> None:
-    ratio = bench(tmp_path, ["sleep-20", "sleep-20-again"], min_rounds=7).engines[1].ratio
+    measured = bench(tmp_path, ["sleep-20", "sleep-20-again"], min_rounds=7)
+    ratio = measurements(measured)[1].ratio
     assert ratio is not None
     assert ratio.low < 1.15
     assert ratio.high > 0.85
 
 
+def test_intervals_of_equal_engines_hold_one_in_90_of_100_runs() -> None:
+    """The rates of a race whose rounds are noisy, as on a shared machine, without the waiting."""
+    random = np.random.default_rng(5)
+    held = 0
+    for _ in range(100):
+        machine = random.lognormal(0, 0.3, size=20)  # what a round does to both
+        rates = [machine * random.lognormal(0, 0.05, size=20) for _ in range(2)]
+        ratio = race._ratio(*rates)
+        held += ratio.low <= 1 <= ratio.high
+    assert held >= 90
+
+
+def test_an_engine_that_drifts_is_slower_in_every_round(tmp_path: Path) -> None:
+    measured = bench(tmp_path, ["sleep-0", "drifts-40"], min_rounds=30)
+    rates = [1 / turn.seconds for turn in measurements(measured)[1].rounds]
+    assert np.median(rates[-10:]) < 0.75 * np.median(rates[:10])
+
+
+def test_one_stall_changes_a_high_percentile_and_not_the_median(tmp_path: Path) -> None:
+    changes = {"batch_sizes": (), "rates": (100.0,), "min_seconds": 6.0, "min_rounds": 6}
+    measured = bench(tmp_path, ["sleep-1", "stalls-300"], **changes)
+    steady, stalled = measurements(measured)
+    assert steady.p50_ms is not None
+    assert stalled.p50_ms is not None
+    assert steady.p99_ms is not None
+    assert stalled.p99_ms is not None
+    assert stalled.p50_ms < 50
+    assert steady.p99_ms < 200 < stalled.p99_ms
+    late = [s for turn in stalled.rounds for s in turn.batch_s[0] if s > 0.1]
+    assert len(late) > 50  # a closed loop would have seen one
+
+
+def test_arrivals_are_the_same_for_each_engine_and_new_in_each_round(tmp_path: Path) -> None:
+    workload = Workload("server", "server", 1, Work([], []), rate=50.0)
+    turns = [race._turn(workload, quick(min_seconds=10.0), done) for done in (0, 0, 1)]
+    assert turns[0] == turns[1]
+    assert turns[0] != turns[2]
+    assert len(turns[0].due_s) == 100
+
+
+def test_a_runtime_that_is_not_there_is_listed_and_the_baseline_must_be(tmp_path: Path) -> None:
+    measured = bench(tmp_path, ["sleep-0", "absent"])
+    (absent,) = measured.absent
+    assert absent.reason == "it was never installed"
+    assert [engine.name for engine in measured.engines] == ["Fake sleep"]
+    with pytest.raises(InputError, match=r"baseline .* not there: it was never installed"):
+        bench(tmp_path / "again", ["absent", "sleep-0"])
+
+
+def test_a_runtime_that_takes_texts_does_them_and_no_random_ids(tmp_path: Path) -> None:
+    measured = bench(tmp_path, ["sleep-0", "reader"], lengths=(8,))
+    texts, grid = measured.workloads
+    assert [m.wrong for m in texts.measurements] == [False, False]
+    assert measured.engines[1].tokenises
+    assert [m.engine for m in grid.measurements] == [0]
+    assert grid.absent[0].reason == "it takes texts, and these are random ids"
+    assert (grid.length, grid.padding_share, grid.tokens) == (8, 0, 4 * 2 * 8)
+
+
+def test_each_engine_is_measured_with_each_number_of_threads(tmp_path: Path) -> None:
+    measured = bench(tmp_path, ["sleep-0", "sleep-1"], threads=(1, 2), min_rounds=2)
+    assert [engine.threads for engine in measured.engines] == [1, 2, 1, 2]
+    assert [m.engine for m in measurements(measured)] == [0, 1, 2, 3]
+
+
+def test_accuracy_stands_beside_speed(tmp_path: Path) -> None:
+    """The fake's logits are (sum of ids, -tokens): always the first label."""
+    labels = ["A", "B", "A", "A", "B"]
+    examples = [Example(text, label) for text, label in zip(TEXTS, labels, strict=True)]
+    specs = [Spec("onnx", bundle(tmp_path / "sleep-0"))]
+    measured = race.run(specs, examples, quick(), worker=fake, with_roofline=False)
+    assert measurements(measured)[0].accuracy == 0.6
+    others = [Example(text, "Z") for text in TEXTS]
+    measured = race.run(specs, others, quick(), worker=fake, with_roofline=False)
+    assert measurements(measured)[0].accuracy is None
+    with pytest.raises(InputError, match="no label 'Z'"):
+        race.run(specs, [*examples, *others], quick(), worker=fake)
+
+
+def test_useful_operations_are_those_of_the_layers_without_padding(tmp_path: Path) -> None:
+    (workload,) = bench(tmp_path, ["sleep-0"]).workloads
+    lengths = [len(text.split()) for text in TEXTS]
+    a_token = 2 * (4 * 8 * 8 + 2 * 8 * 16)  # four projections, two products of the feed-forward
+    scores = sum(2 * 2 * 8 * length * length for length in lengths)
+    assert workload.useful_flop == 2 * (a_token * sum(lengths) + scores)
+
+
 def test_texts_keep_their_order_and_the_last_batch_is_smaller(tmp_path: Path) -> None:
     measured = bench(tmp_path, ["sleep-0"])
-    assert (measured.texts, measured.batches) == (5, 3)
-    assert measured.tokens == sum(len(text.split()) for text in TEXTS)
+    (workload,) = measured.workloads
+    assert (workload.texts, workload.batches) == (5, 3)
+    assert workload.tokens == sum(len(text.split()) for text in TEXTS)
     # Lengths 9, 4 | 5, 7 | 4: padded to 18, 14 and 4 positions.
-    assert measured.padding_share == pytest.approx(1 - 29 / 36)
-    assert all(len(one) == 3 for turn in measured.engines[0].rounds for one in turn.batch_s)
-    assert len(measured.tokenisation_s) > 1
-    assert measured.engines[0].folder_bytes > 100
+    assert workload.padding_share == pytest.approx(1 - 29 / 36)
+    (measurement,) = workload.measurements
+    assert all(len(one) == 3 for turn in measurement.rounds for one in turn.batch_s)
+    assert len(workload.tokenisation_s) > 1
+    engine = measured.engines[0]
+    assert engine.file_bytes > 100
+    assert engine.peak_rss_bytes is None or engine.peak_rss_bytes > 1e6
+    assert engine.cold_start_s > engine.load_s > 0
 
 
 def test_rounds_go_on_until_both_time_and_count_are_enough(tmp_path: Path) -> None:
     measured = bench(tmp_path, ["sleep-1", "sleep-0"], min_rounds=3, min_seconds=0.3)
-    for engine in measured.engines:
-        assert len(engine.rounds) >= 3
-        assert sum(turn.seconds for turn in engine.rounds) >= 0.3
+    for measurement in measurements(measured):
+        assert len(measurement.rounds) >= 3
+        assert sum(turn.seconds for turn in measurement.rounds) >= 0.3
 
 
 def test_small_samples_carry_no_percentile(tmp_path: Path) -> None:
-    engine = bench(tmp_path, ["sleep-10"], min_rounds=7).engines[0]  # 21 batches
-    assert engine.p50_ms is not None
-    assert engine.p50_ms >= 10
-    assert (engine.p90_ms, engine.p99_ms) == (None, None)
+    (found,) = measurements(bench(tmp_path, ["sleep-10"], min_rounds=7))  # 21 batches
+    assert found.p50_ms is not None
+    assert found.p50_ms >= 10
+    assert (found.p90_ms, found.p95_ms, found.p99_ms) == (None, None, None)
 
 
 @pytest.mark.parametrize("name", ["swapped", "off-1", "nan"])
@@ -140,14 +244,14 @@ def test_an_engine_with_other_outputs_is_marked_and_fails_the_check(
     tmp_path: Path, name: str
 ) -> None:
     measured = bench(tmp_path, ["sleep-0", name], min_rounds=1)
-    assert [engine.wrong for engine in measured.engines] == [False, True]
+    assert [measurement.wrong for measurement in measurements(measured)] == [False, True]
     with pytest.raises(CheckFailedError, match=f"Fake {name.split('-')[0]}"):
         result.check(measured)
 
 
 def test_an_engine_within_the_tolerance_passes_the_check(tmp_path: Path) -> None:
     measured = bench(tmp_path, ["sleep-0", "off-0"], min_rounds=1)
-    assert not measured.engines[1].wrong
+    assert not measurements(measured)[1].wrong
     result.check(measured)
 
 
@@ -193,7 +297,7 @@ def test_a_worker_that_does_not_end_is_killed(
 
 
 def test_a_worker_ends_when_its_standard_input_is_closed(tmp_path: Path) -> None:
-    command = fake(bundle(tmp_path / "sleep-0"), 1)
+    command = fake(Spec("onnx", bundle(tmp_path / "sleep-0")), 1)
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60, check=False)
     assert ended.returncode == 0
 
@@ -205,22 +309,27 @@ def test_engines_of_different_models_are_refused(tmp_path: Path) -> None:
         bundle(tmp_path / "labels", labels=("A", "C")),
     ]
     for source, message in zip(sources[1:], ["tokens", "labels"], strict=True):
+        specs = [Spec("onnx", sources[0]), Spec("onnx", source)]
         with pytest.raises(InputError, match=message):
-            race.run([sources[0], source], TEXTS, threads=1, worker=fake)
+            race.run(specs, EXAMPLES, quick(), worker=fake)
 
 
 def test_input_that_cannot_be_measured_is_refused(tmp_path: Path) -> None:
-    source = bundle(tmp_path / "sleep-0")
+    spec = Spec("onnx", bundle(tmp_path / "sleep-0"))
     with pytest.raises(InputError, match="at least one engine"):
-        race.run([], TEXTS)
+        race.run([], EXAMPLES, quick())
     with pytest.raises(InputError, match="at least one engine"):
-        race.run([source], [])
+        race.run([spec], [], quick())
     with pytest.raises(InputError, match="text 2 of 2 is empty"):
-        race.run([source], ["Who ?", " "])
-    with pytest.raises(InputError, match="batch_size must be at least 1, not 0; min_rounds"):
-        race.run([source], TEXTS, batch_size=0, min_rounds=0)
+        race.run([spec], [Example("Who ?", "A"), Example(" ", "A")], quick())
+    with pytest.raises(InputError, match="length 65 is beyond the model's 64"):
+        race.run([spec], EXAMPLES, quick(lengths=(65,)))
+    with pytest.raises(InputError, match="batch_sizes must be at least 1, not 0; min_rounds"):
+        Settings(batch_sizes=(0,), threads=(1,), min_rounds=0)
+    with pytest.raises(InputError, match="rates must be above 0"):
+        Settings(rates=(0.0,), threads=(1,))
     with pytest.raises(InputError, match="nowhere"):
-        race.run([tmp_path / "nowhere"], TEXTS)
+        race.run([Spec("onnx", tmp_path / "nowhere")], EXAMPLES, quick())
 
 
 def test_a_report_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
@@ -228,7 +337,7 @@ def test_a_report_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     path = tmp_path / "results" / "report.json"
     result.save(measured, path)
     assert result.load(path) == measured
-    assert msgspec.json.decode(path.read_bytes())["schema"] == "trainkit-bench/1"
+    assert msgspec.json.decode(path.read_bytes())["schema"] == "trainkit-bench/2"
 
 
 def test_a_report_of_another_schema_is_refused(tmp_path: Path) -> None:
@@ -247,15 +356,20 @@ def test_a_loaded_machine_unequal_rounds_and_an_unsteady_engine_are_called_noisy
     quiet = msgspec.structs.replace(
         measured.environment_before, cores=4, load_average=(0.1, 0.1, 0.1)
     )
-    turn = measured.engines[0].rounds[0]
-    engine = msgspec.structs.replace(
-        measured.engines[0], rounds=(turn,) * 4, warm_up=WarmUp(turn, stable=True)
+    turn = measurements(measured)[0].rounds[0]
+    steady = msgspec.structs.replace(
+        measurements(measured)[0], rounds=(turn,) * 4, warm_up=WarmUp(turn, stable=True)
     )
-    assert race._noise([engine], quiet) == ()
+
+    def noise(environment: Environment, *found: Measurement) -> Sequence[str]:
+        workload = msgspec.structs.replace(measured.workloads[0], measurements=found)
+        return race._noise([workload], measured.engines, environment)
+
+    assert noise(quiet, steady) == ()
     loaded = msgspec.structs.replace(quiet, load_average=(2.5, 0.1, 0.1))
-    assert "load average was 2.5 on 4 cores" in race._noise([engine], loaded)[0]
-    longer = msgspec.structs.replace(turn, batch_s=((10.0, 10.0, 10.0),))
-    uneven = msgspec.structs.replace(engine, rounds=(turn, turn, longer, longer))
-    assert "spreads over" in race._noise([uneven], quiet)[0]
-    unsteady = msgspec.structs.replace(engine, warm_up=WarmUp(turn, stable=False))
-    assert "Fake sleep was not yet steady" in race._noise([engine, unsteady], quiet)[0]
+    assert "load average was 2.5 on 4 cores" in noise(loaded, steady)[0]
+    longer = msgspec.structs.replace(turn, seconds=10 * turn.seconds)
+    uneven = msgspec.structs.replace(steady, rounds=(turn, turn, longer, longer))
+    assert "spreads over" in noise(quiet, uneven)[0]
+    unsteady = msgspec.structs.replace(steady, warm_up=WarmUp(turn, stable=False))
+    assert "Fake sleep was not yet steady" in noise(quiet, steady, unsteady)[0]

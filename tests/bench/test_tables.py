@@ -1,99 +1,161 @@
+"""Tables say what the JSON says: every figure, every absent engine, every wrong one."""
+
+import csv as csv_module
 import io
-from datetime import UTC, datetime
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from trainkit.bench import environment
-from trainkit.bench.protocol import Turn, WarmUp
-from trainkit.bench.result import EngineResult, Ratio, Result, Settings
-from trainkit.bench.tables import markdown, table
-from trainkit.export.parity import Report, Tolerance
-
-TURN = Turn(batch_s=((0.010, 0.012),), cpu_s=0.02)
+from tests.bench import results
+from trainkit.bench.tables import csv, engine_labels, markdown, sheets, table
 
 
-def report(failed: int) -> Report:
-    return Report(
-        precision="fp32",
-        tolerance=Tolerance(2e-5, 2e-5),
-        cases=2,
-        rows=4,
-        failed=failed,
-        max_abs=0.3 if failed else 4e-7,
-        max_rel=0.1,
-        label_agreement=1.0,
-        worst=(),
-    )
+def printed(renderable: RenderableType, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width, markup=False)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
-def engine(name: str, ratio: Ratio | None, outputs: Report | None) -> EngineResult:
-    return EngineResult(
-        name=name,
-        source=f"runs/[latest]/{name}",
-        texts_per_s=1234.5,
-        p50_ms=11.0 if ratio else None,
-        p90_ms=None,
-        p99_ms=None,
-        ratio=ratio,
-        outputs=outputs,
-        wrong=outputs is not None and not outputs.passed,
-        cores_used=0.9,
-        peak_rss_bytes=123_000_000,
-        load_s=1.5,
-        folder_bytes=10,
-        warm_up=WarmUp(TURN, stable=True),
-        rounds=(TURN, TURN, TURN),
-    )
+def coloured(renderable: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system="standard")
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
-RESULT = Result(
-    command=("trainkit", "bench", "run"),
-    date=datetime(2026, 11, 22, tzinfo=UTC),
-    settings=Settings(threads=2),
-    environment_before=environment.describe(),
-    environment_after=environment.describe(),
-    texts=500,
-    batches=16,
-    tokens=4000,
-    padding_share=0.42,
-    tokenisation_s=(0.01,),
-    noisy=True,
-    noisy_because=("the load average was 9.0",),
-    engines=(
-        engine("PyTorch eager", None, None),
-        engine("ONNX Runtime", Ratio(2.1, 2.05, 2.16), report(0)),
-        engine("TorchScript", Ratio(0.9, 0.8, 1.0), report(1)),
-    ),
-)
+MADE = results.result(noisy=True, noisy_because=("the load average was 9.0",))
+MEASURED = MADE.workloads[0].measurements
 
 
 def test_markdown_has_one_row_an_engine_and_marks_the_wrong_one() -> None:
-    lines = markdown(RESULT).splitlines()
-    assert "500 texts in batches of 32, 42 % padding, 2 threads, 3 rounds" in lines[0]
-    assert lines[4] == "| PyTorch eager | 1,234 | - | baseline | baseline | 123 | 1.50 |"
-    assert lines[5] == "| ONNX Runtime | 1,234 | 11.00 | 2.10 (2.05 to 2.16) | 4e-07 | 123 | 1.50 |"
-    assert "| WRONG |" in lines[6]
+    lines = markdown(MADE).splitlines()
+    assert lines[0] == "**texts, batch 32: 512 texts, 42 % padding, 2 threads, 20 rounds**"
+    cells = [cell.strip() for cell in lines[4].strip("|").split("|")]
+    assert cells[0] == "PyTorch eager"
+    assert cells[1] == f"{MEASURED[0].texts_per_s:,.0f}"
+    assert cells[2] == f"{MEASURED[0].p50_ms:.2f}"
+    assert cells[4:] == ["baseline", "baseline", "95.2 %", "25 %", "123", "91", "4.75", "4.90"]
+    ratio = MEASURED[2].ratio
+    assert ratio is not None
+    assert f"| {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) |" in lines[6]
+    assert "| WRONG |" in lines[7]
     assert lines[-1] == "Noisy: the load average was 9.0."
 
 
+def test_a_wrong_engine_is_red_and_the_reason_stands_below() -> None:
+    shown = coloured(table(MADE))
+    (row,) = [line for line in shown.splitlines() if "WRONG" in line and "15" in line]
+    assert "\x1b[31m" in row
+    assert "TorchScript is WRONG" in shown
+    assert "3 of 32 labels changed" in shown
+    sound = results.result([results.TORCH, results.ONNX])
+    assert "\x1b[31m" not in coloured(table(sound))
+    assert "WRONG" not in markdown(sound)
+
+
+def test_an_absent_engine_has_a_row_with_its_reason_in_every_form() -> None:
+    told = "this ONNX Runtime has no CUDAExecutionProvider"
+    assert f"| onnx-cuda (runs/latest/onnx) | not measured: {told} |" in markdown(MADE)
+    shown = printed(table(MADE))
+    assert f"onnx-cuda (runs/latest/onnx): not measured: {told}" in shown
+    (row,) = [row for row in rows_of(csv(MADE)) if row["not_measured"]]
+    assert (row["runtime"], row["not_measured"], row["texts_per_s"]) == ("onnx-cuda", told, "")
+
+
+def test_what_cannot_do_one_workload_is_absent_there_alone() -> None:
+    no_ids = msgspec.structs.replace(results.CUDA, runtime="pipeline", reason="it takes texts")
+    made = results.result(works=[results.OFFLINE, results.Work("grid", 8, length=64)], absent=())
+    grid = msgspec.structs.replace(made.workloads[1], absent=(no_ids,))
+    made = msgspec.structs.replace(made, workloads=(made.workloads[0], grid))
+    assert [[row.absent for row in sheet.rows if row.absent] for sheet in sheets(made)] == [
+        [],
+        ["it takes texts"],
+    ]
+
+
+def test_a_column_without_figures_is_left_out() -> None:
+    headings = next(sheets(MADE)).columns
+    assert {"accuracy", "roofline share", "p99 ms per batch", "cold start s"} <= set(headings)
+    bare = [results.TORCH._replace(accuracy=None), results.ONNX._replace(accuracy=None)]
+    few = results.result(bare, [results.Work("offline", 32, batches=2)], rounds=5)
+    headings = next(sheets(few)).columns
+    assert not {"accuracy", "p99 ms per batch"} & set(headings)
+    assert "p50 ms per batch" in headings  # 20 batches
+    assert "| - |" not in markdown(few)
+
+
 def test_a_quiet_result_says_nothing_about_noise() -> None:
-    quiet = msgspec.structs.replace(RESULT, noisy=False, noisy_because=())
-    assert "Noisy" not in markdown(quiet)
+    assert "Noisy" not in markdown(results.result())
+    assert "Noisy: the load average was 9.0." in printed(table(MADE))
 
 
-def test_the_terminal_table_says_the_same() -> None:
-    console = Console(file=io.StringIO(), width=140)
-    console.print(table(RESULT))
-    assert isinstance(console.file, io.StringIO)
-    printed = console.file.getvalue()
-    for piece in ("2.10 (2.05 to 2.16)", "WRONG", "4e-07", "Noisy: the load average was 9.0."):
-        assert piece in printed
+def test_the_terminal_table_fits_eighty_columns_whole() -> None:
+    shown = printed(table(MADE), width=80)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for measured in MEASURED:
+        assert f"{measured.texts_per_s:,.0f}" in shown
+        assert f"{measured.p50_ms:.2f}" in shown
 
 
-def test_engines_of_one_kind_are_told_apart_by_their_source() -> None:
-    twice = msgspec.structs.replace(RESULT, engines=(RESULT.engines[0],) * 2)
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table(twice))
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().count("PyTorch eager (runs/[latest]/PyTorch eager)") == 2
+def test_names_are_no_markup() -> None:
+    odd = results.ONNX._replace(name="[/red]ONNX", source="runs/[latest]/onnx")
+    shown = printed(table(results.result([odd, odd._replace(source="runs/[new]/onnx")])))
+    assert "[/red]ONNX (runs/[latest]/onnx)" in shown
+
+
+def test_engines_are_told_apart_by_source_and_threads() -> None:
+    one = results.ONNX._replace(threads=1)
+    assert engine_labels(results.result([one, results.ONNX])) == [
+        "ONNX Runtime, 1 thread",
+        "ONNX Runtime, 2 threads",
+    ]
+    other = results.ONNX._replace(source="runs/new/onnx")
+    assert engine_labels(results.result([results.ONNX, other])) == [
+        "ONNX Runtime (runs/latest/onnx)",
+        "ONNX Runtime (runs/new/onnx)",
+    ]
+    assert len(set(engine_labels(results.result([results.ONNX] * 3)))) == 3
+
+
+def test_an_engine_that_tokenises_is_said_to() -> None:
+    pipeline = results.TORCH._replace(name="pipeline", tokenises=True)
+    shown = markdown(results.result([results.TORCH, pipeline]))
+    assert "With tokenisation in their times: pipeline." in shown
+    assert "With tokenisation" not in markdown(MADE)
+
+
+def rows_of(content: str) -> list[dict[str, str]]:
+    return list(csv_module.DictReader(io.StringIO(content)))
+
+
+def test_the_csv_holds_every_figure_of_the_json_in_full() -> None:
+    full = results.full()
+    document = msgspec.json.decode(msgspec.json.encode(full))
+    rows = [row for row in rows_of(csv(full)) if not row["not_measured"]]
+    pairs = [
+        (work, measured) for work in document["workloads"] for measured in work["measurements"]
+    ]
+    assert len(rows) == len(pairs) == 4 * len(full.workloads)
+    for row, (work, measured) in zip(rows, pairs, strict=True):
+        engine = document["engines"][measured["engine"]]
+        assert row["workload"] == work["name"]
+        assert row["engine"] == engine["name"]
+        ratio = measured["ratio"] or {}
+        flat = {
+            **{name: value for name, value in work.items() if name in row},
+            **{name: value for name, value in engine.items() if name in row},
+            **{name: value for name, value in measured.items() if name in row},
+            **{f"ratio_{name}": ratio.get(name) for name in ("median", "low", "high")},
+        }
+        del flat["rounds"]
+        flat.pop("engine")
+        assert row["rounds"] == str(len(measured["rounds"]))
+        for name, value in flat.items():
+            if value is None:
+                assert row[name] == "", name
+            elif isinstance(value, float):
+                assert float(row[name]) == value, name  # not a digit is lost
+            else:
+                assert row[name] == str(value), name

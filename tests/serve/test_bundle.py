@@ -13,7 +13,15 @@ import pytest
 
 import trainkit
 from trainkit.serve import bundle
-from trainkit.serve.bundle import MANIFEST, facts, open_bundle, staged, write_manifest
+from trainkit.serve.bundle import (
+    MANIFEST,
+    Serving,
+    facts,
+    open_bundle,
+    staged,
+    write_manifest,
+    write_serving,
+)
 from trainkit.serve.errors import InputError
 
 ROOT = Path(trainkit.__file__).parents[1]
@@ -147,10 +155,11 @@ def test_no_field_of_the_manifest_can_be_edited(field, copied):
     """Well-formed JSON of the right types, as a person would leave it."""
     path = copied("onnx") / MANIFEST
     document = json.loads(path.read_text())
-    value = document[field]
+    value = document.get(field)  # `serving` is there only where it was written
     changed = {str: f"{value}x", int: 99, list: [], dict: {}, type(None): {"accuracy": 1.0}}
     changed[bool] = not value
     others = {"format": "torchscript", "precision": "int8", "problem_type": "regression"}
+    others["serving"] = {"threads": 1, "batch_size": 8, "provider": "CPUExecutionProvider"}
     document[field] = others.get(field, ["x"] if value == [] else changed[type(value)])
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"was changed after the export|has bundle format 99"):
@@ -163,6 +172,37 @@ def test_a_manifest_may_be_laid_out_anew(copied, manifest):
     document = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(dict(reversed(document.items()))))
     assert open_bundle(folder).manifest == manifest
+
+
+def test_serving_settings_are_sealed_with_the_rest(copied, manifest, tree):
+    folder = copied("onnx")
+    before = tree(folder)
+    assert "serving" not in json.loads((folder / MANIFEST).read_text())
+    serving = Serving(threads=3, batch_size=8, provider="CPUExecutionProvider")
+    written = write_serving(folder, serving)
+    assert open_bundle(folder).manifest == written
+    assert (
+        msgspec.structs.replace(written, serving=msgspec.UNSET, sha256=manifest.sha256) == manifest
+    )
+    after = tree(folder)
+    assert [name for name in before if before[name] != after[name]] == [MANIFEST]
+    assert list(after) == list(before)
+    path = folder / MANIFEST
+    path.write_text(path.read_text().replace('"threads": 3', '"threads": 4'))
+    with pytest.raises(InputError, match="was changed after the export"):
+        write_serving(folder, serving)
+
+
+@pytest.mark.parametrize("field", ["threads", "batch_size"])
+def test_serving_settings_that_do_not_work_are_refused(field, copied):
+    folder = copied("onnx")
+    serving = {"threads": 1, "batch_size": 8, "provider": "CPUExecutionProvider"} | {field: 0}
+    with pytest.raises(ValueError, match=f"serving {field} must be at least 1, not 0"):
+        Serving(**serving)
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"serving": serving}))
+    with pytest.raises(InputError, match=f"serving {field} must be at least 1, not 0"):
+        open_bundle(folder)
 
 
 def test_an_unknown_field_of_the_manifest_is_refused(copied):

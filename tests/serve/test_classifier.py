@@ -11,6 +11,7 @@ import pytest
 
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier, Prediction
+from trainkit.serve.bundle import Serving, write_serving
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
@@ -118,6 +119,26 @@ def test_a_torchscript_bundle_is_sent_elsewhere(tiny_bundles):
 def test_a_provider_that_is_not_there_is_an_error(tiny_bundles):
     with pytest.raises(InputError, match=r"no NoSuchProvider, only .*CPUExecutionProvider"):
         Classifier.load(tiny_bundles["onnx"], providers=["NoSuchProvider"])
+
+
+def test_a_bundle_brings_its_threads_batch_size_and_provider(copied, monkeypatch):
+    folder = copied("onnx")
+    opened = []
+
+    def watched(path, **how):
+        opened.append(how)
+        return lambda batch: None
+
+    monkeypatch.setattr("trainkit.serve.onnx_session.onnx_runner", watched)
+    plain = Classifier.load(folder)
+    assert opened.pop() == {"threads": None, "providers": ("CPUExecutionProvider",)}
+    assert plain.batch_size == 32
+    write_serving(folder, Serving(threads=3, batch_size=5, provider="CUDAExecutionProvider"))
+    assert Classifier.load(folder).batch_size == 5
+    assert opened.pop() == {"threads": 3, "providers": ("CUDAExecutionProvider",)}
+    given = {"threads": 0, "providers": ("CPUExecutionProvider",)}
+    assert Classifier.load(folder, batch_size=7, **given).batch_size == 7
+    assert opened.pop() == given
 
 
 # What serving imports, in processes of their own.

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from trainkit.commands.bench_load import load
+from trainkit.commands.bench_reports import compare, recommend, report
 from trainkit.commands.common import (
     SplitName,
     columns,
@@ -20,20 +22,31 @@ __all__ = ["bench"]
 
 @click.group()
 def bench() -> None:
-    """Measure runtimes against each other.
+    """Measure runtimes against each other, and a server under load.
 
     \b
-    trainkit bench run --data questions.csv
+    trainkit bench run --data questions.csv --out bench.json
+    trainkit bench recommend bench.json --latency-below 20
     """
 
 
+for command in (load, report, compare, recommend):
+    bench.add_command(command)
+
+
 @bench.command("run")
-@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("engines", nargs=-1, metavar="[RUNTIME:]SOURCE ...")
+@click.option("--all", "every", is_flag=True, help="Every runtime that can take each SOURCE.")
 @click.option("--data", "data_source", default="sample", show_default=True)
 @split_option
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--threads", type=int, help="Of each engine. [default: one a core]")
-@click.option("--min-seconds", default=10.0, show_default=True, help="Of each engine.")
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, type=int, default=[32], show_default=True
+)
+@click.option("--length", "lengths", multiple=True, type=int, help="Random ids too, so long.")
+@click.option("--single-stream", is_flag=True, help="One text after the other too.")
+@click.option("--rate", "rates", multiple=True, type=float, help="Poisson arrivals a second too.")
+@click.option("--threads", multiple=True, type=int, help="Of each engine. [default: one a core]")
+@click.option("--min-seconds", default=10.0, show_default=True, help="Of each engine and workload.")
 @click.option("--min-rounds", default=20, show_default=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Keep the result, samples too, as JSON."
@@ -41,45 +54,68 @@ def bench() -> None:
 @data_options
 @json_option
 def bench_run(
-    sources: tuple[Path, ...],
+    engines: tuple[str, ...],
+    every: bool,
     data_source: str,
     split: SplitName,
-    batch_size: int,
-    threads: int | None,
+    batch_sizes: tuple[int, ...],
+    lengths: tuple[int, ...],
+    single_stream: bool,
+    rates: tuple[float, ...],
+    threads: tuple[int, ...],
     min_seconds: float,
     min_rounds: int,
     out: Path | None,
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Time SOURCES, runs and bundles, in turns, each in a process of its own.
+    """Time runtimes on one model, in turns, each in a process of its own.
 
-    The first is the baseline; the others' outputs must be the same. Without SOURCES: runs/latest in
-    PyTorch, and each bundle exported from it.
+    SOURCE is a run, a bundle or a Hugging Face folder; without RUNTIME a bundle runs in that of its
+    format, all else in PyTorch. The first is the baseline; the others' outputs must be the same.
+    Without any: runs/latest in PyTorch, and each bundle exported from it.
 
     \b
     trainkit bench run runs/latest runs/latest/onnx --data data/trec --out bench.json
+    trainkit bench run compile:runs/latest runs/latest/onnx --threads 1 --threads 2
+    trainkit bench run runs/latest/onnx --batch-size 1 --batch-size 8 --length 128 --rate 20
     """
     from trainkit.bench import race
-    from trainkit.bench.result import check, save
+    from trainkit.bench.engines import applicable, parse
+    from trainkit.bench.environment import usable_cores
+    from trainkit.bench.result import Settings, check, save
     from trainkit.bench.tables import table
     from trainkit.console import stdout, steps
     from trainkit.data.splits import load_split
     from trainkit.serve.bundle import MODEL_FILES
 
-    latest = Path("runs/latest")
-    if not sources:
+    if not engines:
+        latest = Path("runs/latest")
         bundles = (latest / name for name in sorted(MODEL_FILES, reverse=True))
-        sources = (latest, *(bundle for bundle in bundles if bundle.is_dir()))
-    texts = [example.text for example in load_split(data_source, columns(**how), split)]
+        engines = (str(latest), *(str(bundle) for bundle in bundles if bundle.is_dir()))
+    specs = [parse(engine) for engine in engines]
+    if every:
+        specs += [
+            parse(f"{runtime}:{spec.source}")
+            for spec in list(specs)
+            for runtime in applicable(spec.source)
+        ]
+    settings = Settings(
+        batch_sizes=batch_sizes,
+        lengths=lengths,
+        rates=rates,
+        single_stream=single_stream,
+        threads=threads or (usable_cores(),),
+        min_seconds=min_seconds,
+        min_rounds=min_rounds,
+    )
+    examples = load_split(data_source, columns(**how), split)
     with steps() as told:
         result = race.run(
-            sources,
-            texts,
-            batch_size=batch_size,
-            threads=threads,
-            min_seconds=min_seconds,
-            min_rounds=min_rounds,
+            list(dict.fromkeys(specs)),
+            examples,
+            settings,
+            data=Path(data_source).name,
             progress=told,
             command=["trainkit", *sys.argv[1:]],
         )
