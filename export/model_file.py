@@ -208,7 +208,7 @@ def _lower(
     """Save the graph in the precision that is asked for; the search is recorded where it was."""
     with tempfile.TemporaryDirectory() as scratch:
         if settings.precision == "fp16":
-            batches = [case.batch for case in parity.brief(proof.cases)]
+            batches = [case.batch for case in parity.short(proof.cases)]
             outcome = to_fp16(graph, overflowing(graph, batches, Path(scratch)))
             save_graph(graph, proof.path)
             return None, outcome

@@ -36,6 +36,7 @@ __all__ = [
     "make_cases",
     "reference_cases",
     "save_cases",
+    "short",
 ]
 
 PARITY_FILE = "parity.npz"
@@ -44,6 +45,8 @@ LENGTHS = (1, 2, 17)  # and the model's maximum
 # Seven rows of 512 tokens cost more than all the rest together, and show what two of them show.
 POSITIONS = 900
 TEXT_BATCH = 8
+SENTENCES = "texts"
+BRIEF_TEXTS = 2  # batches of sentences
 
 
 class Tolerance(msgspec.Struct, frozen=True):
@@ -191,14 +194,20 @@ def make_cases(
     rows = encoder.tokens(texts)
     for start in range(0, len(rows), TEXT_BATCH):
         chosen = rows[start : start + TEXT_BATCH]
-        yield f"texts {start + 1} to {start + len(chosen)}", encoder.pad(chosen)
+        yield f"{SENTENCES} {start + 1} to {start + len(chosen)}", encoder.pad(chosen)
 
 
 def brief(cases: Sequence[Case]) -> list[Case]:
-    """Leave out what costs most, the cases of the maximum length where that is long.
+    """Leave out what costs most: the maximum length where that is long, and most sentences.
 
     For the stages between the untouched export and the finished bundle, which both get all.
     """
+    sentences = [case.name for case in cases if case.name.startswith(SENTENCES)]
+    return [case for case in short(cases) if case.name not in sentences[BRIEF_TEXTS:]]
+
+
+def short(cases: Sequence[Case]) -> list[Case]:
+    """Leave out the cases of the maximum length where that is long."""
     return [case for case in cases if case.batch.input_ids.size <= POSITIONS // 2]
 
 
