@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import click.testing
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from tests.bench import results
 from trainkit.bench.compare import Comparison, check, compare, parse_share, speed_ratio, speeds
 from trainkit.bench.result import Ratio, Result, save
-from trainkit.commands.bench_reports import compare as command
+from trainkit.cli import cli
 from trainkit.serve.errors import CheckFailedError, InputError
 
 PAIR = (results.TORCH, results.ONNX)
@@ -168,14 +169,16 @@ def saved(folder: Path, name: str, result: Result) -> str:
 def test_the_command_fails_only_beyond_the_limit(tmp_path: Path) -> None:
     a = saved(tmp_path, "a.json", results.result([results.ONNX]))
     b = saved(tmp_path, "b.json", results.result([results.slower(results.ONNX, 1.2)], seed=1))
-    run = CliRunner()
-    assert run.invoke(command, [a, a, "--fail-if-slower", "5%"]).exit_code == 0
-    assert run.invoke(command, [a, b]).exit_code == 0
-    failed = run.invoke(command, [a, b, "--fail-if-slower", "5%"])
-    assert isinstance(failed.exception, CheckFailedError)
-    assert "slower by more than 5 %: ONNX Runtime on texts, batch 32" in str(failed.exception)
-    wrong = run.invoke(command, [a, b, "--fail-if-slower", "0.05"])
-    assert isinstance(wrong.exception, InputError)
-    document = json.loads(run.invoke(command, [a, b, "--json"]).stdout)
+
+    def run(*arguments: str) -> click.testing.Result:
+        return CliRunner().invoke(cli, ["bench", "compare", *arguments])
+
+    assert run(a, a, "--fail-if-slower", "5%").exit_code == 0
+    assert run(a, b).exit_code == 0
+    failed = run(a, b, "--fail-if-slower", "5%")
+    assert failed.exit_code == 1
+    assert "slower by more than 5 %: ONNX Runtime on texts, batch 32" in failed.output
+    assert run(a, b, "--fail-if-slower", "0.05").exit_code == 2
+    document = json.loads(run(a, b, "--json").stdout)
     assert document["pairs"][0]["verdict"] == "slower"
     assert "bootstrap" in document["method"]

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tests.bench import results
 from trainkit.bench.recommend import Recommendation, Wanted, check, recommend, text, write
 from trainkit.bench.result import Result, save
-from trainkit.commands.bench_reports import recommend as command
+from trainkit.cli import cli
 from trainkit.serve import Classifier
 from trainkit.serve.bundle import MANIFEST, Serving, open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
@@ -188,15 +188,16 @@ def test_only_the_recommended_bundle_is_written(copied, tiny_bundles, tmp_path):
 def test_the_command_prints_writes_and_fails(copied, tmp_path):
     folder, path = copied("onnx"), tmp_path / "bench.json"
     save(measured_on(folder), path)
-    run = CliRunner()
-    done = run.invoke(command, [str(path), "--latency-below", "50", "--write", str(folder)])
+
+    def run(*options):
+        return CliRunner().invoke(cli, ["bench", "recommend", str(path), *options])
+
+    done = run("--latency-below", "50", "--write", str(folder))
     assert done.exit_code == 0, done.output
     assert "Deploy ONNX Runtime" in done.output
     assert open_bundle(folder).manifest.serving.batch_size == 8
-    document = json.loads(run.invoke(command, [str(path), "--throughput", "--json"]).stdout)
+    document = json.loads(run("--throughput", "--json").stdout)
     assert document["choice"]["threads"] == 1
-    nothing = run.invoke(command, [str(path), "--latency-below", "0.1"])
-    assert isinstance(nothing.exception, CheckFailedError)
+    assert run("--latency-below", "0.1").exit_code == 1
     for options in ([], ["--throughput", "--latency-below", "5"]):
-        neither = run.invoke(command, [str(path), *options])
-        assert isinstance(neither.exception, InputError)
+        assert run(*options).exit_code == 2
