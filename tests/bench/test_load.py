@@ -429,7 +429,9 @@ def test_wrong_options_are_input_errors(arguments: list[str], message: str) -> N
 
 
 def test_an_interrupt_ends_it_with_what_was_measured() -> None:
-    program = "from trainkit.commands.bench_load import load; load()"
+    # In a shell's background job, Ctrl-C is ignored by all that the tests start.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from trainkit.commands.bench_load import load; load()"
     with server() as target:
         arguments = [target.url, "--duration", "60", "--rate", "100", "--warm-up", "0", "--json"]
         process = subprocess.Popen(
