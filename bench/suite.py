@@ -124,7 +124,7 @@ def _finetune(model: PreTrainedModel, tokenizer: Any, examples: Sequence[Example
     batches = list(_batches(examples))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = get_linear_schedule_with_warmup(optimizer, len(batches) // 10, len(batches))
-    number = model.config.label2id
+    number = model.config.label2id or {}
     model.train()
     for done, batch in enumerate(batches, start=1):
         inputs = tokenizer(
