@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainkit.serve.classifier import Classifier, Prediction
+    from trainkit.serve.classifier import Classifier, Prediction, Scored
 
-__all__ = ["Classifier", "Prediction"]
+__all__ = ["Classifier", "Prediction", "Scored"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,27 +1,86 @@
 """From logits to probabilities and decisions, by the kind of problem."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "ProblemType", "decisions", "probabilities"]
+from trainkit.serve.errors import InputError
+
+__all__ = [
+    "TEMPERATURES",
+    "FloatArray",
+    "ProblemType",
+    "Thresholds",
+    "check_temperature",
+    "decisions",
+    "probabilities",
+    "threshold_of_each",
+]
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """As in a Hugging Face configuration: one label of several, any number of them, or a value."""
 
+Thresholds: TypeAlias = float | Mapping[str, float]
+"""What a probability must be above: one number for all labels, or some labels' own by name."""
 
-def probabilities(logits: FloatArray, problem_type: ProblemType) -> FloatArray:
-    """Turn (N, C) logits into softmax or, for several labels, sigmoid; a regression's stay."""
+TEMPERATURES = (0.01, 100.0)
+"""The lowest and highest temperature: beyond them probabilities are 0 and 1, or all the same."""
+
+
+def probabilities(
+    logits: FloatArray, problem_type: ProblemType, temperature: float = 1.0
+) -> FloatArray:
+    """Turn (N, C) logits into softmax or, for several labels, sigmoid; a regression's stay.
+
+    The logits are divided by ``temperature`` first: above 1 it makes a model less sure of itself,
+    and changes no ranking (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """
     if problem_type == "regression":
         return logits
     if problem_type == "multi_label_classification":
-        return np.exp(-np.logaddexp(0, -logits))
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+        sigmoid: FloatArray = np.exp(-np.logaddexp(0, -logits / temperature))
+        return sigmoid
+    scaled = (logits - logits.max(axis=1, keepdims=True, initial=-np.inf)) / temperature
+    exponents = np.exp(scaled)
     scores: FloatArray = exponents / exponents.sum(axis=1, keepdims=True)
     return scores
+
+
+def check_temperature(temperature: float, problem_type: ProblemType) -> None:
+    """Raise ``InputError`` where logits of this kind cannot be divided by ``temperature``."""
+    low, high = TEMPERATURES
+    if not low <= temperature <= high:  # NaN too
+        raise InputError(f"temperature must be from {low} to {high:g}, not {temperature}.")
+    if problem_type == "regression" and temperature != 1:
+        raise InputError(
+            "the model is a regression: it has no probabilities to calibrate; "
+            "leave temperature out."
+        )
+
+
+def threshold_of_each(thresholds: Thresholds, labels: Sequence[str]) -> dict[str, float]:
+    """Return every label's threshold; a label that a mapping does not name has 0.5.
+
+    ``InputError`` names the labels that are not the model's, and what is not from 0 to 1.
+    """
+    if not isinstance(thresholds, Mapping):
+        thresholds = dict.fromkeys(labels, thresholds)
+    unknown = [name for name in thresholds if name not in labels]
+    if unknown:
+        raise InputError(
+            f"thresholds name {', '.join(map(repr, unknown))}, which the model does not have; "
+            f"its labels are {', '.join(labels)}."
+        )
+    for name, threshold in thresholds.items():
+        if not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+            raise InputError(
+                f"the threshold of {name!r} must be a number from 0 to 1, not {threshold!r}."
+            )
+    return dict.fromkeys(labels, 0.5) | dict(thresholds)
 
 
 def decisions(logits: FloatArray, problem_type: ProblemType) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from trainkit.serve.errors import InputError
 
@@ -35,10 +35,14 @@ class Batch(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """One encoded text: its token ids and, as long, which of two texts each belongs to."""
+    """One encoded text: its token ids and, as long, which of two texts each belongs to.
+
+    ``truncated``: the text has more tokens than these, which the length limit cut off.
+    """
 
     ids: list[int]
     type_ids: list[int]
+    truncated: bool = False
 
 
 def pad(
@@ -97,10 +101,13 @@ class TextEncoder:
 
     def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
         """Encode each text or pair, special tokens included, cut to ``max_length``."""
-        return [
-            Tokens(encoding.ids, encoding.type_ids)
-            for encoding in self.tokenizer.encode_batch_fast(list(texts))
-        ]
+        return [self._tokens(row) for row in self.tokenizer.encode_batch_fast(list(texts))]
+
+    def _tokens(self, encoding: Encoding) -> Tokens:
+        ids = encoding.ids
+        # What was cut off lies in `overflowing`, which copies all of it: asked only of full rows.
+        truncated = len(ids) >= self.max_length and bool(encoding.overflowing)
+        return Tokens(ids, encoding.type_ids, truncated)
 
     def token_ids(self, texts: Sequence[Text]) -> list[list[int]]:
         """Return the ids alone of :meth:`tokens`."""

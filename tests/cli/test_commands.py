@@ -231,7 +231,7 @@ def test_predict_answers_arguments_and_lines_alike(trainkit, tiny_run, tiny_bund
     given = answers(trainkit("predict", tiny_bundles["onnx"], *texts))
     assert [answer["text"] for answer in given] == texts
     for answer in given:
-        assert list(answer) == ["text", "label", "score", "scores"]
+        assert list(answer) == ["text", "label", "score", "scores", "truncated"]
         assert (
             answer["score"] == max(answer["scores"].values()) == answer["scores"][answer["label"]]
         )
@@ -241,6 +241,11 @@ def test_predict_answers_arguments_and_lines_alike(trainkit, tiny_run, tiny_bund
     for source in (tiny_run, tiny_bundles["torchscript"]):
         others = answers(trainkit("predict", source, *texts))
         assert [answer["label"] for answer in others] == [answer["label"] for answer in given]
+
+
+def test_predict_says_which_text_was_cut(trainkit, tiny_bundles):
+    found = answers(trainkit("predict", tiny_bundles["onnx"], "Who ?", "Who ? " * 400))
+    assert [answer["truncated"] for answer in found] == [False, True]
 
 
 def test_predict_keeps_the_order_of_many_lines(trainkit, tiny_bundles):

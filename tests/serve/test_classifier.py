@@ -1,17 +1,24 @@
 """Texts to predictions: in order, the same in both runtimes, and without any training library."""
 
+import asyncio
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
+from scipy.special import softmax
 
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier, Prediction
-from trainkit.serve.bundle import Serving, write_serving
+from trainkit.serve.bundle import MANIFEST, Serving, open_bundle, write_manifest, write_serving
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
@@ -52,6 +59,110 @@ def test_every_text_goes_to_the_runtime_once_in_batches_of_like_length(tiny_bund
     assert [len(batch) for batch in seen] == [10] * 8 + [9]
     lengths = np.concatenate(seen).tolist()
     assert lengths == sorted(len(row) for row in classify.encoder.token_ids(TEXTS))
+
+
+def test_a_batch_has_no_more_tokens_than_its_budget_nor_rows_than_its_size(classify):
+    seen = []
+
+    def run(batch):
+        seen.append(batch.attention_mask.sum(axis=1))
+        return classify.run(batch)
+
+    bounded = Classifier(classify.encoder, run, classify.labels, batch_size=10, max_tokens=150)
+    np.testing.assert_allclose(bounded.logits(TEXTS), classify.logits(TEXTS), rtol=1e-4, atol=1e-5)
+    assert max(map(len, seen)) == 10
+    assert min(map(len, seen)) < 5
+    assert max(len(batch) * max(batch) for batch in seen) <= 150
+    for batch, following in itertools.pairwise(seen):
+        assert len(batch) == 10 or (len(batch) + 1) * following[0] > 150  # no room for one more
+
+
+def test_a_text_over_the_budget_goes_alone(classify):
+    small = Classifier(classify.encoder, classify.run, classify.labels, max_tokens=1)
+    assert [len(batch) for batch in small._batches([5, 0, 0, 3])] == [2, 1, 1]
+    assert small(TEXTS[:3]) == [classify(text) for text in TEXTS[:3]]
+
+
+def test_one_length_a_batch_where_the_model_reads_its_padding(classify):
+    strict = Classifier(
+        classify.encoder, classify.run, classify.labels, equal_lengths=True, batch_size=3
+    )
+    assert list(strict._batches([5, 3, 5, 5, 3, 5])) == [[1, 4], [0, 2, 3], [5]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"max_tokens": 0}, {"threads": -1}, {"temperature": 0.0}],
+)
+def test_a_setting_that_cannot_be_is_refused(wrong, tiny_bundles):
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"{name} must be .*, not"):
+        Classifier.load(tiny_bundles["onnx"], **wrong)
+
+
+def test_a_prediction_says_whether_its_text_was_cut(classify):
+    limit = classify.encoder.max_length
+    found = classify(["Who " * limit, "Who " * (limit + 1), "Who?"])
+    assert [prediction.truncated for prediction in found] == [False, True, False]
+    (pair,) = classify([("Who " * limit, "Why?")])
+    assert pair.truncated
+
+
+def test_a_temperature_divides_the_logits(classify, tiny_bundles):
+    softer = Classifier.load(tiny_bundles["onnx"], threads=1, temperature=2.5)
+    logits = classify.logits(TEXTS)
+    assert np.array_equal(softer.logits(TEXTS), logits)
+    np.testing.assert_allclose(softer.predict_proba(TEXTS), softmax(logits / 2.5, 1), rtol=1e-5)
+    for before, after in zip(classify(TEXTS), softer(TEXTS), strict=True):
+        assert after.label == before.label
+        assert after.score < before.score
+
+
+def test_top_k_is_the_best_labels_first(classify):
+    few = TEXTS[:9]
+    for scores, best in zip(classify.predict_proba(few), classify.top_k(few, 3), strict=True):
+        order = np.argsort(-scores)[:3]
+        assert [label for label, _ in best] == [classify.labels[i] for i in order]
+        assert [score for _, score in best] == scores[order].tolist()
+    assert classify.top_k(few[0], 3) == classify.top_k([few[0]], 3)[0]
+    assert len(classify.top_k(few[0], 99)) == 6
+    assert classify.top_k([], 1) == []
+    with pytest.raises(InputError, match="k must be at least 1, not 0"):
+        classify.top_k(few, 0)
+
+
+def test_the_labels_above_a_threshold(classify):
+    several = Classifier(
+        classify.encoder, classify.run, classify.labels, "multi_label_classification"
+    )
+    scores = several.predict_proba(TEXTS)
+    logits = classify.logits(TEXTS)
+    assert several.top_k(TEXTS[0], 1)[0].label == classify(TEXTS[0]).label
+    for row, found in zip(logits, several.labels_above(TEXTS), strict=True):
+        assert {label for label, _ in found} == {several.labels[i] for i in np.flatnonzero(row > 0)}
+        assert [score for _, score in found] == sorted((s for _, s in found), reverse=True)
+    middle = dict(zip(several.labels, np.median(scores, axis=0).tolist(), strict=True))
+    counts = dict.fromkeys(several.labels, 0)
+    for found in several.labels_above(TEXTS, middle):
+        for label, score in found:
+            counts[label] += 1
+            assert score > middle[label]
+    assert list(counts.values()) == (scores > np.median(scores, axis=0)).sum(axis=0).tolist()
+    assert several.labels_above(TEXTS[0], 1.0) == []
+    with pytest.raises(InputError, match="name 'NUMBER', which the model does not have"):
+        several.labels_above(TEXTS, {"NUMBER": 0.2})
+    with pytest.raises(InputError, match="for multi-label models, and this one is single_label"):
+        classify.labels_above(TEXTS)
+
+
+def test_a_regression_has_neither_ranks_nor_a_temperature(classify):
+    parts = (classify.encoder, lambda batch: classify.run(batch)[:, :1], ["value"], "regression")
+    value = Classifier(*parts)
+    assert value("Who?").score == value.logits(["Who?"])[0, 0]
+    with pytest.raises(InputError, match="gives a value and no labels to rank"):
+        value.top_k("Who?", 1)
+    with pytest.raises(InputError, match="no probabilities to calibrate"):
+        Classifier(*parts, temperature=2.0)
 
 
 def test_probabilities_sum_to_one_and_rank_as_the_logits_do(classify):
@@ -96,6 +207,80 @@ def test_an_empty_text_is_counted_out(classify):
         classify("")
 
 
+@pytest.mark.parametrize("wrong", [None, 3, b"Who?", ("Who?",), ("Who?", None), ["a", "b", "c"]])
+def test_what_is_no_text_is_counted_out(wrong, classify):
+    with pytest.raises(InputError, match="text 2 of 2 is neither a text nor a tuple of two texts"):
+        classify(["Who?", wrong])
+
+
+def test_one_text_is_no_list_of_its_letters(classify):
+    with pytest.raises(InputError, match="texts must be a list"):
+        classify.predict_proba("Who?")
+
+
+def test_threads_share_a_classifier(classify):
+    """Each asks for texts of its own, over and over: an answer to another's would show."""
+    parts = [TEXTS[n::8] for n in range(8)] * 5
+    expected = [classify(part) for part in parts]
+    assert len({prediction.score for part in expected[:8] for prediction in part}) > 80
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(classify, parts)) == expected
+
+
+def slowed(classify, before):
+    """Return ``classify`` with ``before`` called ahead of each batch."""
+
+    def run(batch):
+        before()
+        return classify.run(batch)
+
+    return Classifier(classify.encoder, run, classify.labels)
+
+
+def test_the_event_loop_goes_on_while_it_computes(classify):
+    slow = slowed(classify, lambda: time.sleep(0.3))
+
+    async def ticks_of(call):
+        ticks = 0
+        while not call.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
+
+    async def main():
+        call = asyncio.create_task(slow.async_call(TEXTS[:9]))
+        assert await ticks_of(call) >= 5
+        assert call.result() == classify(TEXTS[:9])
+        one, many = await asyncio.gather(slow.async_call("Who?"), slow.async_call(["Who?"]))
+        assert [one] == many == [classify("Who?")]
+        with pytest.raises(InputError, match="text 1 of 1 is empty"):
+            await slow.async_call([""])
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_call_leaves_the_later_ones_alone(classify):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def before():
+        begun.set()
+        assert may_end.wait(10)
+
+    slow = slowed(classify, before)
+
+    async def main():
+        call = asyncio.create_task(slow.async_call("How far is Mars?"))
+        await asyncio.to_thread(begun.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        later = asyncio.create_task(slow.async_call(TEXTS[:9]))
+        may_end.set()
+        assert await later == classify(TEXTS[:9])
+
+    asyncio.run(main())
+
+
 def test_a_text_of_control_characters_alone_still_gets_numbers(classify):
     """It is not blank, but nothing of it is left in the ids."""
     assert classify.encoder.token_ids(["\x01\x02"]) == [[]]
@@ -114,6 +299,44 @@ def test_onnx_answers_as_the_run_does(classify, tiny_run):
 def test_a_torchscript_bundle_is_sent_elsewhere(tiny_bundles):
     with pytest.raises(InputError, match="needs torch; serve one made with: trainkit export"):
         Classifier.load(tiny_bundles["torchscript"])
+
+
+def rename_an_operator(folder):
+    """Name one operator otherwise, and seal the bundle again: its hashes fit."""
+    model = onnx.load(folder / "model.onnx")
+    next(node for node in model.graph.node if node.op_type == "MatMul").op_type = "Swirl"
+    manifest = open_bundle(folder).manifest
+    onnx.save(model, folder / "model.onnx")
+    write_manifest(folder, manifest)
+
+
+def change_a_byte(folder):
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+
+
+def raise_the_format(folder):
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_bytes())
+    path.write_text(json.dumps(manifest | {"format_version": 99, "new": "field"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (rename_an_operator, r"onnx/model\.onnx cannot be opened by ONNX .*No Op .* for Swirl"),
+        (change_a_byte, r"onnx/model\.onnx is not the file that was exported .*sha256"),
+        (raise_the_format, r"onnx/trainkit\.json has bundle format 99, this trainkit reads \d+;"),
+    ],
+)
+def test_a_bundle_that_cannot_serve_is_refused_before_the_first_request(damage, told, copied):
+    folder = copied("onnx")
+    Classifier.load(folder, threads=1)
+    damage(folder)
+    with pytest.raises(InputError, match=told) as caught:
+        Classifier.load(folder, threads=1)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_provider_that_is_not_there_is_an_error(tiny_bundles):

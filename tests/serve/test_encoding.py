@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from trainkit.data.splits import load_sample
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
@@ -88,6 +89,25 @@ def test_a_long_text_is_cut_with_its_special_tokens_kept(encoder):
     assert long[:kept] == short[:kept]
     end = encoder.tokenizer.token_to_id("[SEP]")
     assert end is None or long[-1] == short[-1] == end
+
+
+@pytest.fixture(scope="module")
+def unlimited(encoder):
+    copy = Tokenizer.from_str(encoder.tokenizer.to_str())
+    return TextEncoder(copy, 10_000, encoder.pad_id)
+
+
+words = st.text("a b?", max_size=2 * MAX_LENGTH) | st.integers(0, MAX_LENGTH).map("Who ".__mul__)
+
+
+@settings(max_examples=150, deadline=None)
+@given(words | st.tuples(words, words))
+def test_a_row_says_whether_its_text_was_cut(encoder, unlimited, text):
+    """That is, whether without the limit it would be longer."""
+    (whole,) = unlimited.tokens([text])
+    (row,) = encoder.tokens([text])
+    assert row.truncated == (len(whole.ids) > MAX_LENGTH)
+    assert not whole.truncated
 
 
 def test_padding_and_truncation_in_the_file_are_ignored(tmp_path):

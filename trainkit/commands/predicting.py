@@ -20,6 +20,9 @@ CHUNK = 1024  # lines read and answered at a time, however long the input is
 def predict(bundle: Path, texts: tuple[str, ...]) -> None:
     """Classify TEXTS, or the lines of standard input; one JSON object a line comes out.
 
+    Its keys: text, label, score, scores of all labels, and truncated, which is true where the text
+    is longer than the model takes and only its kept part was read.
+
     \b
     trainkit predict runs/latest/onnx "How far is Mars?"
     trainkit predict runs/latest/onnx < questions.txt
