@@ -53,6 +53,7 @@ from trainkit.bench.samples import bootstrap_interval, percentile, spread
 from trainkit.bench.workload import Workload, prepare
 from trainkit.data.readers import Example
 from trainkit.export import parity
+from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.errors import InputError
 
@@ -191,9 +192,17 @@ def _open_all(
             file_bytes=sum(path.stat().st_size for path in spec.source.iterdir() if path.is_file()),
             tokenises=ready.tokenises,
             versions=ready.versions,
+            model_sha256=_model_sha256(spec.source),
         )
         engines.append(_Running(process, len(engines), about))
     return engines, list(absent.values())
+
+
+def _model_sha256(source: Path) -> str | None:
+    if not (source / MANIFEST).is_file():
+        return None
+    bundle = open_bundle(source)
+    return bundle.manifest.files[bundle.model_path.name].sha256
 
 
 def _workload(

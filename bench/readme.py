@@ -15,6 +15,7 @@ __all__ = ["BLOCKS", "filled"]
 BLOCKS = {
     "README.md": ("accuracy", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
+    "docs/runtimes.md": ("suite-minilm-trec",),
 }
 
 
@@ -40,7 +41,7 @@ def _block(name: str, results: Path) -> str:
         return exports.markdown(exports.load(results / "exports.json"))
     if name == "families":
         return families.markdown(families.load(results / "families.json"))
-    return markdown(load(results / "runtimes.json")).strip()
+    return markdown(load(results / f"{name}.json")).strip()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from trainkit.bench.compare import speed_ratio, speeds
 from trainkit.bench.result import Engine, Measurement, Ratio, Result, WorkloadResult
 from trainkit.bench.samples import bootstrap_interval
 from trainkit.bench.tables import engine_labels
-from trainkit.serve.bundle import MANIFEST, Manifest, Serving, write_serving
+from trainkit.serve.bundle import MANIFEST, Manifest, Serving, open_bundle, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
 
 __all__ = [
@@ -75,6 +75,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     latency_percentile: int | None
     latency_ms: float | None
     accuracy: float | None
+    model_sha256: str | None
 
 
 class Rival(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +212,7 @@ def _choice(label: str, engine: Engine, workload: WorkloadResult, measured: Meas
         latency_percentile=percentile,
         latency_ms=latency,
         accuracy=measured.accuracy,
+        model_sha256=engine.model_sha256,
     )
 
 
@@ -338,7 +340,8 @@ def _times(ratio: Ratio) -> str:
 def write(recommendation: Recommendation, bundle: Path) -> Manifest:
     """Put the choice into the bundle's manifest, as defaults of ``Classifier.load``.
 
-    ``InputError`` where the choice is not that bundle, or is no ONNX bundle.
+    ``InputError`` where the choice is not that bundle, is no ONNX bundle, or was another model when
+    it was measured.
     """
     choice = recommendation.choice
     assert choice is not None  # check() comes first
@@ -353,6 +356,11 @@ def write(recommendation: Recommendation, bundle: Path) -> Manifest:
         raise InputError(
             f"{choice.name} is not served by Classifier.load, which takes ONNX bundles; "
             "recommend among those with: trainkit bench run on ONNX bundles alone"
+        )
+    opened = open_bundle(bundle)
+    if choice.model_sha256 != opened.manifest.files[opened.model_path.name].sha256:
+        raise InputError(
+            f"{bundle} holds another model than the one that was measured; run the benchmark again."
         )
     serving = Serving(
         threads=choice.threads, batch_size=choice.batch_size, provider=PROVIDERS[choice.runtime]

@@ -87,6 +87,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ``cold_start_s`` to the first answer. ``peak_rss_bytes`` is the whole process's, at the end.
     ``file_bytes`` counts the files of the source's folder, not those in folders below.
     ``tokenises`` says that its times hold the texts' encoding, as in ``transformers``' pipeline.
+    ``model_sha256`` is that of a bundle's model file.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     file_bytes: int
     tokenises: bool = False
     versions: dict[str, str] = {}
+    model_sha256: str | None = None
 
 
 class Absent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

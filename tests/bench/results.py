@@ -49,6 +49,7 @@ class Truth(NamedTuple):
     wrong: bool = False
     threads: int = 2
     tokenises: bool = False
+    model_sha256: str | None = None
 
 
 TORCH = Truth("PyTorch eager", "torch", "runs/latest", 4.0, 60.0, accuracy=0.952)
@@ -95,6 +96,7 @@ def engine(truth: Truth) -> Engine:
         peak_rss_bytes=123_000_000,
         file_bytes=23_000_000 if truth.precision == "int8" else 91_000_000,
         tokenises=truth.tokenises,
+        model_sha256=truth.model_sha256,
     )
 
 

@@ -14,6 +14,7 @@ from trainkit.cli import cli
 from trainkit.serve import Classifier
 from trainkit.serve.bundle import MANIFEST, Serving, open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.files import facts
 
 SIZES = [results.Work("offline", size) for size in (1, 8, 64)]
 # Batches take 0.6, 2.1 and 14.2 ms in int8, 1.0, 4.3 and 31.2 ms in float32.
@@ -144,7 +145,9 @@ def test_limits_that_do_not_work_are_refused(wanted: dict[str, float]) -> None:
 
 
 def measured_on(folder: Path) -> Result:
-    own = results.ONNX._replace(source=str(folder), threads=1)
+    model = folder / "model.onnx"
+    sha256 = facts(model).sha256 if model.is_file() else None
+    own = results.ONNX._replace(source=str(folder), threads=1, model_sha256=sha256)
     return results.result([results.TORCH._replace(threads=1), own], [results.Work("offline", 8)])
 
 
@@ -179,6 +182,9 @@ def test_only_the_recommended_bundle_is_written(copied, tiny_bundles, tmp_path):
         write(chosen(measured_on(tiny_bundles["onnx"])), folder)
     with pytest.raises(InputError, match="is not a bundle"):
         write(chosen(measured_on(tmp_path)), tmp_path)
+    earlier = results.ONNX._replace(source=str(folder), threads=1, model_sha256="0" * 64)
+    with pytest.raises(InputError, match="another model than the one that was measured"):
+        write(chosen(results.result([results.TORCH._replace(threads=1), earlier])), folder)
     eager = results.TORCH._replace(source=str(folder))
     with pytest.raises(InputError, match="takes ONNX bundles"):
         write(chosen(results.result([eager])), folder)
