@@ -18,6 +18,9 @@ __all__ = ["Batch", "IntArray", "Text", "TextEncoder", "Tokens", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
+Row: TypeAlias = Sequence[int] | IntArray
+"""One number for each token of a text."""
+
 Text: TypeAlias = str | tuple[str, str]
 """One text, or two that are classified together, such as a premise and a hypothesis."""
 
@@ -37,30 +40,40 @@ class Batch(NamedTuple):
 class Tokens(NamedTuple):
     """One encoded text: its token ids and, as long, which of two texts each belongs to.
 
-    ``truncated``: the text has more tokens than these, which the length limit cut off.
+    ``truncated``: the text has more tokens than these, which the length limit cut off. ``mask``, as
+    long as ``ids``, is 1 for each token that the model may read; None stands for all of them.
     """
 
     ids: list[int]
     type_ids: list[int]
     truncated: bool = False
+    mask: list[int] | None = None
 
 
 def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, type_rows: Sequence[Sequence[int]] | None = None
+    rows: Sequence[Row],
+    pad_id: int,
+    type_rows: Sequence[Row] | None = None,
+    masks: Sequence[Row | None] | None = None,
 ) -> Batch:
     """Right-pad token ids, and token types where given, to the longest row.
 
     The mask is made from the rows' lengths: a token whose id equals ``pad_id`` inside a text stays
-    visible. A batch of empty rows gets length 1, so that no axis is ever empty.
+    visible. ``masks`` gives some rows one of their own, as long as the row: padding on the left, or
+    gaps. A batch of empty rows gets length 1, so that no axis is ever empty.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     positions = np.arange(max(1, int(lengths.max(initial=0))))
     attention_mask = (positions < lengths[:, None]).astype(np.int64)
+    if masks is not None:
+        for target, row, mask in zip(attention_mask, rows, masks, strict=True):
+            if mask is not None:
+                target[: len(row)] = mask
     types = None if type_rows is None else _filled(attention_mask.shape, type_rows, 0)
     return Batch(_filled(attention_mask.shape, rows, pad_id), attention_mask, types)
 
 
-def _filled(shape: tuple[int, ...], rows: Sequence[Sequence[int]], rest: int) -> IntArray:
+def _filled(shape: tuple[int, ...], rows: Sequence[Row], rest: int) -> IntArray:
     array = np.full(shape, rest, dtype=np.int64)
     for target, row in zip(array, rows, strict=True):
         target[: len(row)] = row
@@ -116,7 +129,7 @@ class TextEncoder:
     def pad(self, rows: Sequence[Tokens]) -> Batch:
         """Right-pad what :meth:`tokens` gave; token types are there if the model takes them."""
         types = [row.type_ids for row in rows] if self.token_types else None
-        return pad([row.ids for row in rows], self.pad_id, types)
+        return pad([row.ids for row in rows], self.pad_id, types, [row.mask for row in rows])
 
     def encode(self, texts: Sequence[Text]) -> Batch:
         """Return the padded batch of these texts, in their order."""

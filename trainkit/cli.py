@@ -14,6 +14,7 @@ from trainkit.commands.data import data
 from trainkit.commands.exporting import export, inspect, verify
 from trainkit.commands.optimizing import optimize
 from trainkit.commands.predicting import predict
+from trainkit.commands.serving import serve
 from trainkit.commands.training import evaluate, train
 from trainkit.serve.errors import InputError, TrainkitError
 
@@ -29,7 +30,12 @@ EXTRAS = {
     "onnxscript": "export",
     "aiohttp": "bench",
     "matplotlib": "bench",
+    "opentelemetry": "otel",
+    "prometheus_client": "serve",
     "psutil": "bench",
+    "ray": "ray",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "yarl": "bench",
 }
 
@@ -71,7 +77,18 @@ def cli() -> None:
     """
 
 
-for command in (data, train, evaluate, export, optimize, verify, inspect, predict, bench):
+for command in (
+    data,
+    train,
+    evaluate,
+    export,
+    optimize,
+    verify,
+    inspect,
+    predict,
+    serve,
+    bench,
+):
     cli.add_command(command)
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from trainkit.data.splits import load_sample
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
-from trainkit.serve.encoding import TextEncoder, pad
+from trainkit.serve.encoding import TextEncoder, Tokens, pad
 from trainkit.serve.errors import InputError
 
 MAX_LENGTH = 24
@@ -58,6 +58,32 @@ def test_padding_is_on_the_right_and_the_mask_is_not_made_from_ids(rows, pad_id)
         padding = len(row_ids) - len(row)
         assert row_ids == row + [pad_id] * padding
         assert row_mask == [1] * len(row) + [0] * padding
+
+
+masked = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), max_size=9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(masked, st.booleans()), min_size=1, max_size=6))
+def test_a_row_may_bring_a_mask_of_its_own(encoder, drawn):
+    """Padding on its left, or gaps; beside rows that have none."""
+    rows = [
+        Tokens([i for i, _ in row], [0] * len(row), mask=[m for _, m in row] if own else None)
+        for row, own in drawn
+    ]
+    found = encoder.pad(rows)
+    plain = encoder.pad([row._replace(mask=None) for row in rows])
+    assert np.array_equal(found.input_ids, plain.input_ids)
+    for row, mask, full in zip(rows, found.attention_mask, plain.attention_mask, strict=True):
+        if row.mask is None:
+            assert np.array_equal(mask, full)
+        else:
+            assert mask.tolist() == row.mask + [0] * (len(mask) - len(row.mask))
+
+
+def test_a_mask_must_be_as_long_as_its_row():
+    with pytest.raises(ValueError, match="broadcast"):
+        pad([[1, 2, 3]], PAD_ID, masks=[[1, 1]])
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,486 @@
+"""The HTTP application: Open Inference Protocol v2, ``/classify`` for people, metrics, a page.
+
+Handlers are small: what a request may be is in ``guard`` and ``inference_protocol``, the work in
+``model``. Errors are always ``{"error": "..."}``.
+"""
+
+import asyncio
+import hashlib
+import math
+import re
+import time
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib import metadata, resources
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from trainkit.serve.decision import FloatArray, probabilities, threshold_of_each
+from trainkit.serve.encoding import Text, Tokens
+from trainkit.serve.errors import InputError
+from trainkit.serve.http import inference_protocol as protocol
+from trainkit.serve.http import metrics, openapi
+from trainkit.serve.http.failures import (
+    DeadlineError,
+    InferenceError,
+    QueueFullError,
+    UnavailableError,
+)
+from trainkit.serve.http.guard import (
+    Guard,
+    Record,
+    RefusedError,
+    Reply,
+    header,
+    header_timeout_s,
+    read_body,
+    refusal,
+    unless_gone,
+)
+from trainkit.serve.http.model import BatchFacts, Model, Models
+from trainkit.serve.http.openapi import (
+    V2,
+    VERSION,
+    Classified,
+    ClassifyRequest,
+    ClassifyResponse,
+    Live,
+    ModelFacts,
+    ModelList,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+    Timings,
+)
+from trainkit.serve.http.settings import Settings
+
+__all__ = ["application"]
+
+T = TypeVar("T")
+LONG = 1 << 16  # bytes of a body: reading more takes longer than the hop to a thread
+MANY = 64  # rows: likewise
+BINARY = "application/octet-stream"
+
+
+class Call(NamedTuple):
+    """One request, as a handler sees it."""
+
+    scope: Scope
+    receive: Receive
+    record: Record
+    model: str | None  # of the path
+    version: str | None
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+class Endpoint:
+    """A route as an ASGI application: a handler, and answers for what it raises."""
+
+    def __init__(self, template: str, handler: Handler) -> None:
+        self.template = template
+        self.handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        record: Record = scope["trainkit.record"]
+        path = scope["path_params"]
+        try:
+            call = Call(scope, receive, record, path.get("model"), path.get("version"))
+            reply = await self.handler(call)
+        except Exception as error:
+            found = _reply_to(error)
+            if found is None:
+                raise
+            record.error, reply = found
+        await reply.send(send)
+
+
+def _reply_to(error: Exception) -> tuple[str, Reply] | None:
+    """Return the kind of an error that is expected, and the answer to it."""
+    match error:
+        case RefusedError():
+            return f"refused {error.status}", refusal(error.status, str(error), error.headers)
+        case protocol.ProtocolError():
+            return "protocol", refusal(error.status, str(error))
+        case InputError():
+            return "input", refusal(422, str(error))
+        case QueueFullError():
+            retry = [("Retry-After", str(max(1, math.ceil(error.retry_after_s))))]
+            return "queue full", refusal(429, str(error), retry)
+        case DeadlineError():
+            message = "the deadline passed before the request was run; ask for more time, or later."
+            return "deadline", refusal(504, message)
+        case UnavailableError():
+            message = "the model is stopping or restarting; try again."
+            return "unavailable", refusal(503, message, [("Retry-After", "1")])
+        case InferenceError():
+            return "inference", refusal(500, "the model fails on this input.")
+    return None
+
+
+def application(
+    models: Models,
+    settings: Settings,
+    *,
+    token: str | None = None,
+    draining: Callable[[], bool] = lambda: False,
+    otel: bool = False,
+) -> Starlette:
+    """Build the application around running models, which stay their owner's to close.
+
+    With ``token`` every request but the health probes must carry it. While ``draining`` answers
+    true, the server is not ready and its answers close their connections.
+    """
+    service = _Service(models, settings, draining, metrics.Tracing(otel))
+    models.observe(service.observe_batch)
+    routes = [
+        Route(template, Endpoint(template, handler), methods=[method])
+        for method, template, handler in service.table()
+    ]
+    document = msgspec.json.encode(
+        openapi.document(
+            token=token is not None, version=service.server.version, limits=settings.limits
+        )
+    )
+    for template, reply in (("/openapi.json", Reply(200, document)), ("/", _page())):
+        routes.append(Route(template, Endpoint(template, _fixed(reply)), methods=["GET"]))
+    app = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _http_error},
+        middleware=[
+            Middleware(service.tracing.around),  # outside the guard: no exception gets so far
+            Middleware(Guard, token=token, draining=draining, observe=service.observe),
+        ],
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _fixed(reply: Reply) -> Handler:
+    async def handler(call: Call) -> Reply:
+        return reply
+
+    return handler
+
+
+def _page() -> Reply:
+    """Read the page, whose script and style are allowed by their hashes and nothing else is."""
+    page = resources.files("trainkit.serve.http").joinpath("page.html").read_bytes()
+    policy = "; ".join(
+        [
+            "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'",
+            "form-action 'none'; frame-ancestors 'none'",
+            f"script-src {_hashes(page, b'script')}",
+            f"style-src {_hashes(page, b'style')}",
+        ]
+    )
+    headers = (("Content-Security-Policy", policy), ("X-Content-Type-Options", "nosniff"))
+    return Reply(200, page, "text/html; charset=utf-8", headers)
+
+
+def _hashes(page: bytes, tag: bytes) -> str:
+    blocks = re.findall(b"<%s[^>]*>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
+    digests = (b64encode(hashlib.sha256(block).digest()).decode() for block in blocks)
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+
+async def _http_error(request: StarletteRequest, error: Exception) -> Response:
+    """Answer a path or method that there is not."""
+    assert isinstance(error, HTTPException)
+    message, headers = "there is no such path; see /openapi.json.", {}
+    if error.status_code == 405:
+        allow = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+        message, headers = f"this path takes {allow} only.", {"Allow": allow}
+    reply = refusal(error.status_code, message)
+    return Response(reply.body, reply.status, headers, reply.content_type)
+
+
+class _Service:
+    """The handlers, and what they share."""
+
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        draining: Callable[[], bool],
+        tracing: metrics.Tracing,
+    ) -> None:
+        self.models = models
+        self.settings = settings
+        self.draining = draining
+        self.tracing = tracing
+        self.server = ServerMetadata(
+            "trainkit", metadata.version("trainkit"), ["binary_tensor_data", "schedule_policy"]
+        )
+
+    def table(self) -> list[tuple[str, str, Handler]]:
+        """Return method, path and handler of every route that asks the models."""
+        return [
+            ("GET", "/v2", self.about),
+            ("GET", "/v2/health/live", self.live),
+            ("GET", "/v2/health/ready", self.ready),
+            *(("GET", path, self.model_metadata) for path in (V2, VERSION)),
+            *(("GET", f"{path}/ready", self.model_ready) for path in (V2, VERSION)),
+            *(("POST", f"{path}/infer", self.infer) for path in (V2, VERSION)),
+            ("POST", "/classify", self.classify),
+            ("GET", "/models", self.facts),
+            ("GET", "/metrics", self.metrics),
+        ]
+
+    def observe(self, record: Record) -> None:
+        """Count a request that was answered."""
+        metrics.REQUESTS.labels(record.route, record.model, record.status).inc()
+        if record.error:
+            metrics.ERRORS.labels(record.error).inc()
+        if record.infer_s is not None:
+            metrics.TOKENIZE.labels(record.model).observe(record.tokenize_s or 0)
+            metrics.QUEUE.labels(record.model).observe(record.queue_s or 0)
+            metrics.INFER.labels(record.model).observe(record.infer_s)
+
+    def observe_batch(self, model: Model, facts: BatchFacts) -> None:
+        """Count a batch that was run."""
+        metrics.BATCH_ROWS.labels(model.name).observe(facts.rows)
+        metrics.BATCH_TOKENS.labels(model.name).observe(facts.tokens)
+        self._note(model)
+
+    def _note(self, model: Model) -> None:
+        stats = model.stats()
+        metrics.QUEUE_ROWS.labels(model.name).set(stats["queued_rows"])
+        metrics.QUEUE_TOKENS.labels(model.name).set(stats["queued_tokens"])
+        metrics.RESTARTS.labels(model.name).set(stats["restarts"])
+        metrics.set_version(model.name, self.models[model.name].version)
+
+    async def about(self, call: Call) -> Reply:
+        return _json(self.server)
+
+    async def live(self, call: Call) -> Reply:
+        return _json(Live(True))
+
+    async def ready(self, call: Call) -> Reply:
+        ready = not self.draining() and all(model.ready for model in self.models.values())
+        return _json(Ready(ready), 200 if ready else 503)
+
+    async def model_ready(self, call: Call) -> Reply:
+        model = self._model(call)
+        ready = model.ready and not self.draining()
+        return _json(ModelReady(model.name, ready), 200 if ready else 503)
+
+    async def model_metadata(self, call: Call) -> Reply:
+        model = self._model(call)
+        ids = (TensorMetadata(name, "INT64", [-1, -1]) for name in _signature(model, 0).id_inputs)
+        columns = len(model.manifest.labels)
+        outputs = [
+            TensorMetadata(name, datatype, [-1] if name == "label" else [-1, columns])
+            for name, datatype in protocol.OUTPUTS.items()
+        ]
+        inputs = [TensorMetadata("text", "BYTES", [-1]), *ids]
+        versions = [model.version]
+        return _json(ModelMetadata(model.name, versions, "onnxruntime_onnx", inputs, outputs))
+
+    async def facts(self, call: Call) -> Reply:
+        return _json(ModelList([_facts(model) for model in self.models.values()]))
+
+    async def metrics(self, call: Call) -> Reply:
+        for model in self.models.values():
+            self._note(model)
+        body = await asyncio.to_thread(metrics.exposition)
+        return Reply(200, body, "text/plain; version=0.0.4; charset=utf-8")
+
+    async def infer(self, call: Call) -> Reply:
+        self._model(call)
+        timeout_s = header_timeout_s(call.scope)
+        body = await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
+        model = self._model(call)  # again: a reload may have come while the body did
+        length = _header_length(call.scope)
+        signature = _signature(model, self.settings.limits.texts)
+        request = await _threaded(len(body) > LONG, protocol.decode, body, length, signature)
+        if request.timeout_s is not None:
+            timeout_s = min(timeout_s, request.timeout_s)
+        work = self._answer(call.record, model, request.texts, request.rows, timeout_s)
+        rows, logits = await unless_gone(call.receive, work)
+        classifier = model.classifier
+        scores = probabilities(logits, classifier.problem_type, classifier.temperature)
+        name = (model.name, model.version)
+        answer, length = await _threaded(
+            len(rows) > MANY, protocol.encode, request, name, classifier.labels, logits, scores
+        )
+        if length is None:
+            return Reply(200, answer)
+        headers = (("Inference-Header-Content-Length", str(length)),)
+        return Reply(200, answer, BINARY, headers)
+
+    async def classify(self, call: Call) -> Reply:
+        timeout_s = header_timeout_s(call.scope)
+        body = await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
+        request = await _threaded(len(body) > LONG, _classify_request, body)
+        name = request.model or next(iter(self.models))
+        model = self._model(call._replace(model=name))
+        thresholds = _thresholds(request, model)
+        work = self._answer(call.record, model, request.texts, None, timeout_s)
+        rows, logits = await unless_gone(call.receive, work)
+        found = await _threaded(
+            len(rows) > MANY, _classified, model, rows, logits, request.top_k, thresholds
+        )
+        record = call.record
+        total_s = time.perf_counter() - record.started
+        parts_s = (record.tokenize_s or 0, record.queue_s or 0, record.infer_s or 0, total_s)
+        timings = Timings(*(round(part * 1000, 3) for part in parts_s))
+        return _json(ClassifyResponse(model.name, model.version, found, timings))
+
+    def _model(self, call: Call) -> Model:
+        model = self.models.get(call.model or "")
+        if model is None:
+            served = ", ".join(self.models)
+            raise RefusedError(404, f"there is no model of this name; served are: {served}.")
+        if call.version not in (None, model.version):
+            raise RefusedError(404, f"{model.name} is served in version {model.version} only.")
+        call.record.model, call.record.version = model.name, model.version
+        return model
+
+    async def _answer(
+        self,
+        record: Record,
+        model: Model,
+        texts: Sequence[Text] | None,
+        rows: Sequence[Tokens] | None,
+        timeout_s: float,
+    ) -> tuple[Sequence[Tokens], FloatArray]:
+        """Return the encoded rows and their logits; the limits are checked before each step."""
+        deadline = record.started + min(timeout_s, self.settings.timeout_s)
+        begin = time.perf_counter()
+        if texts is not None:
+            record.texts = len(texts)
+            self._check_texts(texts)
+            with self.tracing.span("tokenize"):
+                rows = await model.tokens(texts)
+        assert rows is not None
+        record.texts, record.tokens = len(rows), sum(len(row.ids) for row in rows)
+        if record.tokens > self.settings.limits.tokens:
+            raise RefusedError(
+                422,
+                f"the texts have {record.tokens} tokens together, and a request may have "
+                f"{self.settings.limits.tokens}; send fewer at a time.",
+            )
+        now = time.perf_counter()
+        record.tokenize_s = now - begin
+        if now >= deadline:
+            raise DeadlineError
+        answer = await model.answer(rows, deadline - now)
+        record.queue_s, record.infer_s = answer.queue_s, answer.infer_s
+        self.tracing.spans_until_now(queue=answer.queue_s, infer=answer.infer_s)
+        return rows, answer.logits
+
+    def _check_texts(self, texts: Sequence[Text]) -> None:
+        limits = self.settings.limits
+        if not 0 < len(texts) <= limits.texts:
+            raise RefusedError(
+                422, f"a request has from 1 to {limits.texts} texts, not {len(texts)}."
+            )
+        characters = sum(
+            len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts
+        )
+        if characters > limits.characters:
+            raise RefusedError(
+                413,
+                f"the texts have {characters} characters together, and a request may have "
+                f"{limits.characters}; send fewer at a time.",
+            )
+
+
+async def _threaded(wanted: bool, function: Callable[..., T], *arguments: Any) -> T:
+    """Call ``function``, in a thread where that is wanted: the event loop goes on meanwhile."""
+    return await asyncio.to_thread(function, *arguments) if wanted else function(*arguments)
+
+
+def _json(content: msgspec.Struct, status: int = 200) -> Reply:
+    return Reply(status, msgspec.json.encode(content))
+
+
+def _header_length(scope: Scope) -> int | None:
+    sent = header(scope, b"inference-header-content-length")
+    if sent is None:
+        return None
+    if not (sent.isdigit() and len(sent) < 19):
+        raise RefusedError(400, "Inference-Header-Content-Length must be a number of bytes.")
+    return int(sent)
+
+
+def _signature(model: Model, texts: int) -> protocol.Signature:
+    return protocol.Signature(
+        model.vocabulary_size,
+        model.max_length,
+        any(tensor.name == "token_type_ids" for tensor in model.manifest.inputs),
+        texts,
+    )
+
+
+def _facts(model: Model) -> ModelFacts:
+    manifest = model.manifest
+    source = (manifest.source.get("backbone"), manifest.source.get("kind"))
+    return ModelFacts(
+        name=model.name,
+        version=model.version,
+        ready=model.ready,
+        labels=manifest.labels,
+        problem_type=manifest.problem_type,
+        precision=manifest.precision,
+        max_length=manifest.max_length,
+        pooling=manifest.pooling,
+        source=" ".join(str(part) for part in source if part),
+        notes=manifest.notes,
+    )
+
+
+_CLASSIFY = msgspec.json.Decoder(ClassifyRequest)
+
+
+def _classify_request(body: bytes) -> ClassifyRequest:
+    try:
+        return _CLASSIFY.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        message = f'the body must be JSON such as {{"texts": ["How far is Mars?"]}}: {error}.'
+        raise RefusedError(400, message) from None
+    except RecursionError:
+        raise RefusedError(400, "the body's JSON is nested too deep.") from None
+
+
+def _thresholds(request: ClassifyRequest, model: Model) -> dict[str, float] | None:
+    if request.thresholds is None:
+        return None
+    if model.manifest.problem_type != "multi_label_classification":
+        raise RefusedError(
+            422, f"thresholds are for multi-label models; {model.name} is not one. Leave them out."
+        )
+    return threshold_of_each(request.thresholds, model.manifest.labels)
+
+
+def _classified(
+    model: Model,
+    rows: Sequence[Tokens],
+    logits: FloatArray,
+    top_k: int | None,
+    thresholds: Mapping[str, float] | None,
+) -> list[Classified]:
+    """Say what (N, C) logits mean, in the words of ``/classify``."""
+    found = []
+    for label, score, scores, truncated in model.classifier.predictions(rows, logits):
+        ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
+        prediction = Classified(label, score, scores, truncated)
+        if top_k is not None:
+            prediction.scores = dict(ranked[:top_k])
+        if thresholds is not None:
+            prediction.labels = [name for name, score in ranked if score > thresholds[name]]
+        found.append(prediction)
+    return found

@@ -1,0 +1,154 @@
+"""What Prometheus is told, and OpenTelemetry where it is wanted.
+
+Labels are bounded: routes are templates, models are those that are served. With
+PROMETHEUS_MULTIPROC_DIR set before this module is imported, several fronts add up, and any of them
+answers for all. Time histograms are in seconds.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from trainkit.serve.errors import InputError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = [
+    "BATCH_ROWS",
+    "BATCH_TOKENS",
+    "ERRORS",
+    "INFER",
+    "QUEUE",
+    "QUEUE_ROWS",
+    "QUEUE_TOKENS",
+    "REGISTRY",
+    "REQUESTS",
+    "RESTARTS",
+    "TOKENIZE",
+    "Tracing",
+    "exposition",
+    "set_version",
+]
+
+REGISTRY = CollectorRegistry()
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5)  # and +Inf: ten
+SIZES = (16, 64, 256, 512, 1024, 2048, 4096, 16384)
+
+REQUESTS = Counter(
+    "trainkit_requests", "Requests answered.", ("route", "model", "status"), registry=REGISTRY
+)
+ERRORS = Counter("trainkit_errors", "Requests refused or failed.", ("kind",), registry=REGISTRY)
+TOKENIZE = Histogram(
+    "trainkit_tokenize_seconds", "Tokenising.", ("model",), buckets=SECONDS, registry=REGISTRY
+)
+QUEUE = Histogram(
+    "trainkit_queue_seconds", "In the queue.", ("model",), buckets=SECONDS, registry=REGISTRY
+)
+INFER = Histogram(
+    "trainkit_infer_seconds",
+    "From the first batch of a request to the end of its last.",
+    ("model",),
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+BATCH_TOKENS = Histogram(
+    "trainkit_batch_tokens", "Tokens of a batch.", ("model",), buckets=SIZES, registry=REGISTRY
+)
+BATCH_ROWS = Histogram(
+    "trainkit_batch_rows",
+    "Texts of a batch.",
+    ("model",),
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    registry=REGISTRY,
+)
+
+
+def _gauge(name: str, documentation: str, labels: tuple[str, ...] = ("model",)) -> Gauge:
+    return Gauge(name, documentation, labels, registry=REGISTRY, multiprocess_mode="livesum")
+
+
+QUEUE_ROWS = _gauge("trainkit_queue_rows", "Texts that wait.")
+QUEUE_TOKENS = _gauge("trainkit_queue_tokens", "Tokens that wait.")
+# A gauge, since it is read from the engine as a total; with several fronts, of those that live.
+RESTARTS = _gauge("trainkit_worker_restarts", "Restarts of inference processes.")
+INFO = _gauge("trainkit_model_info", "Fronts that serve this version.", ("model", "version"))
+_versions: dict[str, str] = {}
+
+
+def set_version(model: str, version: str) -> None:
+    """Note which version of a model is served; the one before it is not any more."""
+    if _versions.get(model) == version:
+        return
+    if model in _versions:
+        INFO.labels(model, _versions[model]).set(0)
+    INFO.labels(model, version).set(1)
+    _versions[model] = version
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus' text format, version 0.0.4."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+class Tracing:
+    """Spans of OpenTelemetry, or nothing where it is not enabled.
+
+    ``InputError`` where it is enabled and not installed.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.tracer: Any = None
+        if enabled:
+            try:
+                from opentelemetry import trace
+                from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+            except ImportError as error:
+                raise InputError(
+                    f"OpenTelemetry needs {error.name}, which is not installed; "
+                    "run: pip install 'trainkit[otel]'"
+                ) from None
+            self.tracer = trace.get_tracer("trainkit.serve")
+            self._middleware = OpenTelemetryMiddleware
+
+    def around(self, app: "ASGIApp") -> "ASGIApp":
+        """Put the ASGI middleware around ``app``, where tracing is enabled."""
+        if self.tracer is None:
+            return app
+        traced: ASGIApp = self._middleware(app)
+
+        async def without_query(scope: "Scope", receive: "Receive", send: "Send") -> None:
+            # No route has one, and a span would keep whatever text a client put there.
+            await traced({**scope, "query_string": b""}, receive, send)
+
+        return without_query
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Trace a block."""
+        if self.tracer is None:
+            yield
+        else:
+            with self.tracer.start_as_current_span(
+                name, record_exception=False, set_status_on_exception=False
+            ):
+                yield
+
+    def spans_until_now(self, **seconds: float) -> None:
+        """Write the spans of steps that came one after another and end now, by their names."""
+        if self.tracer is None:
+            return
+        start_ns = time.time_ns() - int(sum(seconds.values()) * 1e9)
+        for name, duration_s in seconds.items():
+            span = self.tracer.start_span(name, start_time=start_ns)
+            start_ns += int(duration_s * 1e9)
+            span.end(end_time=start_ns)

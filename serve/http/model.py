@@ -1,0 +1,283 @@
+"""A served model: a bundle, its inference process and its queue; and all of them by name."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+import numpy as np
+
+from trainkit.serve.bundle import Manifest, open_bundle
+from trainkit.serve.classifier import PROVIDERS, Classifier
+from trainkit.serve.decision import FloatArray
+from trainkit.serve.encoding import Batch, Text, Tokens
+from trainkit.serve.errors import InputError
+from trainkit.serve.http.batching import Answer, Batcher, BatchFacts, Rules
+from trainkit.serve.http.engine import Engine, Launch
+from trainkit.serve.http.failures import InferenceError, UnavailableError
+from trainkit.serve.http.settings import Settings
+
+__all__ = ["Answer", "BatchFacts", "Model", "Models", "usable_cores"]
+
+logger = logging.getLogger("trainkit.serve")
+
+WARM_WORDS = (1, 16, 128)
+QUIET_S = 2.0  # a model that was replaced goes when nobody has asked it for so long
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, and a container's quota of time."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:  # not Linux, or no such limit
+        return count or 1
+    return max(1, min(count or 1, int(quota) // int(period))) if quota != "max" else count or 1
+
+
+class Model:
+    """One version of one model, running. Made by ``load``.
+
+    ``classifier`` is there for ``tokens`` and ``predictions``; it holds no model. ``version`` is
+    the first 12 hex digits of the manifest's seal. ``on_batch`` is called after each batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        manifest: Manifest,
+        classifier: Classifier,
+        engine: Engine,
+        settings: Settings,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.manifest = manifest
+        self.classifier = classifier
+        self.version = manifest.sha256[:12]
+        self.max_length = manifest.max_length
+        self.vocabulary_size = classifier.encoder.tokenizer.get_vocab_size()
+        self.on_batch: Callable[[BatchFacts], None] = lambda facts: None
+        self._engine = engine
+        self._settings = settings
+        rules = _rules(manifest, settings)
+        self._batcher = Batcher(self._run, rules, lambda facts: self.on_batch(facts))
+        self._tokenising = 0
+        self._used_at = 0.0
+
+    @classmethod
+    async def load(cls, name: str, folder: Path, settings: Settings) -> "Model":
+        """Open, start and warm; ``InputError`` where the bundle is not sound or does not run."""
+        manifest, classifier, engine = await asyncio.to_thread(_open, folder, settings)
+        model = cls(name, folder, manifest, classifier, engine, settings)
+        try:
+            # The tokenizer and the model were opened after the check; are they of this manifest?
+            if (await asyncio.to_thread(open_bundle, folder)).manifest != manifest:
+                raise InputError(f"{folder} was replaced while it was opened; load it again.")
+            await engine.start()
+            await model._warm()
+        except BaseException:
+            await model.close(0)
+            raise
+        return model
+
+    @property
+    def ready(self) -> bool:
+        """Whether its inference process answered within the last second."""
+        return self._engine.ready and self._batcher.running
+
+    @property
+    def pid(self) -> int | None:
+        """The inference process; None while there is none."""
+        return self._engine.pid
+
+    def stats(self) -> dict[str, int]:
+        """Return ``queued_rows``, ``queued_tokens`` and ``restarts`` of its inference process."""
+        return {
+            "queued_rows": self._batcher.queued_rows,
+            "queued_tokens": self._batcher.queued_tokens,
+            "restarts": self._engine.restarts,
+        }
+
+    async def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
+        """Tokenise in a thread; ``InputError`` names the text that is wrong."""
+        self._tokenising += 1
+        try:
+            return await asyncio.to_thread(self.classifier.tokens, texts)
+        finally:
+            self._tokenising -= 1
+            self._used_at = asyncio.get_running_loop().time()
+
+    async def answer(self, rows: Sequence[Tokens], timeout_s: float | None = None) -> Answer:
+        """Queue, batch, run. ``QueueFullError``, ``DeadlineError``, ``InferenceError``,
+        ``UnavailableError``. Cancelling it takes its rows out of the queue.
+        """
+        if not rows:
+            return Answer(np.empty((0, len(self.manifest.labels)), dtype=np.float32), 0.0, 0.0)
+        self._used_at = asyncio.get_running_loop().time()
+        timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        return await self._batcher.answer(rows, timeout_s)
+
+    async def close(self, grace_s: float = 30.0) -> None:
+        """Take nothing new, finish what is queued, stop the process."""
+        await self._batcher.close(grace_s)
+        await self._engine.close()
+
+    async def retire(self, grace_s: float = 30.0) -> None:
+        """Close once those who hold it still have asked: after a while without a question."""
+        loop = asyncio.get_running_loop()
+        self._used_at, end = loop.time(), loop.time() + grace_s
+        while loop.time() < end and (self._tokenising or loop.time() < self._used_at + QUIET_S):
+            await asyncio.sleep(QUIET_S / 4)
+        await self.close(max(0.0, end - loop.time()))
+
+    async def _run(self, rows: Sequence[Tokens]) -> FloatArray:
+        logits = await self._engine.run(rows)
+        expected = (len(rows), len(self.manifest.labels))
+        if logits.shape != expected:
+            raise InferenceError(f"the logits are {logits.shape}, and {expected} was expected")
+        if not np.isfinite(logits).all():
+            raise InferenceError("some logits are NaN or infinite")
+        return logits
+
+    async def _warm(self) -> None:
+        """Run a few lengths, alone and together: the first answers are not the slowest then."""
+        rows = await self.tokens([" ".join(["text"] * words) for words in WARM_WORDS])
+        try:
+            for some in (*([row] for row in rows), rows):
+                await self.answer(some, self._settings.start_s)
+        except (InferenceError, UnavailableError) as error:
+            raise InputError(
+                f"{self.folder}: the model does not run ({error}); export the bundle again."
+            ) from None
+
+
+def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engine]:
+    opened = open_bundle(folder)
+    manifest = opened.manifest
+    if manifest.format != "onnx":
+        raise InputError(
+            f"{folder} is a {manifest.format} bundle, which needs torch; serve one made with: "
+            "trainkit export --format onnx"
+        )
+    serving = manifest.serving
+    threads, providers = settings.threads, settings.providers
+    if serving is not msgspec.UNSET:
+        threads = threads or min(serving.threads, usable_cores())
+        providers = providers or (serving.provider,)
+    classifier = Classifier.of_bundle(opened, _holds_no_model)
+    engine = Engine(
+        Launch(
+            model=opened.model_path,
+            by_path=f"{opened.model_path.name}.data" in manifest.files,
+            pad_id=manifest.pad_id,
+            token_types=classifier.encoder.token_types,
+            threads=threads or usable_cores(),
+            providers=providers or PROVIDERS,
+            start_s=settings.start_s,
+            hang_s=settings.hang_s,
+            return_s=settings.timeout_s,
+        )
+    )
+    return manifest, classifier, engine
+
+
+def _holds_no_model(batch: Batch) -> NoReturn:
+    raise AssertionError("the model is in the inference process")
+
+
+def _rules(manifest: Manifest, settings: Settings) -> Rules:
+    return Rules(
+        batch_tokens=settings.batch_tokens,
+        batch_rows=settings.batch_rows,
+        max_wait_ms=settings.max_wait_ms,
+        queue_tokens=settings.queue_tokens,
+        # A reason why it is not, or null; a bundle from before there was the field says nothing.
+        packed=manifest.source.get("padded_because", "unknown") is None,
+        equal_lengths=manifest.equal_lengths,
+    )
+
+
+class Models(Mapping[str, Model]):
+    """The served models by name. A request holds the Model it got, also across a reload.
+
+    Ask for it when the request is read: one that was replaced goes after ``QUIET_S`` seconds
+    without a question.
+    """
+
+    def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
+        self._models = dict(models)
+        self._settings = settings
+        self._locks = {name: asyncio.Lock() for name in models}
+        self._retiring: dict[Model, asyncio.Task[None]] = {}
+        self._closed = False
+        self._observe: Callable[[Model, BatchFacts], None] = lambda model, facts: None
+
+    @classmethod
+    async def load(cls, folders: Mapping[str, Path], settings: Settings) -> "Models":
+        """Load all; ``InputError`` of the first that is refused, with none left running."""
+        models: dict[str, Model] = {}
+        try:
+            for name, folder in folders.items():
+                models[name] = await Model.load(name, folder, settings)
+        except BaseException:
+            for model in models.values():
+                await model.close(0)
+            raise
+        return cls(models, settings)
+
+    def __getitem__(self, name: str) -> Model:
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def observe(self, on_batch: Callable[[Model, BatchFacts], None]) -> None:
+        """Call ``on_batch`` after each batch of these models, and of those that replace them."""
+        self._observe = on_batch
+        for model in self._models.values():
+            self._watch(model)
+
+    def _watch(self, model: Model) -> None:
+        model.on_batch = lambda facts: self._observe(model, facts)
+
+    async def reload(self, name: str, folder: Path | None = None) -> Model:
+        """Load the folder anew beside the running one, warm it, swap, drain the old one.
+
+        ``InputError`` where the new one is refused: the old one stays. Other labels are allowed.
+        It returns when the new one answers; the old one drains in the background.
+        """
+        if name not in self._models:
+            raise InputError(f"{name} is not served; served are: {', '.join(self._models)}.")
+        async with self._locks[name]:
+            old = self._models[name]
+            new = await Model.load(name, folder or old.folder, self._settings)
+            if self._closed:
+                await new.close(0)
+                raise UnavailableError("the server is stopping")
+            self._watch(new)
+            self._models[name] = new
+        logger.info("%s: version %s replaces %s", name, new.version, old.version)
+        if new.manifest.labels != old.manifest.labels:
+            logger.warning(
+                "%s: version %s has other labels than %s", name, new.version, old.version
+            )
+        self._retiring[old] = asyncio.create_task(old.retire())
+        self._retiring[old].add_done_callback(lambda task: self._retiring.pop(old, None))
+        return new
+
+    async def close(self, grace_s: float = 30.0) -> None:
+        """Drain and stop all."""
+        self._closed = True
+        models = [*self._models.values(), *self._retiring]
+        for task in list(self._retiring.values()):
+            task.cancel()
+            await asyncio.wait({task})
+        await asyncio.gather(*(model.close(grace_s) for model in models))

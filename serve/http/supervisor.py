@@ -1,0 +1,326 @@
+"""Several fronts behind one port: start them, each on its cores; replace, reload and end them.
+
+The supervisor holds the listening socket and no model. It talks to each front over a socket of its
+own, in the words of :mod:`trainkit.serve.http.run`; that socket closes when the supervisor ends in
+whatever way, and then the front ends too. Connections that wait for a front that died are taken by
+the others, which is why they share one socket and SO_REUSEPORT is not used.
+"""
+
+import asyncio
+import contextlib
+import logging
+import logging.config
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from prometheus_client import multiprocess
+
+from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.http import admin
+from trainkit.serve.http.listener import Server, first, listen
+from trainkit.serve.http.logs import config as log_config
+from trainkit.serve.http.run import Load, Plan, Report, Stop, announce, run_loop
+
+__all__ = ["run", "shares"]
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+LASTED_S = 60.0  # after which a front that dies is started again without a pause
+EXIT_S = 5.0  # for a front to exit once its own time to end is over
+
+log = logging.getLogger("trainkit.serve")
+
+
+def available_cores() -> list[int]:
+    """Return the cores this process may use; where the system does not say, all."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def shares(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
+    """Split the cores into neighbours, as evenly as they go; each worker has at least one.
+
+    >>> shares([0, 1, 2, 3, 4], 2)
+    [(0, 1), (2, 3, 4)]
+    >>> shares([0, 1], 3)
+    [(0,), (1,), (0,)]
+    """
+    count = len(cores)
+    if workers > count:
+        return [(cores[number % count],) for number in range(workers)]
+    return [
+        tuple(cores[number * count // workers : (number + 1) * count // workers])
+        for number in range(workers)
+    ]
+
+
+class Front:
+    """One front's process and the channel to it."""
+
+    def __init__(self, number: int, cores: tuple[int, ...], metrics: Path) -> None:
+        self.number = number
+        self.cores = cores
+        self.metrics = metrics
+        self.process: asyncio.subprocess.Process | None = None
+        self.ready = False
+        self._turn = asyncio.Lock()
+
+    async def start(self, plan: Plan, listener: socket.socket) -> Report:
+        """Start the process; returns what became of it. Its error, or its end, is in the report."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "trainkit.serve.http.run",
+                str(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), listener.fileno()),
+                env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(self.metrics)},
+                start_new_session=True,  # Ctrl-C in a terminal is the supervisor's alone
+            )
+        self.reader, self.writer = await asyncio.open_connection(sock=ours)
+        report = await self._ask(self.plan(plan, listener))
+        self.ready = report.error is None
+        return report
+
+    def plan(self, plan: Plan, listener: socket.socket) -> Plan:
+        """Return this front's own plan."""
+        settings = plan.settings
+        if not hasattr(os, "sched_setaffinity") and not settings.threads:
+            settings = msgspec.structs.replace(settings, threads=len(self.cores))
+        return msgspec.structs.replace(
+            plan, settings=settings, cores=self.cores, listener=listener.fileno()
+        )
+
+    async def load(self, order: Load) -> Report:
+        """Have one model loaded anew."""
+        return await self._ask(order)
+
+    async def _ask(self, order: Plan | Load) -> Report:
+        async with self._turn:
+            line = b""
+            with contextlib.suppress(ConnectionError):
+                self.writer.write(msgspec.json.encode(order) + b"\n")
+                line = await self.reader.readline()
+        if not line:
+            return Report(error=f"worker {self.number} ended unexpectedly.", exit_code=1)
+        return msgspec.json.decode(line, type=Report)
+
+    async def ended(self) -> int:
+        """Wait for the process to end; returns its exit code, or minus the signal."""
+        assert self.process
+        status = await self.process.wait()
+        self.ready = False
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+        return status
+
+    def signal(self) -> None:
+        """Ask it to end, as SIGTERM does."""
+        if self.process and self.process.returncode is None:
+            self.process.terminate()
+
+    async def kill(self) -> None:
+        """End it, and leave no zombie."""
+        if self.process and self.process.returncode is None:
+            self.process.kill()
+            await self.ended()
+
+
+class Supervisor:
+    """All fronts, and what they serve at the moment."""
+
+    def __init__(self, plan: Plan, listener: socket.socket, metrics: Path, workers: int) -> None:
+        self.plan = plan
+        self.listener = listener
+        self.metrics = metrics
+        self.stop = Stop(plan.drain_s)
+        self.changing = asyncio.Lock()  # what is served; a front that starts must not miss it
+        self.versions: dict[str, str] = {}
+        cores = available_cores()
+        if workers > len(cores):
+            log.warning(
+                "%d workers share %d cores; more cores help, more workers do not",
+                workers,
+                len(cores),
+            )
+        self.fronts = [
+            Front(number, one, metrics) for number, one in enumerate(shares(cores, workers))
+        ]
+
+    async def start(self) -> None:
+        """Start all fronts; the first error is raised when none is left running."""
+        reports = await asyncio.gather(
+            *(front.start(self.plan, self.listener) for front in self.fronts)
+        )
+        for report in reports:
+            if report.error:
+                await self.kill()
+                kind = InputError if report.exit_code == InputError.exit_code else CheckFailedError
+                raise kind(report.error)
+        self.versions = reports[0].versions
+
+    async def kill(self) -> None:
+        """End every front at once."""
+        await asyncio.gather(*(front.kill() for front in self.fronts))
+
+    async def keep(self, front: Front) -> None:
+        """Replace one front whenever it dies, for as long as the server is to run."""
+        loop = asyncio.get_running_loop()
+        pause_s = 0.0
+        began = loop.time()
+        while True:
+            pid = front.process.pid if front.process else 0
+            status = await front.ended()
+            multiprocess.mark_process_dead(pid, str(self.metrics))  # type: ignore[no-untyped-call]
+            if self.stop.drain.is_set():
+                return
+            if loop.time() - began > LASTED_S:
+                pause_s = 0.0
+            log.error(
+                "worker %d (pid %d) ended with %d; it is started again in %.1f s",
+                front.number,
+                pid,
+                status,
+                pause_s,
+            )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.drain.wait(), pause_s)
+                return
+            pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+            began = loop.time()
+            async with self.changing:
+                if self.stop.drain.is_set():
+                    return
+                report = await front.start(self.plan, self.listener)
+            self._look(front, report)
+            if self.stop.drain.is_set():  # it came to be after all others were told
+                front.signal()
+
+    def _look(self, front: Front, report: Report) -> None:
+        if report.error:
+            log.error("worker %d does not start: %s", front.number, report.error)
+        elif report.versions != self.versions:
+            log.error(
+                "worker %d serves other versions than the others, as a bundle's folder was "
+                "changed and not loaded; send SIGHUP",
+                front.number,
+            )
+        else:
+            log.info("worker %d is back", front.number)
+
+    def index(self) -> list[admin.Entry]:
+        """Return every model's version; it is ready when one front is."""
+        state = "READY" if any(front.ready for front in self.fronts) else "UNAVAILABLE"
+        return [admin.Entry(name, version, state) for name, version in self.versions.items()]
+
+    async def load(self, name: str, folder: Path | None = None) -> str:
+        """Load a model in one front, and when that took it, in all; returns the version.
+
+        ``InputError`` where the first refuses it, and nothing changed.
+        """
+        order = Load(name, None if folder is None else str(folder))
+        async with self.changing:
+            running = [front for front in self.fronts if front.ready]
+            if not running:
+                raise CheckFailedError("no worker is running; see the server's log.")
+            report = await running[0].load(order)
+            if report.error:
+                refused = report.exit_code == InputError.exit_code
+                raise (InputError if refused else CheckFailedError)(report.error)
+            if order.folder:  # for those that start later
+                folders = self.plan.folders | {name: order.folder}
+                self.plan = msgspec.structs.replace(self.plan, folders=folders)
+            self.versions = report.versions
+            others = await asyncio.gather(*(front.load(order) for front in running[1:]))
+        failed = [one.error for one in others if one.error or one.versions != self.versions]
+        if failed:
+            raise CheckFailedError(
+                f"{len(failed)} of {len(running)} workers still serve the old version of {name} "
+                f"({failed[0] or 'the folder changed meanwhile'}); load it again."
+            )
+        return self.versions[name]
+
+    async def load_all(self) -> None:
+        """Load every model from its folder anew; one that is refused is logged."""
+        for name in self.plan.folders:
+            try:
+                await self.load(name)
+            except (InputError, CheckFailedError) as error:
+                log.error("model %s: %s", name, error)
+
+    async def end(self) -> None:
+        """Have all fronts end, killing those that do not; a second signal is passed on too."""
+        self.listener.close()  # else connections would wait for nobody once the fronts are gone
+        for front in self.fronts:
+            front.signal()
+        ended = asyncio.gather(*(front.process.wait() for front in self.fronts if front.process))
+        bound_s = self.plan.drain_s + self.plan.grace_s + EXIT_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(bound_s):
+                await first(self.stop.now.wait(), asyncio.shield(ended))
+        if not ended.done():
+            for front in self.fronts:
+                front.signal()
+            await first(asyncio.sleep(1), asyncio.shield(ended))
+        for front in self.fronts:
+            if front.process and front.process.returncode is None:
+                log.error("worker %d does not end and is killed", front.number)
+                front.process.kill()
+        await ended
+
+
+async def supervise(
+    plan: Plan,
+    workers: int,
+    listener: socket.socket,
+    admin_listener: socket.socket | None,
+    metrics: Path,
+) -> int:
+    """Start, keep and end the fronts; returns the exit code."""
+    supervisor = Supervisor(plan, listener, metrics, workers)
+    stop = supervisor.stop
+    loads: set[asyncio.Task[None]] = set()
+
+    def hang_up() -> None:
+        loads.add(asyncio.ensure_future(supervisor.load_all()))
+
+    with stop.on_signals(hang_up):
+        try:
+            await stop.unless(supervisor.start())
+            if stop.drain.is_set():
+                return 0
+            async with asyncio.TaskGroup() as group:
+                for front in supervisor.fronts:
+                    group.create_task(supervisor.keep(front))
+                if admin_listener:
+                    listen(admin_listener)
+                    app = admin.application(supervisor.index, supervisor.load, plan.token)
+                    server = Server(app, admin_listener, plan.grace_s)
+                    group.create_task(server.run_until(stop.drain, stop.now))
+                announce(listener, admin_listener)
+                await stop.drain.wait()
+                await supervisor.end()
+        finally:
+            for load in loads:
+                load.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
+            await supervisor.kill()
+    return 1 if stop.now.is_set() else 0
+
+
+def run(
+    plan: Plan, workers: int, listener: socket.socket, admin_listener: socket.socket | None
+) -> int:
+    """Serve with several fronts, with the address on standard output once all are ready."""
+    logging.config.dictConfig(log_config(plan.log_level))
+    with tempfile.TemporaryDirectory(prefix="trainkit-metrics-") as metrics:
+        return run_loop(supervise(plan, workers, listener, admin_listener, Path(metrics)))

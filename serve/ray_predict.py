@@ -1,0 +1,114 @@
+"""A large file classified by several processes, through Ray Data: texts in, JSON lines out.
+
+What travels to a worker is where its chunk lies in the file, so that the file and the bundle must
+be readable at the same path wherever a worker runs. Chunks are the same whatever the number of
+workers, and their answers are written in the file's order: so is the result.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from trainkit.serve.bundle import open_bundle
+from trainkit.serve.classifier import Classifier
+from trainkit.serve.encoding import Text
+from trainkit.serve.errors import InputError
+from trainkit.serve.text_file import Chunk, TextFile
+
+__all__ = ["answers", "ray_answers", "write"]
+
+MOST_BLOCKS = 1000  # Ray keeps a record of each
+
+Classify = Callable[[Sequence[Text]], Sequence[Any]]
+
+
+def answers(classify: Classify, file: TextFile, chunk: Chunk) -> bytes:
+    """Return a JSON line for each text of the chunk: its line in the file and the prediction."""
+    rows = file.read(chunk)
+    predictions = classify([row.text for row in rows])
+    lines = (
+        msgspec.json.encode({**row._asdict(), **prediction._asdict()})
+        for row, prediction in zip(rows, predictions, strict=True)
+    )
+    return b"\n".join(lines) + b"\n"
+
+
+class Worker:
+    """An actor of Ray Data: a classifier with one thread, and batches of chunks."""
+
+    def __init__(self, bundle: str, file: TextFile) -> None:
+        self.classify = Classifier.load(bundle, threads=1)
+        self.file = file
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Answer chunks, given as arrays of their fields."""
+        chunks = (Chunk(*map(int, one)) for one in zip(*map(batch.get, Chunk._fields), strict=True))
+        found = [answers(self.classify, self.file, chunk) for chunk in chunks]
+        return {"answers": np.array(found, dtype=object)}
+
+
+def ray_answers(
+    bundle: Path, file: TextFile, chunks: Sequence[Chunk], workers: int | None = None
+) -> Iterator[bytes]:
+    """Yield the answers of each chunk in order, computed by ``workers`` processes of one core each.
+
+    The cluster is the one that ``RAY_ADDRESS`` names, else this machine for as long as it takes;
+    ``workers`` None is one for each core of it. ``InputError`` where the bundle is not sound, or
+    the cluster has fewer cores than that.
+    """
+    open_bundle(bundle)  # one clear sentence here, and not as many as there are workers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    import ray.data
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        # "local": never a cluster that somebody else happens to run here.
+        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    try:
+        cores = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+        if (workers or 1) > cores:
+            raise InputError(f"--workers {workers}: the cluster has {cores} cores; ask for fewer.")
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        given = [chunk._asdict() for chunk in chunks]
+        computed = ray.data.from_items(
+            given, override_num_blocks=min(len(given), MOST_BLOCKS)
+        ).map_batches(
+            Worker,
+            fn_constructor_args=(str(bundle.resolve()), file),
+            batch_size=1,
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers or cores, len(chunks))),
+        )
+        for row in computed.iter_rows():
+            yield row["answers"]
+    finally:
+        ray.shutdown()
+
+
+def write(path: Path, parts: Iterable[bytes]) -> int:
+    """Write the parts one after the other, whole or not at all; returns the number of lines."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    try:
+        try:
+            file = partial.open("wb")
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}); check the path."
+            ) from None
+        with file:
+            for part in parts:
+                file.write(part)
+                count += part.count(b"\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,228 @@
+"""The inference process by itself, over its socket: answers, pings, refusals and its end."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from trainkit.data.splits import load_sample
+from trainkit.serve import Classifier
+from trainkit.serve.encoding import Tokens
+from trainkit.serve.http.engine import PROGRAM
+from trainkit.serve.http.worker import (
+    LENGTH,
+    Failed,
+    FromWorker,
+    Logits,
+    Order,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    frame,
+    ragged,
+)
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
+TEXTS = [example.text for example in load_sample()[:20]]
+
+
+@pytest.fixture(scope="module")
+def classify():
+    return Classifier.load(GOLDEN, threads=1)
+
+
+class Peer:
+    """This end of the socket to a process that was started by hand."""
+
+    def __init__(self, model=GOLDEN / "model.onnx"):
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(30)
+        with theirs, model.open("rb") as file:
+            order = Order(
+                socket=theirs.fileno(),
+                model=str(model),
+                file=file.fileno(),
+                threads=1,
+                providers=("CPUExecutionProvider",),
+                pad_id=0,
+            )
+            self.process = subprocess.Popen(
+                [*PROGRAM, msgspec.json.encode(order).decode()],
+                pass_fds=(theirs.fileno(), file.fileno()),
+            )
+        self.stream = self.socket.makefile("rb")
+
+    def send(self, message):
+        self.socket.sendall(frame(message))
+
+    def next(self):
+        (length,) = LENGTH.unpack(self.stream.read(LENGTH.size))
+        return msgspec.msgpack.decode(self.stream.read(length), type=FromWorker)
+
+    def close(self):
+        self.stream.close()
+        self.socket.close()
+
+
+@contextlib.contextmanager
+def started(**how):
+    peer = Peer(**how)
+    try:
+        yield peer
+    finally:
+        peer.close()
+        peer.process.kill()
+        peer.process.wait()
+
+
+@pytest.fixture(scope="module")
+def peer():
+    with started() as peer:
+        assert peer.next() == Ready()
+        yield peer
+
+
+def array_of(answer):
+    assert isinstance(answer, Logits)
+    return np.frombuffer(answer.values, np.float32).reshape(answer.shape)
+
+
+def test_its_logits_are_the_classifiers(peer, classify):
+    peer.send(ragged(7, classify.tokens(TEXTS), token_types=False))
+    answer = peer.next()
+    assert answer.number == 7
+    np.testing.assert_allclose(array_of(answer), classify.logits(TEXTS), atol=1e-5)
+
+
+def test_a_row_of_no_tokens_gets_an_answer(peer, classify):
+    peer.send(ragged(1, [Tokens([], []), *classify.tokens(TEXTS[:1])], token_types=False))
+    np.testing.assert_allclose(array_of(peer.next())[1:], classify.logits(TEXTS[:1]), atol=1e-5)
+
+
+def test_what_a_mask_hides_is_not_read(peer, classify):
+    """A gap and what is right of the text hold any ids at all; the logits stay."""
+    (row,) = classify.tokens(TEXTS[:1])
+    wider = Tokens([*row.ids, 5, 6], [0] * (len(row.ids) + 2), mask=[1] * len(row.ids) + [0, 0])
+    peer.send(ragged(1, [wider, row], token_types=False))
+    hidden, plain = array_of(peer.next())
+    np.testing.assert_allclose(hidden, plain, atol=1e-5)
+    peer.send(ragged(2, [wider._replace(mask=None)], token_types=False))
+    assert np.abs(array_of(peer.next())[0] - plain).max() > 1e-3  # or the mask would prove nothing
+
+
+def test_types_and_masks_travel_where_they_are_there():
+    rows = [Tokens([1, 2], [0, 1]), Tokens([], []), Tokens([3], [1], mask=[0])]
+    run = ragged(1, rows, token_types=True)
+    sent = [run.lengths, run.ids, run.type_ids, run.masks]
+    found = [np.frombuffer(values, np.int64).tolist() for values in sent]
+    assert found == [[2, 0, 1], [1, 2, 3], [0, 1, 1], [1, 1, 0]]
+    plain = ragged(1, rows[:2], token_types=False)
+    assert plain.type_ids is None
+    assert plain.masks is None
+
+
+def test_an_error_of_the_session_is_told_and_the_process_goes_on(peer, classify):
+    peer.send(ragged(1, [Tokens([10**6], [0])], token_types=False))
+    failed = peer.next()
+    assert isinstance(failed, Failed)
+    assert "Gather" in failed.sentence
+    assert "\n" not in failed.sentence
+    peer.send(ragged(2, classify.tokens(TEXTS), token_types=False))
+    np.testing.assert_allclose(array_of(peer.next()), classify.logits(TEXTS), atol=1e-5)
+
+
+def test_pings_are_answered_while_a_batch_runs(peer):
+    """A batch of a million tokens takes a while; the pong is there before its logits."""
+    peer.send(ragged(1, [Tokens([5] * 24, [0] * 24)] * 20_000, token_types=False))
+    peer.send(Ping())
+    assert peer.next() == Pong()
+    assert isinstance(peer.next(), Logits)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_it_to_the_front(number, peer, classify):
+    peer.process.send_signal(number)
+    peer.send(ragged(1, classify.tokens(TEXTS[:1]), token_types=False))
+    assert isinstance(peer.next(), Logits)
+
+
+def test_it_ends_when_the_socket_closes_also_in_the_middle_of_a_batch():
+    with started() as peer:
+        peer.next()
+        peer.send(ragged(1, [Tokens([5] * 24, [0] * 24)] * 20_000, token_types=False))
+        peer.send(Ping())
+        peer.next()  # so the batch was taken
+        peer.close()
+        assert peer.process.wait(5) == 0
+
+
+def test_it_ends_when_the_socket_closes_while_the_model_loads():
+    with started() as peer:
+        peer.close()
+        assert peer.process.wait(20) == 0
+
+
+def test_a_model_that_cannot_be_opened_is_refused_by_its_name(tmp_path):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"no model")
+    with started(model=model) as peer:
+        refused = peer.next()
+        assert isinstance(refused, Refused)
+        assert str(model) in refused.sentence
+        assert "/fd/" not in refused.sentence
+        assert peer.process.wait(20) == 0
+
+
+FRONT = """
+import asyncio, sys
+from pathlib import Path
+from trainkit.serve.http.model import Model
+from trainkit.serve.http.settings import Settings
+
+async def main():
+    model = await Model.load("golden", Path(sys.argv[1]), Settings(threads=1))
+    print(model.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="a process that is no child is watched")
+def test_it_does_not_outlive_a_front_that_is_killed():
+    command = [sys.executable, "-c", FRONT, str(GOLDEN)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as front:
+        try:
+            watched = os.pidfd_open(int(front.stdout.readline()))
+        finally:
+            front.kill()
+    try:
+        assert select.select([watched], [], [], 5)[0]  # readable once it has ended
+    finally:
+        os.close(watched)
+
+
+@pytest.mark.parametrize("module", ["worker", "engine", "batching", "model"])
+def test_neither_the_web_nor_training_is_imported(module):
+    heavy = ("starlette", "uvicorn", "torch", "transformers", "onnx")
+    program = (
+        f"import sys, trainkit.serve.http.{module}\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "[]"
+
+
+def test_the_front_does_not_load_the_runtime():
+    program = "import sys, trainkit.serve.http.model; print('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "False"
