@@ -99,6 +99,19 @@ interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
 	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_PYTEST) tests/interop
 	$(INTEROP_PYTEST) -m 'not slow' $(INTEROP_TESTS) $(INTEROP_LEFT_OUT)
 
+# KServe's own client and models, in an environment without torch: kserve wants another protobuf than
+# trainkit's tools.
+KSERVE_BIN := build/kserve/venv/bin
+$(KSERVE_BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv build/kserve/venv
+	$(KSERVE_BIN)/python -m pip install --quiet kserve==0.21.0 kubernetes-validate jsonschema pytest \
+		--editable '.[serve]'
+	touch $@
+
+.PHONY: kserve
+kserve: $(KSERVE_BIN)/.installed
+	$(KSERVE_BIN)/python -m pytest --noconftest -W error tests/kserve tests/test_deploy.py
+
 # Peers of the benchmark, each in an environment of its own: some minutes and 1 GB each.
 PEERS := $(patsubst bench/peers/%.txt,build/peers/%/venv/bin/.installed,$(wildcard bench/peers/*.txt))
 
