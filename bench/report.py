@@ -29,6 +29,8 @@ th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8886
 th { border-bottom: 2px solid #888; }
 th:first-child, td:first-child, td.absent { text-align: left; }
 td.absent { white-space: normal; opacity: .75; }
+.prose th, .prose td { white-space: normal; text-align: left; vertical-align: top; }
+.prose td { min-width: 6rem; overflow-wrap: break-word; }
 tr.wrong { color: #d00000; } @media (prefers-color-scheme: dark) { tr.wrong { color: #ff7b72; } }
 figure { margin: 1.5rem 0; max-width: 60rem; } figure svg { width: 100%; height: auto; }
 figcaption, .quiet { font-size: .9rem; opacity: .8; }
@@ -58,8 +60,8 @@ def html(result: Result) -> str:
         body.append(f'<p class="noisy">{escape(noise(result))}</p>')
     body += ["<h2>Plots</h2>", *_plots(result)]
     body += ["<h2>Tables</h2>", *(part for sheet in sheets(result) for part in _sheet(sheet))]
-    body += ["<h2>Engines</h2>", _table(*_engines(result))]
-    body += ["<h2>Environment</h2>", _table(*_environment(result))]
+    body += ["<h2>Engines</h2>", _table(*_engines(result), kind="scroll prose")]
+    body += ["<h2>Environment</h2>", _table(*_environment(result), kind="scroll prose")]
     body += ["<h2>How it was measured</h2>", *_method(result)]
     return "\n".join(
         (
@@ -121,14 +123,14 @@ def _sheet(sheet: Sheet) -> Iterator[str]:
     yield from (f"<p>{escape(note)}</p>" for note in sheet.notes)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return _framed(columns, [_row(row) for row in rows])
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "scroll") -> str:
+    return _framed(columns, [_row(row) for row in rows], kind)
 
 
-def _framed(columns: Sequence[str], rows: Sequence[str]) -> str:
+def _framed(columns: Sequence[str], rows: Sequence[str], kind: str = "scroll") -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
