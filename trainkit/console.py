@@ -12,8 +12,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from trainkit.export.parity import Report
     from trainkit.serve.bundle import Manifest, Tensor
-    from trainkit.trainer.loop import Epoch
     from trainkit.trainer.metrics import Evaluation
+    from trainkit.trainer.progress import Epoch
 
 __all__ = [
     "TrainingBar",

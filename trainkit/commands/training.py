@@ -14,6 +14,7 @@ from trainkit.commands.common import (
     print_json,
     split_option,
 )
+from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from trainkit.data.columns import Labels
@@ -24,13 +25,12 @@ __all__ = ["evaluate", "train"]
 
 
 @click.command()
-@click.option("--data", "source", required=True, help="A file, a folder, or 'sample'.")
+@click.option("--data", "source", help="A file, a folder, or 'sample'.")
 @click.option("--test", type=click.Path(path_type=Path), help="A file that is the test set.")
 @click.option(
     "--model",
     "kind",
     type=click.Choice(["simple", "prefix", "finetune"]),
-    required=True,
     help="From scratch; a frozen encoder with trained prefixes; or all weights of an encoder.",
 )
 @click.option("--backbone", help="minilm, a Hugging Face folder, or a hub id.")
@@ -49,14 +49,25 @@ __all__ = ["evaluate", "train"]
 @click.option("--patience-epochs", type=int, help="Stop after so many without a better accuracy.")
 @click.option("--seed", type=int, help="One seed makes a run repeatable.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="RUN",
+    help="Go on with a run that was cut off, with its own settings and data.",
+)
+@click.option(
+    "--save-every", default=60.0, show_default=True, metavar="SECONDS", help="For --resume."
+)
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--name", help="Of the run's folder. [default: model and time]")
 @data_options
 @json_option
 def train(
-    source: str,
+    source: str | None,
     test: Path | None,
-    kind: "Kind",
+    kind: "Kind | None",
+    resume: Path | None,
+    save_every: float,
     runs: Path,
     name: str | None,
     as_json: bool,
@@ -72,18 +83,45 @@ def train(
     \b
     trainkit train --data sample --model simple
     trainkit train --data data/trec --model prefix --backbone minilm
+    trainkit train --resume runs/prefix-20261123-120000
     """
     from trainkit.console import TrainingBar, evaluation_tables, stderr, stdout
     from trainkit.data.splits import load
-    from trainkit.trainer.run import ModelChoice, start
+    from trainkit.trainer import plan
+    from trainkit.trainer.run import start
 
-    model_settings = {key: settings.pop(key) for key in ModelChoice.__struct_fields__[1:]}
-    choice = ModelChoice(kind=kind, **model_settings)
-    config = training_config(kind, settings)
-    splits = load(source, columns(labels, text_column, label_column), config.seed, test)
-    folder = runs / (name or f"{kind}-{datetime.now():%Y%m%d-%H%M%S}")
+    if resume is None:
+        if source is None or kind is None:
+            raise InputError("--data and --model are needed, or --resume RUN.")
+        model_settings = {key: settings.pop(key) for key in plan.ModelChoice.__struct_fields__[1:]}
+        choice = plan.ModelChoice(kind=kind, **model_settings)
+        config = training_config(kind, settings)
+        data = plan.DataSource(
+            data=source if source == "sample" else str(Path(source).resolve()),
+            test=None if test is None else str(test.resolve()),
+            columns=columns(labels, text_column, label_column),
+        )
+        folder = runs / (name or f"{kind}-{datetime.now():%Y%m%d-%H%M%S}")
+    else:
+        _check_alone(click.get_current_context())
+        earlier = plan.read(resume)
+        if earlier.source is None:
+            raise InputError(f"{resume} does not say where its data was; train anew.")
+        choice, config, data, folder = earlier.model, earlier.training, earlier.source, resume
+    splits = load(
+        data.data, data.columns, config.seed, None if data.test is None else Path(data.test)
+    )
     with TrainingBar(config.epochs) as bar:
-        run = start(choice, splits, config, folder, bar)
+        run = start(
+            choice,
+            splits,
+            config,
+            folder,
+            bar,
+            source=data,
+            resume=resume is not None,
+            save_every_s=save_every,
+        )
     if as_json:
         print_json({"run": str(folder), "best": run.trained.best, "test": run.test})
     else:
@@ -96,8 +134,27 @@ def train(
             soft_wrap=True,
         )
     if run.trained.interrupted:
-        stderr.print("Interrupted: the best epoch so far was kept.")
+        stderr.print(
+            "Interrupted: the best epoch so far was kept. To go on: "
+            f"trainkit train --resume {run.folder}",
+            soft_wrap=True,
+        )
         raise SystemExit(130)
+
+
+def _check_alone(context: click.Context) -> None:
+    """Refuse settings beside ``--resume``: the run has its own."""
+    allowed = {"resume", "save_every", "as_json"}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in allowed
+        and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    ]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be given with --resume: the run keeps its own settings."
+        )
 
 
 def training_config(kind: "Kind", settings: dict[str, Any]) -> "TrainConfig":

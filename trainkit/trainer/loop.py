@@ -4,11 +4,13 @@ In go a new model and its splits; out comes a run's folder with the best checkpo
 with exactly those weights loaded.
 """
 
+import itertools
 import math
 import random
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -22,51 +24,16 @@ from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.classifier import NewModel, TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, state
 from trainkit.trainer.batches import Encoded, encode, in_order, shuffled
 from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.progress import Epoch, Progress, Unwatched
+from trainkit.trainer.state import Position, Training
 
 __all__ = ["Epoch", "Progress", "Trained", "train"]
 
 HISTORY = "history.json"
-
-
-class Epoch(msgspec.Struct, frozen=True):
-    """What one epoch reached. Losses are means over examples, accuracies shares in [0, 1]."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    valid_loss: float
-    valid_accuracy: float
-    best: bool
-
-    def __str__(self) -> str:
-        return (
-            f"Epoch {self.epoch:03d} | train loss {self.train_loss:.2f} "
-            f"| train acc {100 * self.train_accuracy:.1f} % | val loss {self.valid_loss:.2f} "
-            f"| val acc {100 * self.valid_accuracy:.1f} %"
-        )
-
-
-class Progress(Protocol):
-    """Who is told how far the training is."""
-
-    def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
-        """One optimizer step was made; loss and accuracy are the epoch's so far."""
-
-    def epoch(self, result: Epoch) -> None:
-        """One epoch ended."""
-
-
-class Unwatched:
-    """Progress that nobody is told."""
-
-    def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
-        """Do nothing."""
-
-    def epoch(self, result: Epoch) -> None:
-        """Do nothing."""
+SAVE_EVERY_S = 60.0  # and after each epoch
 
 
 class Trained(NamedTuple):
@@ -84,11 +51,16 @@ def train(
     config: TrainConfig,
     folder: Path,
     progress: Progress | None = None,
+    save_every_s: float = SAVE_EVERY_S,
 ) -> Trained:
-    """Train ``new`` and keep its best epoch in ``folder``, which must not hold a run yet.
+    """Train ``new`` and keep its best epoch in ``folder``.
+
+    Where the folder holds the state of an unfinished training of the same model, data and settings,
+    it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
 
     Best is the highest validation accuracy, then the lowest validation loss. An interrupt (Ctrl-C)
-    ends the training as if it were over. ``InputError`` where the loss stops being a number.
+    ends the training as if it were over, and keeps the state. ``InputError`` where the loss stops
+    being a number, or the state cannot be written.
     """
     model, encoder = new
     progress = progress or Unwatched()
@@ -100,22 +72,28 @@ def train(
     valid_data = encode(splits.valid, encoder, names)
     steps = math.ceil(len(train_data.rows) / config.batch_size)
     optimizer = make_optimizer(model, config)
-    schedule = make_schedule(optimizer, config, steps * config.epochs)
 
     averaged = None
     if config.average_decay:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
     candidate = model if averaged is None else cast(TextClassifier, averaged.module)
 
-    history: list[Epoch] = []
-    best: Epoch | None = None
+    training = Training(model, averaged, optimizer)
+    position, history = state.restore(folder, training)
+    begun = (position.epoch - 1) * steps + position.done
+    schedule = make_schedule(optimizer, config, steps * config.epochs, begun)
+    best = next((epoch for epoch in reversed(history) if epoch.best), None)
+    saved_at = time.monotonic()
     interrupted = False
     try:
-        for number in range(1, config.epochs + 1):
+        for number in range(position.epoch, config.epochs + 1):
+            if best is not None and number - 1 - best.epoch >= config.patience_epochs:
+                break
             model.train()
-            loss_sum = correct = seen = 0.0
+            _, first, loss_sum, correct, seen = msgspec.structs.astuple(position)
             batches = shuffled(train_data, config.batch_size, config.seed, number)
-            for done, (ids, mask, labels) in enumerate(batches, start=1):
+            todo = itertools.islice(batches, first, None)
+            for done, (ids, mask, labels) in enumerate(todo, start=first + 1):
                 labels = labels.to(device)
                 logits = model(ids.to(device), mask.to(device))
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
@@ -135,6 +113,10 @@ def train(
                 loss_sum += loss.item() * len(labels)
                 correct += (logits.argmax(1) == labels).sum().item()
                 progress.step(number, done, steps, loss_sum / seen, correct / seen)
+                if done < steps and time.monotonic() - saved_at >= save_every_s:
+                    position = Position(number, done, loss_sum, correct, seen)
+                    state.save(folder, training, position, history)
+                    saved_at = time.monotonic()
             valid_loss, valid_accuracy = score(candidate, valid_data, config.batch_size)
             rank = (valid_accuracy, -valid_loss)
             is_best = best is None or rank > (best.valid_accuracy, -best.valid_loss)
@@ -147,14 +129,17 @@ def train(
                 metrics = {"valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
                 checkpoint.save(folder, candidate, encoder, config, epoch=number, metrics=metrics)
             write_atomically(folder / HISTORY, pretty_json(history))
+            position = Position(number + 1)
+            state.save(folder, training, position, history)
+            saved_at = time.monotonic()
             progress.epoch(result)
-            if best is not None and number - best.epoch >= config.patience_epochs:
-                break
     except KeyboardInterrupt:
         if best is None:  # nothing to keep yet
             raise
         interrupted = True
     assert best is not None  # there is at least one epoch, and the first is the best so far
+    if not interrupted:
+        state.forget(folder)
     checkpoint.restore(model, checkpoint.weights_path(folder))
     return Trained(model.eval(), history, best, interrupted)
 
@@ -203,9 +188,9 @@ def make_optimizer(model: TextClassifier, config: TrainConfig) -> torch.optim.Op
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int, begun: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter 2017), from step ``begun`` on."""
     warmup = max(1, round(config.warmup_share * steps))
 
     def factor(step: int) -> float:
@@ -213,7 +198,9 @@ def make_schedule(
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # which a schedule that goes on asks for
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=begun - 1)
 
 
 @torch.inference_mode()

@@ -6,50 +6,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
-from trainkit.models.config import Kind
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.trainer import checkpoint
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.loop import Progress, Trained, seed_everything, train
+from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
 from trainkit.trainer.metrics import Evaluation, evaluate
+from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
+from trainkit.trainer.progress import Progress
+from trainkit.trainer.state import STATE
 
 __all__ = ["EVALUATION", "ModelChoice", "Run", "start"]
 
 EVALUATION = "test.json"
 SCRATCH_MAX_LENGTH = 128
-
-
-class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which model to train; ``max_length`` (tokens) None for all that the encoder can take."""
-
-    kind: Kind
-    backbone: str | None = None
-    prefix_length: int = 16
-    max_length: int | None = None
-    dropout: float | None = None
-    min_count: int = 2
-    """How often a word must occur to be in the vocabulary of a model from scratch."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_length", "min_count", "prefix_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}.")
-        if self.kind == "simple" and self.backbone is not None:
-            raise InputError(
-                "--model simple is trained from scratch and takes no backbone; "
-                "use --model prefix or finetune with it."
-            )
-        if self.kind == "finetune" and self.backbone is None:
-            raise InputError("--model finetune needs a backbone, for example: --backbone minilm")
 
 
 class Run(NamedTuple):
@@ -66,25 +41,53 @@ def start(
     config: TrainConfig,
     folder: Path,
     progress: Progress | None = None,
+    *,
+    source: DataSource | None = None,
+    resume: bool = False,
+    save_every_s: float = SAVE_EVERY_S,
 ) -> Run:
-    """Train into ``folder`` (which must not exist), score test once, point ``latest`` at it.
+    """Train into ``folder``, score test once, point ``latest`` at it.
 
-    An error or interrupt before the first epoch's end leaves no folder.
+    ``folder`` must not exist, or with ``resume`` hold a run of the same settings and data that did
+    not come to its end. An error or interrupt before the first saved state leaves no new folder.
+    ``source`` is kept beside the settings, for whoever resumes.
     """
+    plan = Plan(model=choice, training=config, data_sha256=fingerprint(splits), source=source)
+    if resume:
+        _check_unfinished(folder)
+        plan.check_resumed(folder)
+        return _run(choice, splits, config, folder, progress, save_every_s)
     with _fresh(folder):
-        seed_everything(config.seed)
-        new = make_model(choice, splits)
-        trained = train(new, splits, config, folder, progress)
-        answer = Classifier(
-            new.encoder, classifier.torch_runner(trained.model), new.model.config.labels
-        )
-        texts = [example.text for example in splits.test]
-        test = evaluate(
-            answer.logits(texts), [example.label for example in splits.test], answer.labels
-        )
-        write_atomically(folder / EVALUATION, pretty_json(test))
+        plan.write(folder)
+        return _run(choice, splits, config, folder, progress, save_every_s)
+
+
+def _run(
+    choice: ModelChoice,
+    splits: Splits,
+    config: TrainConfig,
+    folder: Path,
+    progress: Progress | None,
+    save_every_s: float,
+) -> Run:
+    seed_everything(config.seed)
+    new = make_model(choice, splits)
+    trained = train(new, splits, config, folder, progress, save_every_s)
+    answer = Classifier(
+        new.encoder, classifier.torch_runner(trained.model), new.model.config.labels
+    )
+    texts = [example.text for example in splits.test]
+    test = evaluate(answer.logits(texts), [example.label for example in splits.test], answer.labels)
+    write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
     return Run(folder, trained, test)
+
+
+def _check_unfinished(folder: Path) -> None:
+    if not (folder / PLAN).is_file():
+        raise InputError(f"{folder} is not a run (no {PLAN}); name one with --resume.")
+    if (folder / EVALUATION).is_file() and not (folder / STATE).is_file():
+        raise InputError(f"{folder} is finished; there is nothing to go on with.")
 
 
 def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
@@ -109,7 +112,7 @@ def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
 
 @contextmanager
 def _fresh(folder: Path) -> Iterator[None]:
-    """Make the run's folder; remove it again if no checkpoint came to be in it."""
+    """Make the run's folder; remove it again if nothing came to be in it that is worth keeping."""
     latest = folder.parent / checkpoint.LATEST
     if folder.name == checkpoint.LATEST or (latest.exists() and not latest.is_symlink()):
         raise InputError(
@@ -128,6 +131,6 @@ def _fresh(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (folder / checkpoint.CHECKPOINT).exists():
+        if not any((folder / name).exists() for name in (checkpoint.CHECKPOINT, STATE)):
             shutil.rmtree(folder)
             remove_empty(made)

@@ -1,0 +1,107 @@
+"""What decides a run's result, kept in its folder: its settings, and the hash of its data."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from trainkit.data.columns import Columns
+from trainkit.data.splits import Splits
+from trainkit.models.config import Kind
+from trainkit.serve.errors import InputError
+from trainkit.serve.files import Sealed, pretty_json, write_atomically
+from trainkit.trainer.config import TrainConfig
+
+__all__ = ["PLAN", "DataSource", "ModelChoice", "Plan", "fingerprint", "read"]
+
+PLAN = "settings.json"
+
+
+class ModelChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model to train; ``max_length`` (tokens) None for all that the encoder can take."""
+
+    kind: Kind
+    backbone: str | None = None
+    prefix_length: int = 16
+    max_length: int | None = None
+    dropout: float | None = None
+    min_count: int = 2
+    """How often a word must occur to be in the vocabulary of a model from scratch."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "min_count", "prefix_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}.")
+        if self.kind == "simple" and self.backbone is not None:
+            raise InputError(
+                "--model simple is trained from scratch and takes no backbone; "
+                "use --model prefix or finetune with it."
+            )
+        if self.kind == "finetune" and self.backbone is None:
+            raise InputError("--model finetune needs a backbone, for example: --backbone minilm")
+
+
+class DataSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the examples came from: absolute paths, or "sample"."""
+
+    data: str
+    test: str | None = None
+    columns: Columns = Columns()
+
+
+class Plan(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of ``settings.json``; ``source`` is None where the caller gave the examples."""
+
+    model: ModelChoice
+    training: TrainConfig
+    data_sha256: str
+    source: DataSource | None = None
+
+    def check_resumed(self, folder: Path) -> None:
+        """Raise ``InputError`` where ``folder`` holds a run of other settings or data."""
+        earlier = read(folder)
+        if earlier.data_sha256 != self.data_sha256:
+            raise InputError(
+                f"the data is not what {folder} was trained on; give that data, or train anew."
+            )
+        changed = [
+            f"{name} was {before!r} and is {now!r}"
+            for mine, theirs in ((self.model, earlier.model), (self.training, earlier.training))
+            for name in mine.__struct_fields__
+            if (before := getattr(theirs, name)) != (now := getattr(mine, name))
+        ]
+        if changed:
+            raise InputError(
+                f"{folder} goes on with the settings that it was begun with: {'; '.join(changed)}."
+            )
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the run's folder."""
+        write_atomically(folder / PLAN, pretty_json(self.sealed()))
+
+
+def fingerprint(splits: Splits) -> str:
+    """Hash every text and label of the three splits, in their order."""
+    content = [
+        [(example.text, example.label) for example in split]
+        for split in (splits.train, splits.valid, splits.test)
+    ]
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+
+def read(folder: Path) -> Plan:
+    """Read a run's settings; ``InputError`` where there are none, or they were changed."""
+    path = folder / PLAN
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not a run that can go on: {path.name} cannot be read there "
+            f"({error.strerror})."
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, InputError) as error:
+        raise InputError(f"{path} is damaged ({error}); train anew.") from None
+    if not plan.is_intact:
+        raise InputError(f"{path} was changed since the training began; train anew.")
+    return plan

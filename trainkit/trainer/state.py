@@ -1,0 +1,170 @@
+"""The state of a training that is not over: after a crash it goes on as if there had been none.
+
+``state.json`` names the file of tensors and its sha256; as with a checkpoint, replacing this one
+small file goes from one complete state to the next. In go the model, the running average of its
+weights, the optimizer and the random numbers' state; they come back to the bit.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from trainkit.models.classifier import TextClassifier
+from trainkit.serve.errors import InputError
+from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, write_atomically
+from trainkit.trainer.progress import Epoch
+
+__all__ = ["STATE", "Position", "Training", "forget", "restore", "save"]
+
+STATE = "state.json"
+FORMAT_VERSION = 1
+MODEL, AVERAGE, OPTIMIZER, RANDOM = "model.", "average.", "optimizer.", "random."
+
+
+class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far it is: ``done`` steps of ``epoch``, and the sums over the examples ``seen`` in it."""
+
+    epoch: int = 1
+    done: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    seen: float = 0.0
+
+
+class State(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of ``state.json``."""
+
+    format_version: int
+    position: Position
+    history: tuple[Epoch, ...]
+    tensors: str
+    tensors_facts: FileFacts
+
+
+class Training(NamedTuple):
+    """All that changes from step to step."""
+
+    model: TextClassifier
+    averaged: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+
+
+def save(folder: Path, training: Training, position: Position, history: list[Epoch]) -> None:
+    """Write the state, then remove the one before; ``InputError`` where the disk is full."""
+    tensors = folder / f"state-{position.epoch:03d}-{position.done:06d}.safetensors"
+    try:
+        write_atomically(tensors, safetensors.torch.save(_tensors(training)))
+        state = State(
+            format_version=FORMAT_VERSION,
+            position=position,
+            history=tuple(history),
+            tensors=tensors.name,
+            tensors_facts=facts(tensors),
+        )
+        write_atomically(folder / STATE, pretty_json(state.sealed()))
+    except OSError as error:
+        raise InputError(
+            f"the training's state cannot be written to {folder} ({error.strerror}); what was "
+            f"saved before is kept. Make room, then: trainkit train --resume {folder}"
+        ) from None
+    _remove(folder, keep=tensors.name)
+
+
+def restore(folder: Path, training: Training) -> tuple[Position, list[Epoch]]:
+    """Load the saved state into ``training``; the start of a training where none was saved."""
+    path = folder / STATE
+    if not path.exists():
+        return Position(), []
+    state = _read(path)
+    file = folder / state.tensors
+    if not file.is_file() or facts(file) != state.tensors_facts:
+        raise InputError(f"{file} is missing or damaged; train again.")
+    try:
+        tensors = safetensors.torch.load_file(file)
+    except SafetensorError as error:
+        raise InputError(f"{file} is damaged ({error}); train again.") from None
+    _load(training, tensors)
+    return state.position, list(state.history)
+
+
+def forget(folder: Path) -> None:
+    """Remove the state: the training is over."""
+    (folder / STATE).unlink(missing_ok=True)
+    _remove(folder)
+
+
+def _remove(folder: Path, keep: str = "") -> None:
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != keep:
+            old.unlink()
+
+
+def _tensors(training: Training) -> dict[str, Tensor]:
+    """Return everything as tensors by name, on the CPU."""
+    model, averaged, optimizer = training
+    found = {MODEL + name: value for name, value in model.saved_state().items()}
+    if averaged is not None:
+        found |= {AVERAGE + name: value for name, value in _averaged(averaged).items()}
+        found[AVERAGE + "n_averaged"] = averaged.n_averaged
+    for number, values in optimizer.state_dict()["state"].items():
+        found |= {f"{OPTIMIZER}{number}.{name}": value for name, value in values.items()}
+    found[RANDOM + "cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        for number, value in enumerate(torch.cuda.get_rng_state_all()):
+            found[f"{RANDOM}cuda.{number}"] = value
+    # clone: safetensors refuses tensors that share memory, as tied weights do.
+    return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+
+
+def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:
+    module = averaged.module
+    assert isinstance(module, TextClassifier)
+    return module.saved_state()
+
+
+def _load(training: Training, tensors: dict[str, Tensor]) -> None:
+    model, averaged, optimizer = training
+    model.load_state_dict(_part(tensors, MODEL), strict=False)  # without the frozen backbone's
+    if averaged is not None:
+        average = _part(tensors, AVERAGE)
+        averaged.n_averaged.copy_(average.pop("n_averaged"))
+        averaged.module.load_state_dict(average, strict=False)
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, value in _part(tensors, OPTIMIZER).items():
+        number, key = name.split(".")
+        values.setdefault(int(number), {})[key] = value
+    fresh: dict[str, Any] = optimizer.state_dict()
+    optimizer.load_state_dict({"state": values, "param_groups": fresh["param_groups"]})
+    torch.set_rng_state(tensors[RANDOM + "cpu"])
+    cuda = _part(tensors, RANDOM + "cuda.")
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([cuda[str(number)] for number in range(len(cuda))])
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _read(path: Path) -> State:
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=State)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); train again.") from None
+    if state.format_version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has state format {state.format_version}, this trainkit reads "
+            f"{FORMAT_VERSION}; finish with the trainkit that began, or train again."
+        )
+    if not state.is_intact:
+        raise InputError(f"{path} was changed; train again.")
+    return state
