@@ -125,7 +125,7 @@ def test_other_data_or_settings_are_refused_and_nothing_changes(few, tmp_path, t
     begun(few, folder, Cut(step=7))
     before = tree(folder)
     other = Splits((*few.train[:-1], Example("Who?", few.train[-1].label)), few.valid, few.test)
-    with pytest.raises(InputError, match="not what .* was trained on"):
+    with pytest.raises(InputError, match=r"not what .* was trained on"):
         start(SIMPLE, other, CONFIG, folder, resume=True)
     warmer = msgspec.structs.replace(CONFIG, learning_rate=1e-3)
     with pytest.raises(InputError, match=r"learning_rate was 0\.002 and is 0\.001"):
