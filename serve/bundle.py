@@ -130,6 +130,14 @@ class Bundle(NamedTuple):
         """Return the path of the model file."""
         return self.folder / MODEL_FILES[self.manifest.format]
 
+    def check_served(self) -> None:
+        """Raise ``InputError`` where it takes torch to run it."""
+        if self.manifest.format != "onnx":
+            raise InputError(
+                f"{self.folder} is a {self.manifest.format} bundle, which needs torch; serve one "
+                "made with: trainkit export --format onnx"
+            )
+
     def encoder(self) -> TextEncoder:
         """Load the text encoder."""
         return TextEncoder.load(

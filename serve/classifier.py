@@ -115,11 +115,7 @@ class Classifier:
         if threads is not None and threads < 0:
             raise InputError(f"threads must be at least 1, or 0 for all cores, not {threads}.")
         opened = bundle.open_bundle(Path(folder))
-        if opened.manifest.format != "onnx":
-            raise InputError(
-                f"{folder} is a {opened.manifest.format} bundle, which needs torch; "
-                "serve one made with: trainkit export --format onnx"
-            )
+        opened.check_served()
         serving = opened.manifest.serving
         if serving is not msgspec.UNSET:
             threads = serving.threads if threads is None else threads

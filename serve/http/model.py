@@ -158,12 +158,8 @@ class Model:
 
 def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engine]:
     opened = open_bundle(folder)
+    opened.check_served()
     manifest = opened.manifest
-    if manifest.format != "onnx":
-        raise InputError(
-            f"{folder} is a {manifest.format} bundle, which needs torch; serve one made with: "
-            "trainkit export --format onnx"
-        )
     serving = manifest.serving
     threads, providers = settings.threads, settings.providers
     if serving is not msgspec.UNSET:
