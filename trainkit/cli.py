@@ -32,9 +32,11 @@ EXTRAS = {
     "matplotlib": "bench",
     "opentelemetry": "otel",
     "prometheus_client": "serve",
+    "optuna": "tune",
     "psutil": "bench",
     "ray": "ray",
     "starlette": "serve",
+    "tomli_w": "train",
     "uvicorn": "serve",
     "yarl": "bench",
 }

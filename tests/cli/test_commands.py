@@ -64,8 +64,8 @@ def test_training_makes_a_run_and_points_latest_at_it(trainkit, questions, tmp_p
     assert "Epoch 001 | train loss" in result.stderr
     assert (runs / "latest").resolve() == runs / "new"
     files = {path.name for path in (runs / "new").iterdir()}
-    names = {"checkpoint.json", "history.json", "settings.json", "test.json", "tokenizer.json"}
-    assert files == names | {"weights-001.safetensors"}
+    documents = {"checkpoint.json", "history.json", "settings.json", "test.json", "tokenizer.json"}
+    assert files == documents | {"config.toml", "weights-001.safetensors"}
 
 
 def test_training_tells_the_same_as_json(trainkit, questions, tmp_path):

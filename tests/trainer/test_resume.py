@@ -175,8 +175,9 @@ def test_a_full_disk_is_said_and_the_last_state_is_kept(few, whole, tmp_path, mo
 @pytest.mark.slow
 def test_a_command_that_is_killed_again_and_again_comes_to_its_end(tmp_path):
     """kill -9 at random moments, wherever the process then is."""
-    settings = "--data sample --model simple --epochs 2 --max-length 24 --device cpu".split()
-    train = [sys.executable, "-m", "trainkit", "train", "--runs", str(tmp_path), *settings]
+    train = [sys.executable, "-m", "trainkit", "train", "--runs", str(tmp_path)]
+    train += ["--data", "sample", "--model", "simple", "--epochs", "2", "--max-length", "24"]
+    train += ["--device", "cpu"]
     subprocess.run([*train, "--name", "whole"], check=True, capture_output=True)
     folder, rng, kills = tmp_path / "run", random.Random(0), 0
     command = [*train, "--name", "run", "--save-every", "0"]

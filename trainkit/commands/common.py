@@ -2,14 +2,25 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from trainkit.data.columns import Columns, Labels
+    from trainkit.trainer.plan import DataSource
 
-__all__ = ["SplitName", "columns", "data_options", "json_option", "print_json", "split_option"]
+__all__ = [
+    "SplitName",
+    "columns",
+    "data_options",
+    "json_option",
+    "print_json",
+    "setting_options",
+    "source_of",
+    "split_option",
+]
 
 SplitName: TypeAlias = Literal["train", "valid", "test", "all"]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,6 +48,69 @@ def columns(labels: "Labels", text_column: str | None, label_column: str | None)
     from trainkit.data.columns import Columns
 
     return Columns(labels=labels, text_column=text_column, label_column=label_column)
+
+
+def source_of(
+    data: str,
+    test: Path | None,
+    labels: "Labels",
+    text_column: str | None,
+    label_column: str | None,
+) -> "DataSource":
+    """Gather where the examples are, with absolute paths."""
+    from trainkit.trainer.plan import DataSource
+
+    return DataSource(
+        data=data if data == "sample" else str(Path(data).resolve()),
+        test=None if test is None else str(test.resolve()),
+        columns=columns(labels, text_column, label_column),
+    )
+
+
+# Without defaults: what is not given comes from --config, then from the kind of model.
+SETTINGS = (
+    click.option(
+        "--model",
+        type=click.Choice(["simple", "prefix", "finetune"]),
+        help="From scratch; a frozen encoder with trained prefixes; or all weights of an encoder.",
+    ),
+    click.option("--backbone", help="minilm, a Hugging Face folder, or a hub id."),
+    click.option("--prefix-length", type=int, help="Trained positions a layer. [default: 16]"),
+    click.option(
+        "--max-length", type=int, help="Tokens a text is cut to. [default: the encoder's]"
+    ),
+    click.option("--dropout", type=float, help="[default: 0.1 with a backbone, else 0.5]"),
+    click.option("--min-count", type=int, help="Rarer words are [UNK]. [default: 2]"),
+    click.option("--epochs", type=int),
+    click.option("--batch-size", type=int),
+    click.option("--learning-rate", type=float, help="Of the encoder or its prefix."),
+    click.option("--head-learning-rate", type=float),
+    click.option("--weight-decay", type=float),
+    click.option("--warmup-share", type=float, help="Of all steps."),
+    click.option("--max-gradient-norm", type=float, help="Larger gradients are scaled to it."),
+    click.option("--label-smoothing", type=float),
+    click.option(
+        "--average-decay", type=float, help="Of the running average of the weights; 0: none."
+    ),
+    click.option(
+        "--patience-epochs", type=int, help="Stop after so many without a better accuracy."
+    ),
+    click.option("--seed", type=int, help="One seed makes a run repeatable."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"])),
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Settings from a TOML file; options win over it.",
+    ),
+)
+
+
+def setting_options(command: Command) -> Command:
+    """Add an option for every setting of a training, and ``--config``."""
+    for option in reversed(SETTINGS):
+        command = option(command)
+    return command
 
 
 json_option = click.option(

@@ -12,14 +12,14 @@ from trainkit.commands.common import (
     data_options,
     json_option,
     print_json,
+    setting_options,
+    source_of,
     split_option,
 )
 from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from trainkit.data.columns import Labels
-    from trainkit.models.config import Kind
-    from trainkit.trainer.config import TrainConfig
 
 __all__ = ["evaluate", "train"]
 
@@ -27,28 +27,7 @@ __all__ = ["evaluate", "train"]
 @click.command()
 @click.option("--data", "source", help="A file, a folder, or 'sample'.")
 @click.option("--test", type=click.Path(path_type=Path), help="A file that is the test set.")
-@click.option(
-    "--model",
-    "kind",
-    type=click.Choice(["simple", "prefix", "finetune"]),
-    help="From scratch; a frozen encoder with trained prefixes; or all weights of an encoder.",
-)
-@click.option("--backbone", help="minilm, a Hugging Face folder, or a hub id.")
-@click.option("--prefix-length", default=16, show_default=True, help="Trained positions a layer.")
-@click.option("--max-length", type=int, help="Tokens a text is cut to. [default: the encoder's]")
-@click.option("--dropout", type=float, help="[default: 0.1 with a backbone, else 0.5]")
-@click.option("--min-count", default=2, show_default=True, help="Rarer words are [UNK].")
-@click.option("--epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--learning-rate", type=float, help="Of the encoder or its prefix.")
-@click.option("--head-learning-rate", type=float)
-@click.option("--weight-decay", type=float)
-@click.option("--warmup-share", type=float, help="Of all steps.")
-@click.option("--label-smoothing", type=float)
-@click.option("--average-decay", type=float, help="Of the running average of the weights; 0: none.")
-@click.option("--patience-epochs", type=int, help="Stop after so many without a better accuracy.")
-@click.option("--seed", type=int, help="One seed makes a run repeatable.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
+@setting_options
 @click.option(
     "--resume",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -65,7 +44,7 @@ __all__ = ["evaluate", "train"]
 def train(
     source: str | None,
     test: Path | None,
-    kind: "Kind | None",
+    config: Path | None,
     resume: Path | None,
     save_every: float,
     runs: Path,
@@ -78,44 +57,42 @@ def train(
 ) -> None:
     """Train a classifier into runs/NAME, and point runs/latest at it.
 
-    Settings that are not given have the defaults of their kind of model.
+    Settings that are not given, as options or in the file that --config names, have the defaults
+    of their kind of model. The run's folder holds all of them as config.toml.
 
     \b
     trainkit train --data sample --model simple
     trainkit train --data data/trec --model prefix --backbone minilm
+    trainkit train --data data/trec --config runs/latest/config.toml --seed 1
     trainkit train --resume runs/prefix-20261123-120000
     """
     from trainkit.console import TrainingBar, evaluation_tables, stderr, stdout
     from trainkit.data.splits import load
     from trainkit.trainer import plan
     from trainkit.trainer.run import start
+    from trainkit.trainer.settings import resolve
 
     if resume is None:
-        if source is None or kind is None:
-            raise InputError("--data and --model are needed, or --resume RUN.")
-        model_settings = {key: settings.pop(key) for key in plan.ModelChoice.__struct_fields__[1:]}
-        choice = plan.ModelChoice(kind=kind, **model_settings)
-        config = training_config(kind, settings)
-        data = plan.DataSource(
-            data=source if source == "sample" else str(Path(source).resolve()),
-            test=None if test is None else str(test.resolve()),
-            columns=columns(labels, text_column, label_column),
-        )
-        folder = runs / (name or f"{kind}-{datetime.now():%Y%m%d-%H%M%S}")
+        if source is None or (settings["model"] is None and config is None):
+            raise InputError("--data and --model are needed (or --config FILE), or --resume RUN.")
+        given = {name: value for name, value in settings.items() if value is not None}
+        choice, training = resolve(given, config)
+        data = source_of(source, test, labels, text_column, label_column)
+        folder = runs / (name or f"{choice.kind}-{datetime.now():%Y%m%d-%H%M%S}")
     else:
         _check_alone(click.get_current_context())
         earlier = plan.read(resume)
         if earlier.source is None:
             raise InputError(f"{resume} does not say where its data was; train anew.")
-        choice, config, data, folder = earlier.model, earlier.training, earlier.source, resume
+        choice, training, data, folder = earlier.model, earlier.training, earlier.source, resume
     splits = load(
-        data.data, data.columns, config.seed, None if data.test is None else Path(data.test)
+        data.data, data.columns, training.seed, None if data.test is None else Path(data.test)
     )
-    with TrainingBar(config.epochs) as bar:
+    with TrainingBar(training.epochs) as bar:
         run = start(
             choice,
             splits,
-            config,
+            training,
             folder,
             bar,
             source=data,
@@ -155,16 +132,6 @@ def _check_alone(context: click.Context) -> None:
         raise InputError(
             f"{', '.join(given)} cannot be given with --resume: the run keeps its own settings."
         )
-
-
-def training_config(kind: "Kind", settings: dict[str, Any]) -> "TrainConfig":
-    """Return the defaults of this kind of model with what was given on the command line."""
-    import msgspec
-
-    from trainkit.trainer.config import DEFAULTS
-
-    given = {key: value for key, value in settings.items() if value is not None}
-    return msgspec.structs.replace(DEFAULTS[kind], **given)
 
 
 @click.command()

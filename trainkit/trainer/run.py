@@ -19,6 +19,7 @@ from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
 from trainkit.trainer.progress import Progress
+from trainkit.trainer.settings import CONFIG, to_toml
 from trainkit.trainer.state import STATE
 
 __all__ = ["EVALUATION", "ModelChoice", "Run", "start"]
@@ -59,6 +60,7 @@ def start(
         return _run(choice, splits, config, folder, progress, save_every_s)
     with _fresh(folder):
         plan.write(folder)
+        write_atomically(folder / CONFIG, to_toml(choice, config))
         return _run(choice, splits, config, folder, progress, save_every_s)
 
 

@@ -1,0 +1,106 @@
+"""Settings of a training in a TOML file: read with the options given beside it, written for a run.
+
+The keys are the options' names with underscores, all at the top level. What neither the file nor
+the options say has the default of its kind of model.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+import tomli_w
+
+from trainkit.serve.errors import InputError
+from trainkit.trainer.config import DEFAULTS, TrainConfig
+from trainkit.trainer.plan import ModelChoice
+
+__all__ = ["CONFIG", "FIELDS", "read", "resolve", "to_toml"]
+
+CONFIG = "config.toml"  # of a run's folder
+MODEL = "model"  # ModelChoice.kind, by its option's name
+WORDS = {int: "a whole number", float: "a number", str: "a text"}
+
+_model = {
+    MODEL if field.name == "kind" else field.name: field
+    for field in msgspec.structs.fields(ModelChoice)
+}
+FIELDS = _model | {field.name: field for field in msgspec.structs.fields(TrainConfig)}
+
+
+def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelChoice, TrainConfig]:
+    """Return the settings of ``file`` with ``given``, which win, and the defaults.
+
+    ``InputError`` where no kind of model is named, or a value does not work.
+    """
+    settings = ({} if file is None else read(file)) | dict(given)
+    if MODEL not in settings:
+        where = "" if file is None else f", or model in {file}"
+        raise InputError(f"no kind of model is named: give --model{where}.")
+    kind = settings[MODEL]
+    choice = {name: settings[name] for name in _model if name in settings and name != MODEL}
+    training = {name: value for name, value in settings.items() if name not in _model}
+    try:
+        return (
+            ModelChoice(kind=kind, **choice),
+            msgspec.structs.replace(DEFAULTS[kind], **training),
+        )
+    except InputError as error:
+        if file is None:
+            raise
+        raise InputError(f"{file}, with the options given beside it: {error}") from None
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file; ``InputError`` names every key that is wrong in it."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror}); check the path that --config names."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file} is not TOML ({error}); expected lines such as: learning_rate = 1e-3"
+        ) from None
+    faults, settings = [], {}
+    for key, value in content.items():
+        if key not in FIELDS:
+            faults.append(_unknown(key))
+            continue
+        try:
+            settings[key] = msgspec.convert(value, FIELDS[key].type)
+        except msgspec.ValidationError:
+            faults.append(f"{key} must be {_expected(FIELDS[key].type)}, not {value!r}")
+    if faults:
+        raise InputError(f"{file}: {'; '.join(faults)}.")
+    return settings
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, FIELDS, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(FIELDS)}"
+    return f"there is no setting {key!r} ({remedy})"
+
+
+def _expected(annotation: Any) -> str:
+    """Say in words what a setting of this type takes."""
+    for part in (annotation, *get_args(annotation)):
+        if part in WORDS:
+            return WORDS[part]
+        if get_origin(part) is Literal:
+            return "one of " + ", ".join(map(repr, get_args(part)))
+    raise AssertionError(annotation)
+
+
+def to_toml(choice: ModelChoice, config: TrainConfig) -> bytes:
+    """Return every setting that has a value as the content of a file that :func:`read` takes."""
+    settings = {MODEL: choice.kind}
+    for struct in (choice, config):
+        for name in struct.__struct_fields__:
+            value = getattr(struct, name)
+            if name != "kind" and value is not None and value is not msgspec.UNSET:
+                settings[name] = value
+    return tomli_w.dumps(settings).encode()
