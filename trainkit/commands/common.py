@@ -90,6 +90,14 @@ SETTINGS = (
     click.option("--max-gradient-norm", type=float, help="Larger gradients are scaled to it."),
     click.option("--label-smoothing", type=float),
     click.option(
+        "--class-weights",
+        type=click.Choice(["none", "balanced"]),
+        help="Balanced: rare classes weigh as much as frequent ones. [default: none]",
+    ),
+    click.option(
+        "--focal-gamma", type=float, help="Of the focal loss, usually 2; 0 is cross entropy."
+    ),
+    click.option(
         "--average-decay", type=float, help="Of the running average of the weights; 0: none."
     ),
     click.option(

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
@@ -24,6 +25,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of all steps, rising linearly from 0; the rest falls along a cosine to 0."""
     max_gradient_norm: float = 1.0
     label_smoothing: float = 0.0
+    # UNSET, not a value: else the sealed checkpoints of older runs would have another hash.
+    class_weights: Literal["none", "balanced"] | UnsetType = UNSET
+    """Balanced: n / (classes * n_c), by the examples of each class in train."""
+    focal_gamma: float | UnsetType = UNSET
+    """Of the focal loss (Lin et al. 2017), usually 2; 0 is cross entropy."""
     average_decay: float = 0.0
     """Of the running average of the weights (Polyak & Juditsky 1992), which is then what is scored
     and saved; 0 takes the weights themselves."""
@@ -48,6 +54,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             for name in ("warmup_share", "weight_decay", "label_smoothing", "average_decay")
             if not 0 <= (value := getattr(self, name)) < 1
         ]
+        if self.focal_gamma is not UNSET and not 0 <= self.focal_gamma <= 10:
+            faults.append(f"focal_gamma must be in [0, 10], not {self.focal_gamma}")
         if not 0 <= self.seed < 2**32:
             faults.append(f"seed must be in [0, 2**32), not {self.seed}")
         if faults:

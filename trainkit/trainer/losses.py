@@ -1,0 +1,46 @@
+"""What a training makes small: cross entropy, with weights for rare classes and for hard examples.
+
+N examples, C classes: logits (N, C) and labels (N,) in, one number out.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["balanced_weights", "classification_loss"]
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Return n / (C * n_c) for each class c (C,): together, all classes then weigh the same.
+
+    After King & Zeng (2001); every class must occur in ``labels``, which are those of train.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    assert bool((counts > 0).all())
+    return len(labels) / (classes * counts.float())
+
+
+def classification_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Return the mean focal loss (Lin et al. 2017), which at ``focal_gamma`` 0 is cross entropy.
+
+    Each example's cross entropy is multiplied by (1 - p)^gamma, where p is the probability of its
+    label: what is right already counts less. ``weights`` (C,) are the paper's alpha. As in PyTorch,
+    the mean is over the examples' weights.
+    """
+    if not focal_gamma:
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing)
+    each = F.cross_entropy(
+        logits, labels, weight=weights, label_smoothing=label_smoothing, reduction="none"
+    )
+    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]  # (N,)
+    # Not 0: below gamma 1 the gradient of a power is infinite there.
+    wrong = -torch.expm1(log_p).clamp_max(-torch.finfo(logits.dtype).eps)
+    total = len(labels) if weights is None else weights[labels].sum()
+    return (wrong**focal_gamma * each).sum() / total
