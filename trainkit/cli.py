@@ -16,6 +16,7 @@ from trainkit.commands.optimizing import optimize
 from trainkit.commands.predicting import predict
 from trainkit.commands.serving import serve
 from trainkit.commands.training import evaluate, train
+from trainkit.commands.tuning import tune
 from trainkit.serve.errors import InputError, TrainkitError
 
 __all__ = ["cli", "main"]
@@ -82,6 +83,7 @@ def cli() -> None:
 for command in (
     data,
     train,
+    tune,
     evaluate,
     export,
     optimize,

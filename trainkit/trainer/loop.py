@@ -31,10 +31,14 @@ from trainkit.trainer.losses import balanced_weights, classification_loss
 from trainkit.trainer.progress import Epoch, Progress, Unwatched
 from trainkit.trainer.state import Position, Training
 
-__all__ = ["Epoch", "Progress", "Trained", "train"]
+__all__ = ["DivergedError", "Epoch", "Progress", "Trained", "train"]
 
 HISTORY = "history.json"
 SAVE_EVERY_S = 60.0  # and after each epoch
+
+
+class DivergedError(InputError):
+    """The loss stopped being a number."""
 
 
 class Trained(NamedTuple):
@@ -60,8 +64,8 @@ def train(
     it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
 
     Best is the highest validation accuracy, then the lowest validation loss. An interrupt (Ctrl-C)
-    ends the training as if it were over, and keeps the state. ``InputError`` where the loss stops
-    being a number, or the state cannot be written.
+    ends the training as if it were over, and keeps the state. ``DivergedError`` where the loss
+    stops being a number, ``InputError`` where the state cannot be written.
     """
     model, encoder = new
     progress = progress or Unwatched()
@@ -108,7 +112,7 @@ def train(
                     focal_gamma=config.focal_gamma or 0.0,
                 )
                 if not torch.isfinite(loss):
-                    raise InputError(
+                    raise DivergedError(
                         f"the loss became {loss.item()} in epoch {number}, step {done}; "
                         "train with a lower --learning-rate."
                     )
