@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Batch", "IntArray", "Text", "TextEncoder", "Tokens", "pad"]
+__all__ = ["Batch", "IntArray", "Text", "TextEncoder", "Tokens", "characters", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -23,6 +23,11 @@ Row: TypeAlias = Sequence[int] | IntArray
 
 Text: TypeAlias = str | tuple[str, str]
 """One text, or two that are classified together, such as a premise and a hypothesis."""
+
+
+def characters(text: Text) -> int:
+    """Return how long a text is, or a pair together."""
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
 class Batch(NamedTuple):

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from trainkit.serve.decision import FloatArray, probabilities, threshold_of_each
-from trainkit.serve.encoding import Text, Tokens
+from trainkit.serve.encoding import Text, Tokens, characters
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import inference_protocol as protocol
 from trainkit.serve.http import metrics, openapi
@@ -227,14 +227,14 @@ class _Service:
 
     def table(self) -> list[tuple[str, str, Handler]]:
         """Return method, path and handler of every route that asks the models."""
-        return [
+        return [  # in the order in which they are tried
+            ("POST", "/classify", self.classify),
+            *(("POST", f"{path}/infer", self.infer) for path in (V2, VERSION)),
             ("GET", "/v2", self.about),
             ("GET", "/v2/health/live", self.live),
             ("GET", "/v2/health/ready", self.ready),
             *(("GET", path, self.model_metadata) for path in (V2, VERSION)),
             *(("GET", f"{path}/ready", self.model_ready) for path in (V2, VERSION)),
-            *(("POST", f"{path}/infer", self.infer) for path in (V2, VERSION)),
-            ("POST", "/classify", self.classify),
             ("GET", "/models", self.facts),
             ("GET", "/metrics", self.metrics),
         ]
@@ -388,13 +388,11 @@ class _Service:
             raise RefusedError(
                 422, f"a request has from 1 to {limits.texts} texts, not {len(texts)}."
             )
-        characters = sum(
-            len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts
-        )
-        if characters > limits.characters:
+        count = sum(map(characters, texts))
+        if count > limits.characters:
             raise RefusedError(
                 413,
-                f"the texts have {characters} characters together, and a request may have "
+                f"the texts have {count} characters together, and a request may have "
                 f"{limits.characters}; send fewer at a time.",
             )
 
