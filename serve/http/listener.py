@@ -22,8 +22,8 @@ FIRST_REQUEST_S = 1.0  # that a new connection has for its request once no more 
 def bound(host: str, port: int) -> socket.socket:
     """Return a socket bound to the address, not yet listening; an IPv6 host may be in brackets.
 
-    On ``::`` it takes IPv4 too, unless the system is set up otherwise. ``InputError`` where the host
-    is unknown or the address cannot be had.
+    On ``::`` it takes IPv4 too, unless the system is set up otherwise. ``InputError`` where the
+    host is unknown or the address cannot be had.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -24,7 +24,7 @@ import msgspec
 import uvicorn
 
 from trainkit.serve.errors import InputError, TrainkitError
-from trainkit.serve.http import admin
+from trainkit.serve.http import admin, traces
 from trainkit.serve.http.app import application
 from trainkit.serve.http.listener import Server, first, listen, url
 from trainkit.serve.http.logs import config as log_config
@@ -280,7 +280,8 @@ def run(plan: Plan, listener: socket.socket, admin_listener: socket.socket | Non
 
     logging.config.dictConfig(log_config(plan.log_level))
     stop = Stop(plan.drain_s)
-    return run_loop(serve(plan, stop, listener, ready, admin_listener))
+    with traces.exported(plan.otel):
+        return run_loop(serve(plan, stop, listener, ready, admin_listener))
 
 
 def announce(listener: socket.socket, admin_listener: socket.socket | None) -> None:
@@ -310,7 +311,7 @@ async def serve_supervised(channel: socket.socket) -> int:
     stop = Stop(plan.drain_s)
     listening = asyncio.ensure_future(control.listen(stop))
     try:
-        with socket.socket(fileno=plan.listener) as listener:
+        with socket.socket(fileno=plan.listener) as listener, traces.exported(plan.otel):
             return await serve(plan, stop, listener, ready, control=control)
     except InputError as error:
         await control.say(Report(error=str(error), exit_code=error.exit_code))
