@@ -119,6 +119,9 @@ class TextEncoder:
 
     def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
         """Encode each text or pair, special tokens included, cut to ``max_length``."""
+        if len(texts) == 1:  # not worth waking the tokenizer's threads, which then spin for a while
+            first, second = (texts[0], None) if isinstance(texts[0], str) else texts[0]
+            return [self._tokens(self.tokenizer.encode(first, second))]
         return [self._tokens(row) for row in self.tokenizer.encode_batch_fast(list(texts))]
 
     def _tokens(self, encoding: Encoding) -> Tokens:

@@ -171,11 +171,7 @@ def _open(order: Order) -> Callable[[Run], Logits | Failed]:
         path = f"{folder}/{order.file}"
         os.lseek(order.file, 0, os.SEEK_SET)  # where opening /dev/fd shares the position
     try:
-        # Threads that spin take their cores from the front, which tokenises beside them: with two
-        # on two busy cores MiniLM took up to twice as long so.
-        runner = onnx_runner(
-            Path(path), threads=order.threads, providers=order.providers, spinning=False
-        )
+        runner = onnx_runner(Path(path), threads=order.threads, providers=order.providers)
     except InputError as error:
         raise InputError(str(error).replace(path, order.model)) from None
 
