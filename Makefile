@@ -3,6 +3,7 @@
 # make check  format, lint, types, import arrows
 # make quick  the tests that take seconds
 # make figures TREC=folder   the README's figures
+# make fuzz   more than 20,000 bad requests to the server
 
 PYTHON ?= python3
 VENV := .venv
@@ -107,6 +108,13 @@ $(KSERVE_BIN)/.installed: pyproject.toml
 	$(KSERVE_BIN)/python -m pip install --quiet kserve==0.21.0 kubernetes-validate jsonschema pytest \
 		--editable '.[serve]'
 	touch $@
+
+# What became of them goes to bench/results/fuzz.json: nine minutes on two cores that others use.
+.PHONY: fuzz
+fuzz: $(BIN)/.installed-dev
+	TRAINKIT_FUZZ_EXAMPLES=200 TRAINKIT_FUZZ_BYTES_EXAMPLES=20000 \
+		TRAINKIT_FUZZ_REPORT=bench/results/fuzz.json \
+		$(BIN)/python -m pytest -W error -q tests/serve/http/test_fuzz.py
 
 .PHONY: kserve
 kserve: $(KSERVE_BIN)/.installed

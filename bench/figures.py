@@ -26,6 +26,7 @@ from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings
 from trainkit.export.source import open_source
 from trainkit.models.config import Kind
+from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Format
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer.config import DEFAULTS, TrainConfig
@@ -76,7 +77,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     help: HelpTime
 
 
-@click.command()
+@click.command(cls=OneSentence)
 @click.option("--trec", type=click.Path(path_type=Path), required=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/figures"))
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)

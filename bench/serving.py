@@ -52,6 +52,7 @@ from trainkit.bench.serving_result import (
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
+from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import CheckFailedError, InputError
@@ -98,7 +99,7 @@ class Corpus(NamedTuple):
     texts: Sequence[str]
 
 
-@click.command()
+@click.command(cls=OneSentence)
 @click.option("--classifier", type=click.Path(path_type=Path), required=True)
 @click.option("--fp32", type=click.Path(path_type=Path), required=True)
 @click.option("--int8", type=click.Path(path_type=Path), required=True)

@@ -36,6 +36,7 @@ from trainkit.export import model_file
 from trainkit.export.export import export, prepare
 from trainkit.export.source import open_source
 from trainkit.models.backbone import quiet, resolve
+from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.errors import CheckFailedError
 
@@ -54,7 +55,7 @@ EXPORTS = (
 )
 
 
-@click.command()
+@click.command(cls=OneSentence)
 @click.option("--model", type=click.Choice(["minilm", "base"]), default="minilm")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")

@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Batch", "IntArray", "Text", "TextEncoder", "Tokens", "pad"]
+__all__ = ["Batch", "IntArray", "Text", "TextEncoder", "Tokens", "characters", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -23,6 +23,11 @@ Row: TypeAlias = Sequence[int] | IntArray
 
 Text: TypeAlias = str | tuple[str, str]
 """One text, or two that are classified together, such as a premise and a hypothesis."""
+
+
+def characters(text: Text) -> int:
+    """Return how long a text is, or a pair together."""
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
 class Batch(NamedTuple):
@@ -114,6 +119,9 @@ class TextEncoder:
 
     def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
         """Encode each text or pair, special tokens included, cut to ``max_length``."""
+        if len(texts) == 1:  # not worth waking the tokenizer's threads, which then spin for a while
+            first, second = (texts[0], None) if isinstance(texts[0], str) else texts[0]
+            return [self._tokens(self.tokenizer.encode(first, second))]
         return [self._tokens(row) for row in self.tokenizer.encode_batch_fast(list(texts))]
 
     def _tokens(self, encoding: Encoding) -> Tokens:

@@ -19,12 +19,10 @@ def onnx_runner(
     threads: int | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     weights: Mapping[str, np.ndarray] | None = None,
-    spinning: bool = True,
 ) -> Runner:
     """Open a file, or its bytes, as a function from a padded batch to (B, C) float32 logits.
 
-    ``weights`` replace those that the model says lie beside it, by name. Without ``spinning`` the
-    threads sleep as soon as they have nothing to do, which leaves the cores to other processes.
+    ``weights`` replace those that the model says lie beside it, by name.
 
     ``InputError`` where a provider is not in this build of ONNX Runtime, or was asked for and not
     taken: ONNX Runtime itself would go on with the CPU and only log it.
@@ -37,8 +35,6 @@ def onnx_runner(
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0  # 0: ONNX Runtime takes one a core
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)

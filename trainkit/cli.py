@@ -4,8 +4,6 @@ Workers are imported inside the commands, so that ``--help`` needs click alone. 
 1 a check failed, 2 wrong usage or bad input.
 """
 
-from typing import Any
-
 import click
 
 from trainkit import __version__
@@ -17,55 +15,13 @@ from trainkit.commands.predicting import predict
 from trainkit.commands.serving import serve
 from trainkit.commands.training import evaluate, train
 from trainkit.commands.tuning import tune
-from trainkit.serve.errors import InputError, TrainkitError
+from trainkit.one_sentence import OneSentence
 
 __all__ = ["cli", "main"]
 
-# What `pip install trainkit[...]` brings each library that the base install leaves out.
-EXTRAS = {
-    "torch": "train",
-    "transformers": "train",
-    "safetensors": "train",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "onnxscript": "export",
-    "aiohttp": "bench",
-    "matplotlib": "bench",
-    "opentelemetry": "otel",
-    "prometheus_client": "serve",
-    "optuna": "tune",
-    "psutil": "bench",
-    "ray": "ray",
-    "starlette": "serve",
-    "tomli_w": "train",
-    "uvicorn": "serve",
-    "yarl": "bench",
-}
 
-
-class Failure(click.ClickException):
-    """One sentence on standard error, and the exit code that its kind of error has."""
-
-    def __init__(self, error: TrainkitError) -> None:
-        super().__init__(str(error))
-        self.exit_code = error.exit_code  # type: ignore[misc]  # click declares a class variable
-
-
-class Trainkit(click.Group):
-    """A group that turns our own errors, and a missing extra, into one clear sentence."""
-
-    def invoke(self, context: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(context)
-        except TrainkitError as error:
-            raise Failure(error) from None
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").split(".")[0])
-            if extra is None:
-                raise
-            message = f"this command needs {error.name}; run: pip install 'trainkit[{extra}]'"
-            raise Failure(InputError(message)) from None
+class Trainkit(OneSentence, click.Group):
+    """The commands."""
 
 
 @click.group(cls=Trainkit, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,13 +5,10 @@ Handlers are small: what a request may be is in ``guard`` and ``inference_protoc
 """
 
 import asyncio
-import hashlib
 import math
-import re
 import time
-from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib import metadata, resources
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -23,11 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from trainkit.serve.decision import FloatArray, probabilities, threshold_of_each
-from trainkit.serve.encoding import Text, Tokens
+from trainkit.serve.decision import FloatArray, probabilities
+from trainkit.serve.encoding import Text, Tokens, characters
 from trainkit.serve.errors import InputError
+from trainkit.serve.http import classify, metrics, openapi
 from trainkit.serve.http import inference_protocol as protocol
-from trainkit.serve.http import metrics, openapi
 from trainkit.serve.http.failures import (
     DeadlineError,
     InferenceError,
@@ -49,8 +46,6 @@ from trainkit.serve.http.model import BatchFacts, Model, Models
 from trainkit.serve.http.openapi import (
     V2,
     VERSION,
-    Classified,
-    ClassifyRequest,
     ClassifyResponse,
     Live,
     ModelFacts,
@@ -62,6 +57,7 @@ from trainkit.serve.http.openapi import (
     TensorMetadata,
     Timings,
 )
+from trainkit.serve.http.page import page
 from trainkit.serve.http.settings import Settings
 
 __all__ = ["application"]
@@ -154,7 +150,7 @@ def application(
             token=token is not None, version=service.server.version, limits=settings.limits
         )
     )
-    for template, reply in (("/openapi.json", Reply(200, document)), ("/", _page())):
+    for template, reply in (("/openapi.json", Reply(200, document)), ("/", page())):
         routes.append(Route(template, Endpoint(template, _fixed(reply)), methods=["GET"]))
     app = Starlette(
         routes=routes,
@@ -173,27 +169,6 @@ def _fixed(reply: Reply) -> Handler:
         return reply
 
     return handler
-
-
-def _page() -> Reply:
-    """Read the page, whose script and style are allowed by their hashes and nothing else is."""
-    page = resources.files("trainkit.serve.http").joinpath("page.html").read_bytes()
-    policy = "; ".join(
-        [
-            "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'",
-            "form-action 'none'; frame-ancestors 'none'",
-            f"script-src {_hashes(page, b'script')}",
-            f"style-src {_hashes(page, b'style')}",
-        ]
-    )
-    headers = (("Content-Security-Policy", policy), ("X-Content-Type-Options", "nosniff"))
-    return Reply(200, page, "text/html; charset=utf-8", headers)
-
-
-def _hashes(page: bytes, tag: bytes) -> str:
-    blocks = re.findall(b"<%s[^>]*>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
-    digests = (b64encode(hashlib.sha256(block).digest()).decode() for block in blocks)
-    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
 
 
 async def _http_error(request: StarletteRequest, error: Exception) -> Response:
@@ -227,14 +202,14 @@ class _Service:
 
     def table(self) -> list[tuple[str, str, Handler]]:
         """Return method, path and handler of every route that asks the models."""
-        return [
+        return [  # in the order in which they are tried
+            ("POST", "/classify", self.classify),
+            *(("POST", f"{path}/infer", self.infer) for path in (V2, VERSION)),
             ("GET", "/v2", self.about),
             ("GET", "/v2/health/live", self.live),
             ("GET", "/v2/health/ready", self.ready),
             *(("GET", path, self.model_metadata) for path in (V2, VERSION)),
             *(("GET", f"{path}/ready", self.model_ready) for path in (V2, VERSION)),
-            *(("POST", f"{path}/infer", self.infer) for path in (V2, VERSION)),
-            ("POST", "/classify", self.classify),
             ("GET", "/models", self.facts),
             ("GET", "/metrics", self.metrics),
         ]
@@ -324,14 +299,14 @@ class _Service:
     async def classify(self, call: Call) -> Reply:
         timeout_s = header_timeout_s(call.scope)
         body = await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
-        request = await _threaded(len(body) > LONG, _classify_request, body)
+        request = await _threaded(len(body) > LONG, classify.decode, body)
         name = request.model or next(iter(self.models))
         model = self._model(call._replace(model=name))
-        thresholds = _thresholds(request, model)
+        thresholds = classify.thresholds_of(request, model)
         work = self._answer(call.record, model, request.texts, None, timeout_s)
         rows, logits = await unless_gone(call.receive, work)
         found = await _threaded(
-            len(rows) > MANY, _classified, model, rows, logits, request.top_k, thresholds
+            len(rows) > MANY, classify.predictions, model, rows, logits, request.top_k, thresholds
         )
         record = call.record
         total_s = time.perf_counter() - record.started
@@ -388,13 +363,11 @@ class _Service:
             raise RefusedError(
                 422, f"a request has from 1 to {limits.texts} texts, not {len(texts)}."
             )
-        characters = sum(
-            len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts
-        )
-        if characters > limits.characters:
+        count = sum(map(characters, texts))
+        if count > limits.characters:
             raise RefusedError(
                 413,
-                f"the texts have {characters} characters together, and a request may have "
+                f"the texts have {count} characters together, and a request may have "
                 f"{limits.characters}; send fewer at a time.",
             )
 
@@ -441,46 +414,3 @@ def _facts(model: Model) -> ModelFacts:
         source=" ".join(str(part) for part in source if part),
         notes=manifest.notes,
     )
-
-
-_CLASSIFY = msgspec.json.Decoder(ClassifyRequest)
-
-
-def _classify_request(body: bytes) -> ClassifyRequest:
-    try:
-        return _CLASSIFY.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        message = f'the body must be JSON such as {{"texts": ["How far is Mars?"]}}: {error}.'
-        raise RefusedError(400, message) from None
-    except RecursionError:
-        raise RefusedError(400, "the body's JSON is nested too deep.") from None
-
-
-def _thresholds(request: ClassifyRequest, model: Model) -> dict[str, float] | None:
-    if request.thresholds is None:
-        return None
-    if model.manifest.problem_type != "multi_label_classification":
-        raise RefusedError(
-            422, f"thresholds are for multi-label models; {model.name} is not one. Leave them out."
-        )
-    return threshold_of_each(request.thresholds, model.manifest.labels)
-
-
-def _classified(
-    model: Model,
-    rows: Sequence[Tokens],
-    logits: FloatArray,
-    top_k: int | None,
-    thresholds: Mapping[str, float] | None,
-) -> list[Classified]:
-    """Say what (N, C) logits mean, in the words of ``/classify``."""
-    found = []
-    for label, score, scores, truncated in model.classifier.predictions(rows, logits):
-        ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
-        prediction = Classified(label, score, scores, truncated)
-        if top_k is not None:
-            prediction.scores = dict(ranked[:top_k])
-        if thresholds is not None:
-            prediction.labels = [name for name, score in ranked if score > thresholds[name]]
-        found.append(prediction)
-    return found

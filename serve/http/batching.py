@@ -305,11 +305,11 @@ class Batcher:
                 _fail(request, error)
                 self._leave(request)
         else:
-            self._measure(batch, started_at)
+            infer_s = self._loop.time() - started_at
             self._hand_out(batch, logits)
+            self._measure(batch, started_at, infer_s)
 
-    def _measure(self, batch: list[_Row], started_at: float) -> None:
-        infer_s = self._loop.time() - started_at
+    def _measure(self, batch: list[_Row], started_at: float, infer_s: float) -> None:
         tokens = sum(request.lengths[number] for request, number in batch)
         rate = tokens / max(infer_s, 1e-6)
         before = self.tokens_per_s

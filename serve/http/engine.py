@@ -28,11 +28,9 @@ from trainkit.serve.http.worker import (
     FromWorker,
     Logits,
     Order,
-    Ping,
-    Pong,
     Ready,
     Refused,
-    ToWorker,
+    Run,
     frame,
     ragged,
 )
@@ -69,24 +67,49 @@ class _LostError(Exception):
     """The process ended before it answered."""
 
 
+class _Pings(asyncio.Protocol):
+    """A socket to the process on which a thread sends back what comes."""
+
+    def __init__(self) -> None:
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        _settle(self.answered)
+
+    def send(self) -> None:
+        """Send one; ``answered`` is done when it is back."""
+        assert self._transport is not None
+        self.answered = asyncio.get_running_loop().create_future()
+        if not self._transport.is_closing():
+            self._transport.write(b"?")
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
 class _Process(asyncio.Protocol):
     """One process and this end of its socket; it is ended when the socket closes."""
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], pings: "_Pings") -> None:
         loop = asyncio.get_running_loop()
         self.popen = popen
+        self.pings = pings
         self.started: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.reason: str | None = None  # why it was ended from here
         self.has_answered = False
-        self._pong: asyncio.Future[None] = loop.create_future()
         self._answers: dict[int, asyncio.Future[Logits | Failed]] = {}
         self._received = bytearray()
         self._decoder = msgspec.msgpack.Decoder(FromWorker)
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -102,9 +125,7 @@ class _Process(asyncio.Protocol):
         del self._received[:start]
 
     def _take(self, message: FromWorker) -> None:
-        if isinstance(message, Pong):
-            _settle(self._pong)
-        elif isinstance(message, Ready):
+        if isinstance(message, Ready):
             _settle(self.started)
         elif isinstance(message, Refused):
             if not self.started.done():
@@ -118,19 +139,15 @@ class _Process(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         _settle(self.lost)
 
-    def send(self, message: ToWorker) -> None:
+    def send(self, message: Run) -> None:
         assert self._transport is not None
         if not self.lost.done():
             self._transport.write(frame(message))
 
     async def answers_ping(self, within_s: float) -> bool:
         """Tell whether it answers the last ping in time."""
-        await _first(self._pong, self.lost, timeout_s=within_s)
-        return self._pong.done()
-
-    def ping(self) -> None:
-        self._pong = asyncio.get_running_loop().create_future()
-        self.send(Ping())
+        await _first(self.pings.answered, self.lost, timeout_s=within_s)
+        return self.pings.answered.done()
 
     async def run(
         self, number: int, rows: Sequence[Tokens], hang_s: float, *, token_types: bool
@@ -158,6 +175,7 @@ class _Process(asyncio.Protocol):
         """Leave neither a process nor a zombie nor an open socket."""
         self.popen.kill()
         await asyncio.to_thread(self.popen.wait)
+        self.pings.close()
         if self._transport is not None:
             self._transport.abort()
             await self.lost
@@ -287,9 +305,11 @@ class Engine:
 
     async def _open(self) -> _Process:
         """Start a process and wait until its model is loaded."""
-        process, ours = self._spawn()
+        process, ours, pings = self._spawn()
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: process, sock=ours)
+            await loop.create_unix_connection(lambda: process, sock=ours)
+            await loop.create_unix_connection(lambda: process.pings, sock=pings)
             await _first(process.started, process.lost, timeout_s=self.launch.start_s)
             if process.started.done():
                 process.started.result()
@@ -302,6 +322,7 @@ class Engine:
         except BaseException:
             await process.end()
             ours.close()  # where it came to no connection
+            pings.close()
             raise
         await process.end()
         raise InputError(
@@ -309,12 +330,17 @@ class Engine:
             f"({process.ended()}); look at its messages, and whether there is enough memory."
         )
 
-    def _spawn(self) -> tuple[_Process, socket.socket]:
-        """Start a process; it inherits the cores that this one may use."""
+    def _spawn(self) -> tuple[_Process, socket.socket, socket.socket]:
+        """Start a process, and return our ends of its sockets, for batches and for pings.
+
+        It inherits the cores that this one may use.
+        """
         launch = self.launch
         ours, theirs = socket.socketpair()
+        our_pings, their_pings = socket.socketpair()
         order = Order(
             socket=theirs.fileno(),
+            pings=their_pings.fileno(),
             model=str(launch.model),
             file=self._file,
             threads=launch.threads,
@@ -322,15 +348,17 @@ class Engine:
             pad_id=launch.pad_id,
         )
         command = [*launch.program, msgspec.json.encode(order).decode()]
-        inherited = [number for number in (order.socket, order.file) if number is not None]
+        inherited = [order.socket, order.pings, *([] if order.file is None else [order.file])]
         try:
             popen = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)
         except OSError:
             ours.close()
+            our_pings.close()
             raise
         finally:
             theirs.close()
-        return _Process(popen), ours
+            their_pings.close()
+        return _Process(popen, _Pings()), ours, our_pings
 
     async def _keep(self) -> None:
         """Watch the process; when it is lost start another, for ever, with growing pauses."""
@@ -363,7 +391,7 @@ class Engine:
     async def _watch(self, process: _Process) -> None:
         """Return when the process is lost; one that does not answer is ended."""
         while not process.lost.done():
-            process.ping()
+            process.pings.send()
             self._responsive = await process.answers_ping(PONG_S)
             if not self._responsive and not await process.answers_ping(KILL_S - PONG_S):
                 process.kill(f"it did not answer for {KILL_S:g} s")

@@ -20,13 +20,14 @@ FIRST_REQUEST_S = 1.0  # that a new connection has for its request once no more 
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address, not yet listening.
+    """Return a socket bound to the address, not yet listening; an IPv6 host may be in brackets.
 
-    ``InputError`` where the host is unknown or the address cannot be had.
+    On ``::`` it takes IPv4 too, unless the system is set up otherwise. ``InputError`` where the
+    host is unknown or the address cannot be had.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError):
         raise InputError(
@@ -39,7 +40,7 @@ def bound(host: str, port: int) -> socket.socket:
         made.bind(address)
     except OSError as error:
         made.close()
-        raise refusal(f"{host}:{port}", error) from None
+        raise refusal(joined(host, port), error) from None
     made.setblocking(False)
     return made
 
@@ -49,7 +50,7 @@ def listen(listener: socket.socket) -> None:
     try:
         listener.listen(BACKLOG)
     except OSError as error:
-        raise refusal(url(listener).removeprefix("http://"), error) from None
+        raise refusal(joined(*listener.getsockname()[:2]), error) from None
 
 
 def refusal(where: str, error: OSError) -> InputError:
@@ -70,8 +71,13 @@ def is_loopback(listener: socket.socket) -> bool:
 
 def url(listener: socket.socket) -> str:
     """Return the address of a bound socket."""
-    host, port, *_ = listener.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{joined(*listener.getsockname()[:2])}"
+
+
+def joined(host: str, port: int) -> str:
+    """Write a host and a port as a URL does, with brackets around IPv6."""
+    host = host.strip("[]")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Server(uvicorn.Server):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from trainkit.serve.errors import InputError
+from trainkit.serve.http.traces import not_installed
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -113,10 +113,7 @@ class Tracing:
                 from opentelemetry import trace
                 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
             except ImportError as error:
-                raise InputError(
-                    f"OpenTelemetry needs {error.name}, which is not installed; "
-                    "run: pip install 'trainkit[otel]'"
-                ) from None
+                raise not_installed(error) from None
             self.tracer = trace.get_tracer("trainkit.serve")
             self._middleware = OpenTelemetryMiddleware
 

@@ -3,7 +3,8 @@
 :func:`run` is the whole of ``trainkit serve`` with one worker. With several,
 :mod:`trainkit.serve.http.supervisor` starts this module once for each. A front then inherits the
 listening socket and one more, the *control channel*: JSON lines, first the :class:`Plan`, then
-orders to :class:`Load`; the start and each order are answered by one :class:`Report`. When the
+orders to :class:`Load`; the start and each order are answered by one :class:`Report`. A
+:class:`Ping` may come at any time, and the event loop answers it with a :class:`Pong`. When the
 channel ends the supervisor is gone, and the front goes too.
 """
 
@@ -17,20 +18,33 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import uvicorn
 
 from trainkit.serve.errors import InputError, TrainkitError
-from trainkit.serve.http import admin
+from trainkit.serve.http import admin, traces
 from trainkit.serve.http.app import application
 from trainkit.serve.http.listener import Server, first, listen, url
 from trainkit.serve.http.logs import config as log_config
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.settings import Settings
 
-__all__ = ["Load", "Loader", "Plan", "Report", "Stop", "announce", "run", "run_loop"]
+__all__ = [
+    "FromFront",
+    "Load",
+    "Loader",
+    "Ping",
+    "Plan",
+    "Pong",
+    "Report",
+    "Stop",
+    "ToFront",
+    "announce",
+    "run",
+    "run_loop",
+]
 
 Result = TypeVar("Result")
 
@@ -51,19 +65,31 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     listener: int = -1  # the inherited descriptor
 
 
-class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Load(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Load one model anew; ``folder`` None is the one it came from."""
 
     name: str
     folder: str | None = None
 
 
-class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Asks for a ``Pong``, also while models load and while requests drain."""
+
+
+class Report(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """What became of the start or of a load: an error, or the versions now served, by name."""
 
     versions: dict[str, str] = {}
     error: str | None = None
     exit_code: int = 0
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """Answers a ``Ping``."""
+
+
+ToFront: TypeAlias = Load | Ping  # after the Plan
+FromFront: TypeAlias = Report | Pong
 
 
 class Stop:
@@ -159,26 +185,39 @@ class Control:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.orders: asyncio.Queue[Load] = asyncio.Queue()
 
-    async def report(self, report: Report) -> None:
-        """Answer the supervisor."""
-        self.writer.write(msgspec.json.encode(report) + b"\n")
-        await self.writer.drain()
+    async def say(self, message: FromFront) -> None:
+        """Answer the supervisor; whether it is gone is for ``listen`` to see."""
+        with contextlib.suppress(ConnectionError):
+            self.writer.write(msgspec.json.encode(message) + b"\n")
+            await self.writer.drain()
 
-    async def obey(self, loader: Loader, stop: Stop) -> None:
-        """Do what the supervisor orders until it is gone, then end."""
-        while line := await self.reader.readline():
-            order = msgspec.json.decode(line, type=Load)
+    async def listen(self, stop: Stop) -> None:
+        """Answer pings at once and keep orders, until the supervisor is gone; then end."""
+        decoder = msgspec.json.Decoder(ToFront)
+        with contextlib.suppress(ConnectionError):
+            while line := await self.reader.readline():
+                order = decoder.decode(line)
+                if isinstance(order, Ping):
+                    await self.say(Pong())
+                else:
+                    self.orders.put_nowait(order)
+        log.error("the supervisor is gone; this front ends")
+        stop.drain_s = 0.0
+        stop.drain.set()
+
+    async def obey(self, loader: Loader) -> None:
+        """Do what the supervisor orders, one order after the other."""
+        while True:
+            order = await self.orders.get()
             try:
                 await loader.load(order.name, Path(order.folder) if order.folder else None)
             except TrainkitError as error:
                 log.error("model %s: the new version is refused: %s", order.name, error)
-                await self.report(Report(versions(loader.models), str(error), error.exit_code))
+                await self.say(Report(versions(loader.models), str(error), error.exit_code))
             else:
-                await self.report(Report(versions(loader.models)))
-        log.error("the supervisor is gone; this front ends")
-        stop.drain_s = 0.0
-        stop.drain.set()
+                await self.say(Report(versions(loader.models)))
 
 
 def versions(models: Models) -> dict[str, str]:
@@ -188,13 +227,13 @@ def versions(models: Models) -> dict[str, str]:
 
 async def serve(
     plan: Plan,
+    stop: Stop,
     listener: socket.socket,
     ready: Callable[[Models], Awaitable[None]],
     admin_listener: socket.socket | None = None,
     control: Control | None = None,
 ) -> int:
     """Load, serve until told to end, end; returns the exit code. ``ready`` is awaited once."""
-    stop = Stop(plan.drain_s)
     loaders: list[Loader] = []  # none before the models are loaded
 
     def hang_up() -> None:
@@ -219,7 +258,7 @@ async def serve(
             for server in servers:
                 listen(server.listener)
             async with asyncio.TaskGroup() as group:
-                obeying = group.create_task(control.obey(loader, stop)) if control else None
+                obeying = group.create_task(control.obey(loader)) if control else None
                 running = [
                     group.create_task(one.run_until(stop.leave, stop.now)) for one in servers
                 ]
@@ -240,7 +279,9 @@ def run(plan: Plan, listener: socket.socket, admin_listener: socket.socket | Non
         announce(listener, admin_listener)
 
     logging.config.dictConfig(log_config(plan.log_level))
-    return run_loop(serve(plan, listener, ready, admin_listener))
+    stop = Stop(plan.drain_s)
+    with traces.exported(plan.otel):
+        return run_loop(serve(plan, stop, listener, ready, admin_listener))
 
 
 def announce(listener: socket.socket, admin_listener: socket.socket | None) -> None:
@@ -265,15 +306,19 @@ async def serve_supervised(channel: socket.socket) -> int:
         os.sched_setaffinity(0, plan.cores)  # before there are threads; they inherit it
 
     async def ready(models: Models) -> None:
-        await control.report(Report(versions(models)))
+        await control.say(Report(versions(models)))
 
+    stop = Stop(plan.drain_s)
+    listening = asyncio.ensure_future(control.listen(stop))
     try:
-        with socket.socket(fileno=plan.listener) as listener:
-            return await serve(plan, listener, ready, control=control)
+        with socket.socket(fileno=plan.listener) as listener, traces.exported(plan.otel):
+            return await serve(plan, stop, listener, ready, control=control)
     except InputError as error:
-        await control.report(Report(error=str(error), exit_code=error.exit_code))
+        await control.say(Report(error=str(error), exit_code=error.exit_code))
         return error.exit_code
     finally:
+        listening.cancel()
+        await asyncio.wait({listening})
         control.writer.close()
         with contextlib.suppress(ConnectionError):
             await control.writer.wait_closed()

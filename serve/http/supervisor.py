@@ -1,9 +1,8 @@
 """Several fronts behind one port: start them, each on its cores; replace, reload and end them.
 
-The supervisor holds the listening socket and no model. It talks to each front over a socket of its
-own, in the words of :mod:`trainkit.serve.http.run`; that socket closes when the supervisor ends in
-whatever way, and then the front ends too. Connections that wait for a front that died are taken by
-the others, which is why they share one socket and SO_REUSEPORT is not used.
+The supervisor holds the listening socket and no model. A front that dies or hangs is replaced; see
+:mod:`trainkit.serve.http.front`. Connections that wait for a front that died are taken by the
+others, which is why they share one socket and SO_REUSEPORT is not used.
 """
 
 import asyncio
@@ -12,8 +11,6 @@ import logging
 import logging.config
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +20,7 @@ from prometheus_client import multiprocess
 
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.http import admin
+from trainkit.serve.http.front import Front
 from trainkit.serve.http.listener import Server, first, listen
 from trainkit.serve.http.logs import config as log_config
 from trainkit.serve.http.run import Load, Plan, Report, Stop, announce, run_loop
@@ -60,81 +58,6 @@ def shares(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
     ]
 
 
-class Front:
-    """One front's process and the channel to it."""
-
-    def __init__(self, number: int, cores: tuple[int, ...], metrics: Path) -> None:
-        self.number = number
-        self.cores = cores
-        self.metrics = metrics
-        self.process: asyncio.subprocess.Process | None = None
-        self.ready = False
-        self._turn = asyncio.Lock()
-
-    async def start(self, plan: Plan, listener: socket.socket) -> Report:
-        """Start the process; returns what became of it. Its error, or its end, is in the report."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "trainkit.serve.http.run",
-                str(theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listener.fileno()),
-                env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(self.metrics)},
-                start_new_session=True,  # Ctrl-C in a terminal is the supervisor's alone
-            )
-        self.reader, self.writer = await asyncio.open_connection(sock=ours)
-        report = await self._ask(self.plan(plan, listener))
-        self.ready = report.error is None
-        return report
-
-    def plan(self, plan: Plan, listener: socket.socket) -> Plan:
-        """Return this front's own plan."""
-        settings = plan.settings
-        if not hasattr(os, "sched_setaffinity") and not settings.threads:
-            settings = msgspec.structs.replace(settings, threads=len(self.cores))
-        return msgspec.structs.replace(
-            plan, settings=settings, cores=self.cores, listener=listener.fileno()
-        )
-
-    async def load(self, order: Load) -> Report:
-        """Have one model loaded anew."""
-        return await self._ask(order)
-
-    async def _ask(self, order: Plan | Load) -> Report:
-        async with self._turn:
-            line = b""
-            with contextlib.suppress(ConnectionError):
-                self.writer.write(msgspec.json.encode(order) + b"\n")
-                line = await self.reader.readline()
-        if not line:
-            return Report(error=f"worker {self.number} ended unexpectedly.", exit_code=1)
-        return msgspec.json.decode(line, type=Report)
-
-    async def ended(self) -> int:
-        """Wait for the process to end; returns its exit code, or minus the signal."""
-        assert self.process
-        status = await self.process.wait()
-        self.ready = False
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
-        return status
-
-    def signal(self) -> None:
-        """Ask it to end, as SIGTERM does."""
-        if self.process and self.process.returncode is None:
-            self.process.terminate()
-
-    async def kill(self) -> None:
-        """End it, and leave no zombie."""
-        if self.process and self.process.returncode is None:
-            self.process.kill()
-            await self.ended()
-
-
 class Supervisor:
     """All fronts, and what they serve at the moment."""
 
@@ -170,7 +93,7 @@ class Supervisor:
 
     async def kill(self) -> None:
         """End every front at once."""
-        await asyncio.gather(*(front.kill() for front in self.fronts))
+        await asyncio.gather(*(front.close() for front in self.fronts))
 
     async def keep(self, front: Front) -> None:
         """Replace one front whenever it dies, for as long as the server is to run."""
@@ -274,7 +197,7 @@ class Supervisor:
         for front in self.fronts:
             if front.process and front.process.returncode is None:
                 log.error("worker %d does not end and is killed", front.number)
-                front.process.kill()
+                front.kill()
         await ended
 
 

@@ -2,24 +2,26 @@
 
 ``python -m trainkit.serve.http.worker ORDER``; the engine starts it, see
 :mod:`trainkit.serve.http.engine`. Messages are msgpack, each after its length in four bytes; rows
-of unequal length travel end to end, and are padded here.
+of unequal length travel end to end, and are padded here. Pings come on a socket of their own, one
+byte each, and a thread sends them back: the session may run for long, and a batch should not pay
+for a hop between threads.
 
 The model is read from a descriptor that the front holds open: a restart then works when the
 bundle's folder is gone. Only a model whose weights lie in a file beside it (over 2 GB) is opened by
 its path, and its restart needs the folder.
 """
 
+import contextlib
 import os
-import queue
 import signal
 import socket
 import struct
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -32,12 +34,9 @@ __all__ = [
     "FromWorker",
     "Logits",
     "Order",
-    "Ping",
-    "Pong",
     "Ready",
     "Refused",
     "Run",
-    "ToWorker",
     "frame",
     "ragged",
 ]
@@ -49,6 +48,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What the process is started with: descriptors it inherits, and how to run the model."""
 
     socket: int
+    pings: int
     model: str  # the path, as messages name it
     file: int | None  # the open model file; None: open the path
     threads: int
@@ -64,10 +64,6 @@ class Run(msgspec.Struct, frozen=True, tag=True, array_like=True):
     ids: bytes
     type_ids: bytes | None  # None: the model takes none
     masks: bytes | None  # None: every token may be read
-
-
-class Ping(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Asks for a ``Pong``, also while a batch runs."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -95,15 +91,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     sentence: str
 
 
-class Pong(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Answers a ``Ping``."""
+FromWorker: TypeAlias = Ready | Refused | Logits | Failed
 
 
-ToWorker: TypeAlias = Run | Ping
-FromWorker: TypeAlias = Ready | Refused | Logits | Failed | Pong
-
-
-def frame(message: ToWorker | FromWorker) -> bytes:
+def frame(message: Run | FromWorker) -> bytes:
     """Encode a message, with its length before it."""
     content = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(content)) + content
@@ -134,11 +125,6 @@ def _split(values: bytes | None, lengths: IntArray) -> list[IntArray] | None:
     return np.split(np.frombuffer(values, dtype=np.int64), np.cumsum(lengths)[:-1])
 
 
-class _Batches(Protocol):
-    def get(self) -> Run: ...
-    def put(self, item: Run) -> None: ...
-
-
 def main(order: Order) -> None:
     """Load the model, then run batches until the socket closes."""
     # A Ctrl-C and a service manager's SIGTERM reach every process of the group at once. What is in
@@ -146,45 +132,34 @@ def main(order: Order) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=order.socket)
-    batches: queue.SimpleQueue[Run] = queue.SimpleQueue()
-    sending = threading.Lock()
-
-    def send(message: FromWorker) -> None:
-        try:
-            with sending:
-                connection.sendall(frame(message))
-        except OSError:  # the front is gone
-            os._exit(0)
-
+    pings = socket.socket(fileno=order.pings)
     # Before the model is loaded: if the front ends meanwhile, this process does too.
-    threading.Thread(target=_read, args=(connection, batches, send), daemon=True).start()
-    try:
-        run = _open(order)
-    except InputError as error:
-        send(Refused(str(error)))
-        return
-    send(Ready())
-    while True:
-        send(run(batches.get()))
-
-
-def _read(connection: socket.socket, batches: _Batches, send: Callable[[FromWorker], None]) -> None:
-    """Take messages as they come, and answer pings at once: the session may run for long."""
-    decoder = msgspec.msgpack.Decoder(ToWorker)
-    stream = connection.makefile("rb")
-    while True:
+    threading.Thread(target=_send_back, args=(pings,), daemon=True).start()
+    with contextlib.suppress(OSError):  # the front is gone
         try:
-            size = stream.read(LENGTH.size)
-            content = stream.read(LENGTH.unpack(size)[0]) if len(size) == LENGTH.size else b""
-        except OSError:
-            content = b""
-        if not content:
-            os._exit(0)  # at once, in the middle of a batch too: nobody waits for it
-        message = decoder.decode(content)
-        if isinstance(message, Ping):
-            send(Pong())
-        else:
-            batches.put(message)
+            run = _open(order)
+        except InputError as error:
+            connection.sendall(frame(Refused(str(error))))
+            return
+        connection.sendall(frame(Ready()))
+        for batch in _received(connection):
+            connection.sendall(frame(run(batch)))
+
+
+def _send_back(pings: socket.socket) -> None:
+    """Answer pings until the front is gone; then end at once, in the middle of a batch too."""
+    with contextlib.suppress(OSError):
+        while ping := pings.recv(1):
+            pings.sendall(ping)
+    os._exit(0)
+
+
+def _received(connection: socket.socket) -> Iterator[Run]:
+    """Take batches as they come, until the socket closes."""
+    decoder = msgspec.msgpack.Decoder(Run)
+    stream = connection.makefile("rb")
+    while len(size := stream.read(LENGTH.size)) == LENGTH.size:
+        yield decoder.decode(stream.read(LENGTH.unpack(size)[0]))
 
 
 def _open(order: Order) -> Callable[[Run], Logits | Failed]:
@@ -196,11 +171,7 @@ def _open(order: Order) -> Callable[[Run], Logits | Failed]:
         path = f"{folder}/{order.file}"
         os.lseek(order.file, 0, os.SEEK_SET)  # where opening /dev/fd shares the position
     try:
-        # Threads that spin take their cores from the front, which tokenises beside them: with two
-        # on two busy cores MiniLM took up to twice as long so.
-        runner = onnx_runner(
-            Path(path), threads=order.threads, providers=order.providers, spinning=False
-        )
+        runner = onnx_runner(Path(path), threads=order.threads, providers=order.providers)
     except InputError as error:
         raise InputError(str(error).replace(path, order.model)) from None
 

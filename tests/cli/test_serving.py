@@ -201,6 +201,33 @@ def test_it_says_where_it_is_and_answers_like_the_library(serve):
     assert not any("Odyssey" in line for line in server.lines)
 
 
+@pytest.fixture
+def ipv6():
+    """Skip where the machine has no IPv6 loopback address."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"there is no ::1 on this machine ({error.strerror})")
+
+
+@pytest.mark.parametrize(("host", "workers"), [("::1", 1), ("[::1]", 2), ("::", 1)])
+def test_it_listens_on_ipv6(host, workers, versions, serve, ipv6):
+    first, second, _ = versions
+    arguments = ["--host", host, "--workers", workers, "--admin", "[::1]:0", "--drain-seconds=0"]
+    server = serve(f"q={first}", *arguments)
+    bare = host.strip("[]")
+    assert re.fullmatch(rf"http://\[{bare}\]:[1-9]\d*", server.address)
+    assert re.fullmatch(r"http://\[::1\]:[1-9]\d*", server.admin)
+    server.address = server.address.replace("[::]", "[::1]")  # of all interfaces, one to ask
+    assert server.versions() == {version(first)}
+    body = {"parameters": {"folder": str(second)}}
+    loaded = httpx.post(f"{server.admin}/v2/repository/models/q/load", json=body, timeout=WAIT_S)
+    assert loaded.status_code == 200
+    assert server.versions() == {version(second)}
+    warned = [line for line in server.lines if line.startswith("Warning: whoever reaches http://[")]
+    assert len(warned) == (host == "::")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_request_is_lost_at_the_end(workers, serve, load):
     server = serve(GOLDEN, "--workers", workers, "--drain-seconds", "0.5")
@@ -359,6 +386,8 @@ def test_the_token_comes_from_a_file_or_the_environment(serve, tmp_path):
         ([GOLDEN, "--host", "no-such-host.invalid"], ["'no-such-host.invalid' is not known"]),
         ([GOLDEN, "--host", "192.0.2.1"], ["192.0.2.1", "no address of this machine"]),
         ([GOLDEN, "--admin", "8001"], ["'8001' is not HOST:PORT"]),
+        ([GOLDEN, "--admin", "::1:8001"], ["'::1:8001' is not HOST:PORT", "[::1]:8001"]),
+        ([GOLDEN, "--admin", "[::1]:65536"], ["'[::1]:65536' is not HOST:PORT"]),
         ([GOLDEN, "--port", "0", "--admin", "0.0.0.0:0"], ["needs a token", "--token-file"]),
         ([GOLDEN, "--token-file", "nowhere"], ["token file nowhere", "check the path"]),
     ],
@@ -374,6 +403,13 @@ def test_a_port_in_use_is_named(refused):
         refused(
             "serve", GOLDEN, "--port", port, told=[f"127.0.0.1:{port}", "another program listens"]
         )
+
+
+def test_an_ipv6_port_in_use_is_named(refused, ipv6):
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        told = [f"[::1]:{port}", "another program listens"]
+        refused("serve", GOLDEN, "--host", "::1", "--port", port, told=told)
 
 
 def test_a_token_that_is_none_is_refused(refused, tmp_path, monkeypatch):

@@ -54,7 +54,13 @@ def option(group: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
 
 @click.command(cls=Grouped)
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
-@option("Address", "--host", metavar="HOST", default="127.0.0.1", help="Address to listen on.")
+@option(
+    "Address",
+    "--host",
+    metavar="HOST",
+    default="127.0.0.1",
+    help="Address to listen on, such as ::1.",
+)
 @option(
     "Address",
     "--port",
@@ -277,10 +283,12 @@ def server_settings(**given: Any) -> Any:
 
 def host_and_port(address: str) -> tuple[str, int]:
     """Split HOST:PORT, where an IPv6 host stands in brackets."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise InputError(f"--admin {address!r} is not HOST:PORT, such as 127.0.0.1:8001.")
-    return host.strip("[]"), int(port)
+    found = re.fullmatch(r"(\[.+\]|[^:\[\]]+):([0-9]{1,5})", address)
+    if found is None or int(found[2]) > 65535:
+        raise InputError(
+            f"--admin {address!r} is not HOST:PORT, such as 127.0.0.1:8001 or [::1]:8001."
+        )
+    return found[1], int(found[2])
 
 
 def read_token(file: Path | None) -> str | None:

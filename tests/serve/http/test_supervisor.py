@@ -1,15 +1,25 @@
-"""How cores are shared, and what a supervisor does with fronts that do not start."""
+"""How cores are shared; what becomes of fronts that do not start, or hang."""
 
 import asyncio
+import contextlib
+import math
 
+import httpx
+import msgspec
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainkit.serve.errors import InputError
-from trainkit.serve.http.listener import bound
+from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.http import front
+from trainkit.serve.http.listener import bound, url
 from trainkit.serve.http.run import Plan
+from trainkit.serve.http.settings import Settings
 from trainkit.serve.http.supervisor import Supervisor, shares
+
+SILENT_S = 3.0  # in tests; it is more elsewhere
+WAIT_S = 60.0  # for what takes a second on an idle machine
 
 
 @given(st.sets(st.integers(0, 255), min_size=1), st.integers(1, 64))
@@ -32,7 +42,8 @@ def supervisor(tmp_path):
     listener = bound("127.0.0.1", 0)
 
     def make(**folders):
-        return Supervisor(Plan(folders=folders), listener, tmp_path, 2)
+        plan = Plan(folders=folders, settings=Settings(threads=1), drain_s=0, log_level="warning")
+        return Supervisor(plan, listener, tmp_path, 2)
 
     yield make
     listener.close()
@@ -43,6 +54,104 @@ def test_fronts_that_refuse_to_start_give_their_sentence(supervisor, tmp_path):
         made = supervisor(questions=str(tmp_path / "nowhere"))
         with pytest.raises(InputError, match="nowhere"):
             await made.start()
-        assert [front.process.returncode is not None for front in made.fronts] == [True, True]
+        assert [one.process.returncode is not None for one in made.fronts] == [True, True]
 
     asyncio.run(start())
+
+
+@contextlib.asynccontextmanager
+async def running(made):
+    """Start two fronts and keep them; every process is gone at the end."""
+    try:
+        await made.start()
+        keeping = [asyncio.ensure_future(made.keep(one)) for one in made.fronts]
+        yield
+        made.stop.signal()
+        await made.end()
+        await asyncio.gather(*keeping)
+    finally:
+        await made.kill()
+
+
+async def ask(made):
+    """Have a front answer: one that is stopped takes no connection, so the other does."""
+    async with httpx.AsyncClient(base_url=url(made.listener), timeout=WAIT_S) as client:
+        answer = await client.post("/classify", json={"texts": ["How far is Mars?"]})
+    assert answer.status_code == 200
+
+
+def family(pid):
+    """Return a front's process and its inference process."""
+    found = [psutil.Process(pid), *psutil.Process(pid).children()]
+    assert len(found) == 2
+    return found
+
+
+def silent(caplog):
+    return [record.message for record in caplog.records if "did not answer" in record.message]
+
+
+def test_a_front_that_is_stopped_is_replaced_while_the_other_answers(
+    supervisor, golden, monkeypatch, caplog
+):
+    """So is its inference process, which by itself would end with it, were it not stopped too."""
+
+    async def main():
+        made = supervisor(golden=str(golden))
+        victim, other = made.fronts
+        async with running(made), asyncio.timeout(WAIT_S):
+            pids = victim.process.pid, other.process.pid
+            stopped = family(pids[0])
+            for process in stopped:
+                process.suspend()
+            while victim.process.pid == pids[0] or not victim.ready:
+                await ask(made)
+            assert [one.ready for one in made.fronts] == [True, True]
+            assert other.process.pid == pids[1]
+            _, alive = await asyncio.to_thread(psutil.wait_procs, stopped, WAIT_S)
+            assert not alive
+            family(victim.process.pid)
+
+    monkeypatch.setattr(front, "SILENT_S", SILENT_S)
+    asyncio.run(main())
+    (told,) = silent(caplog)
+    assert told.startswith("worker 0 (pid ")
+    assert "did not answer for 3 s and is killed" in told
+
+
+def test_without_the_watch_a_stopped_front_stays_as_it_is(supervisor, golden, monkeypatch, caplog):
+    async def main():
+        made = supervisor(golden=str(golden))
+        async with running(made):
+            pids = [one.process.pid for one in made.fronts]
+            (stopped, _) = family(pids[0])
+            stopped.suspend()
+            await asyncio.sleep(SILENT_S + 2)
+            assert stopped.status() == psutil.STATUS_STOPPED
+            assert [one.process.pid for one in made.fronts] == pids
+            stopped.resume()
+
+    monkeypatch.setattr(front, "SILENT_S", math.inf)
+    asyncio.run(main())
+    assert silent(caplog) == []
+
+
+def test_a_front_that_hangs_while_it_starts_is_given_up(supervisor, golden, monkeypatch, caplog):
+    """It is stopped before its event loop runs, and gets the time that a model has to load."""
+
+    async def main():
+        made = supervisor(golden=str(golden))
+        settings = msgspec.structs.replace(made.plan.settings, start_s=4.0)
+        made.plan = msgspec.structs.replace(made.plan, settings=settings)
+        starting = asyncio.ensure_future(made.start())
+        while not all(one.process for one in made.fronts):
+            await asyncio.sleep(0)
+        psutil.Process(made.fronts[1].process.pid).suspend()
+        with pytest.raises(CheckFailedError, match=r"worker \d ended unexpectedly"):
+            await starting
+        assert all(one.process.returncode is not None for one in made.fronts)
+
+    asyncio.run(main())
+    told = silent(caplog)[-1]  # on a busy machine the other one may not be up by then either
+    assert told.startswith("worker 1 (pid ")
+    assert "did not answer for 4 s" in told

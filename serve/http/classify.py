@@ -1,0 +1,57 @@
+"""``/classify``, for people: what its body may be, and what logits are called in its answer."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from trainkit.serve.decision import FloatArray, threshold_of_each
+from trainkit.serve.encoding import Tokens
+from trainkit.serve.http.guard import RefusedError
+from trainkit.serve.http.model import Model
+from trainkit.serve.http.openapi import Classified, ClassifyRequest
+
+__all__ = ["decode", "predictions", "thresholds_of"]
+
+_DECODER = msgspec.json.Decoder(ClassifyRequest)
+
+
+def decode(body: bytes) -> ClassifyRequest:
+    """Read a body; ``RefusedError`` where it is not of this form."""
+    try:
+        return _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        message = f'the body must be JSON such as {{"texts": ["How far is Mars?"]}}: {error}.'
+        raise RefusedError(400, message) from None
+    except RecursionError:
+        raise RefusedError(400, "the body's JSON is nested too deep.") from None
+
+
+def thresholds_of(request: ClassifyRequest, model: Model) -> dict[str, float] | None:
+    """Return the threshold of each label, where the request has some."""
+    if request.thresholds is None:
+        return None
+    if model.manifest.problem_type != "multi_label_classification":
+        raise RefusedError(
+            422, f"thresholds are for multi-label models; {model.name} is not one. Leave them out."
+        )
+    return threshold_of_each(request.thresholds, model.manifest.labels)
+
+
+def predictions(
+    model: Model,
+    rows: Sequence[Tokens],
+    logits: FloatArray,
+    top_k: int | None,
+    thresholds: Mapping[str, float] | None,
+) -> list[Classified]:
+    """Say what (N, C) logits mean, in the words of ``/classify``."""
+    found = []
+    for label, score, scores, truncated in model.classifier.predictions(rows, logits):
+        ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
+        prediction = Classified(label, score, scores, truncated)
+        if top_k is not None:
+            prediction.scores = dict(ranked[:top_k])
+        if thresholds is not None:
+            prediction.labels = [name for name, score in ranked if score > thresholds[name]]
+        found.append(prediction)
+    return found
