@@ -85,7 +85,7 @@ def train(
     trainkit train --data data/trec --model prefix --backbone minilm
     trainkit train --resume runs/prefix-20261123-120000
     """
-    from trainkit.console import TrainingBar, evaluation_tables, stderr, stdout
+    from trainkit.console import TrainingBar, calibration_line, evaluation_tables, stderr, stdout
     from trainkit.data.splits import load
     from trainkit.trainer import plan
     from trainkit.trainer.run import start
@@ -122,8 +122,10 @@ def train(
             resume=resume is not None,
             save_every_s=save_every,
         )
+    (stderr if as_json else stdout).print(calibration_line(run), highlight=False, soft_wrap=True)
     if as_json:
-        print_json({"run": str(folder), "best": run.trained.best, "test": run.test})
+        scores = {"best": run.trained.best, "valid": run.valid, "test": run.test}
+        print_json({"run": str(folder), **scores})
     else:
         for table in evaluation_tables(run.test):
             stdout.print(table)
@@ -190,7 +192,8 @@ def evaluate(source: Path, data_source: str, split: SplitName, as_json: bool, **
         classifier = open_classifier(source)
         told(f"classify {len(examples)} texts")
         logits = classifier.logits([example.text for example in examples])
-    evaluation = score(logits, [example.label for example in examples], classifier.labels)
+    labels = [example.label for example in examples]
+    evaluation = score(logits, labels, classifier.labels, classifier.temperature)
     if as_json:
         print_json(evaluation)
     else:

@@ -1,38 +1,48 @@
-"""One training run from start to end: a folder, a model, its training, its score on test."""
+"""One training run from start to end: a folder, a model, its training, temperature and scores."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
+from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
+from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, state
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
 from trainkit.trainer.progress import Progress
-from trainkit.trainer.state import STATE
 
-__all__ = ["EVALUATION", "ModelChoice", "Run", "start"]
+__all__ = ["EVALUATION", "VALIDATION", "ModelChoice", "Run", "start"]
 
+VALIDATION = "valid.json"
 EVALUATION = "test.json"
 SCRATCH_MAX_LENGTH = 128
 
 
 class Run(NamedTuple):
-    """A finished run: its folder, what training gave, and the score on the test split."""
+    """A finished run: its folder, what training gave, and the scores on validation and test.
+
+    ``no_temperature`` says why none was kept, else it is empty.
+    """
 
     folder: Path
     trained: Trained
+    valid: Evaluation
     test: Evaluation
+    no_temperature: str = ""
 
 
 def start(
@@ -76,17 +86,45 @@ def _run(
     answer = Classifier(
         new.encoder, classifier.torch_runner(trained.model), new.model.config.labels
     )
-    texts = [example.text for example in splits.test]
-    test = evaluate(answer.logits(texts), [example.label for example in splits.test], answer.labels)
+    valid_logits = _logits(answer, splits.valid)
+    columns = [answer.labels.index(example.label) for example in splits.valid]
+    temperature, no_temperature = 1.0, ""
+    try:
+        temperature = fit_temperature(valid_logits, columns)
+    except NoBestTemperatureError as error:
+        no_temperature = str(error)
+    valid = _evaluate(answer, valid_logits, splits.valid, temperature)
+    checkpoint.calibrate(
+        folder,
+        msgspec.UNSET if no_temperature else temperature,
+        {
+            "valid_raw_calibration_error": valid.raw_calibration_error,
+            "valid_calibration_error": valid.calibration_error,
+        },
+    )
+    test = _evaluate(answer, _logits(answer, splits.test), splits.test, temperature)
+    write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
-    return Run(folder, trained, test)
+    if not trained.interrupted:
+        state.forget(folder)
+    return Run(folder, trained, valid, test, no_temperature)
+
+
+def _logits(answer: Classifier, examples: Sequence[Example]) -> FloatArray:
+    return answer.logits([example.text for example in examples])
+
+
+def _evaluate(
+    answer: Classifier, logits: FloatArray, examples: Sequence[Example], temperature: float
+) -> Evaluation:
+    return evaluate(logits, [example.label for example in examples], answer.labels, temperature)
 
 
 def _check_unfinished(folder: Path) -> None:
     if not (folder / PLAN).is_file():
         raise InputError(f"{folder} is not a run (no {PLAN}); name one with --resume.")
-    if (folder / EVALUATION).is_file() and not (folder / STATE).is_file():
+    if (folder / EVALUATION).is_file() and not (folder / state.STATE).is_file():
         raise InputError(f"{folder} is finished; there is nothing to go on with.")
 
 
@@ -131,6 +169,6 @@ def _fresh(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not any((folder / name).exists() for name in (checkpoint.CHECKPOINT, STATE)):
+        if not any((folder / name).exists() for name in (checkpoint.CHECKPOINT, state.STATE)):
             shutil.rmtree(folder)
             remove_empty(made)
