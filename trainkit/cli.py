@@ -29,7 +29,7 @@ EXTRAS = {
     "onnx_ir": "export",
     "onnxscript": "export",
     "aiohttp": "bench",
-    "matplotlib": "bench",
+    "matplotlib": "train",
     "opentelemetry": "otel",
     "prometheus_client": "serve",
     "psutil": "bench",

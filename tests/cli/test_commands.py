@@ -65,7 +65,7 @@ def test_training_makes_a_run_and_points_latest_at_it(trainkit, questions, tmp_p
     assert (runs / "latest").resolve() == runs / "new"
     files = {path.name for path in (runs / "new").iterdir()}
     names = {"checkpoint.json", "history.json", "settings.json", "tokenizer.json"}
-    names |= {"valid.json", "test.json"}
+    names |= {"valid.json", "test.json", "report.html"}
     assert files == names | {"weights-001.safetensors"}
 
 

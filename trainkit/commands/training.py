@@ -121,6 +121,7 @@ def train(
             source=data,
             resume=resume is not None,
             save_every_s=save_every,
+            report=True,
         )
     (stderr if as_json else stdout).print(calibration_line(run), highlight=False, soft_wrap=True)
     if as_json:

@@ -30,6 +30,7 @@ __all__ = ["EVALUATION", "VALIDATION", "ModelChoice", "Run", "start"]
 VALIDATION = "valid.json"
 EVALUATION = "test.json"
 SCRATCH_MAX_LENGTH = 128
+REPORTED_TEXTS = 20_000  # of train, which are looked through for wrong labels
 
 
 class Run(NamedTuple):
@@ -55,21 +56,25 @@ def start(
     source: DataSource | None = None,
     resume: bool = False,
     save_every_s: float = SAVE_EVERY_S,
+    report: bool = False,
 ) -> Run:
     """Train into ``folder``, score test once, point ``latest`` at it.
 
     ``folder`` must not exist, or with ``resume`` hold a run of the same settings and data that did
     not come to its end. An error or interrupt before the first saved state leaves no new folder.
-    ``source`` is kept beside the settings, for whoever resumes.
+    ``source`` is kept beside the settings, for whoever resumes. ``report`` writes ``report.html``
+    too.
     """
+    if report:
+        import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
     plan = Plan(model=choice, training=config, data_sha256=fingerprint(splits), source=source)
     if resume:
         _check_unfinished(folder)
         plan.check_resumed(folder)
-        return _run(choice, splits, config, folder, progress, save_every_s)
+        return _run(choice, splits, config, folder, progress, save_every_s, report)
     with _fresh(folder):
         plan.write(folder)
-        return _run(choice, splits, config, folder, progress, save_every_s)
+        return _run(choice, splits, config, folder, progress, save_every_s, report)
 
 
 def _run(
@@ -79,6 +84,7 @@ def _run(
     folder: Path,
     progress: Progress | None,
     save_every_s: float,
+    report: bool,
 ) -> Run:
     seed_everything(config.seed)
     new = make_model(choice, splits)
@@ -102,13 +108,47 @@ def _run(
             "valid_calibration_error": valid.calibration_error,
         },
     )
-    test = _evaluate(answer, _logits(answer, splits.test), splits.test, temperature)
+    test_logits = _logits(answer, splits.test)
+    test = _evaluate(answer, test_logits, splits.test, temperature)
+    run = Run(folder, trained, valid, test, no_temperature)
+    if report:
+        _write_report(run, choice, config, splits, answer, (valid_logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
     if not trained.interrupted:
         state.forget(folder)
-    return Run(folder, trained, valid, test, no_temperature)
+    return run
+
+
+def _write_report(
+    run: Run,
+    choice: ModelChoice,
+    config: TrainConfig,
+    splits: Splits,
+    answer: Classifier,
+    logits: tuple[FloatArray, FloatArray],
+) -> None:
+    from trainkit.trainer import report
+
+    train = splits.train[:REPORTED_TEXTS]
+    page = report.html(
+        report.Sections(
+            title=f"Run {run.folder.name}",
+            choice=choice,
+            config=config,
+            splits=splits,
+            labels=answer.labels,
+            history=run.trained.history,
+            best=run.trained.best,
+            train=report.Scored("Training texts", train, _logits(answer, train)),
+            valid=report.Scored("Validation texts", splits.valid, logits[0]),
+            test=report.Scored("Test texts", splits.test, logits[1]),
+            scores=(run.valid, run.test),
+            no_temperature=run.no_temperature,
+        )
+    )
+    write_atomically(run.folder / report.REPORT, page.encode())
 
 
 def _logits(answer: Classifier, examples: Sequence[Example]) -> FloatArray:
