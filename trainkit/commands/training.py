@@ -1,5 +1,6 @@
 """``trainkit train`` and ``trainkit evaluate``."""
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from trainkit.data.columns import Labels
     from trainkit.models.config import Kind
     from trainkit.trainer.config import TrainConfig
+    from trainkit.trainer.progress import Progress
 
 __all__ = ["evaluate", "train"]
 
@@ -58,6 +60,7 @@ __all__ = ["evaluate", "train"]
 @click.option(
     "--save-every", default=60.0, show_default=True, metavar="SECONDS", help="For --resume."
 )
+@click.option("--tensorboard", is_flag=True, help="Write event files into the run's events/.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--name", help="Of the run's folder. [default: model and time]")
 @data_options
@@ -68,6 +71,7 @@ def train(
     kind: "Kind | None",
     resume: Path | None,
     save_every: float,
+    tensorboard: bool,
     runs: Path,
     name: str | None,
     as_json: bool,
@@ -111,13 +115,13 @@ def train(
     splits = load(
         data.data, data.columns, config.seed, None if data.test is None else Path(data.test)
     )
-    with TrainingBar(config.epochs) as bar:
+    with TrainingBar(config.epochs) as bar, watched(bar, folder, tensorboard) as progress:
         run = start(
             choice,
             splits,
             config,
             folder,
-            bar,
+            progress,
             source=data,
             resume=resume is not None,
             save_every_s=save_every,
@@ -145,9 +149,18 @@ def train(
         raise SystemExit(130)
 
 
+def watched(bar: "Progress", folder: Path, tensorboard: bool) -> "AbstractContextManager[Progress]":
+    """Return who is told how far the training is: the bar, and the event files where asked for."""
+    if not tensorboard:
+        return nullcontext(bar)
+    from trainkit.trainer.event_files import EventFiles
+
+    return EventFiles(folder, bar)
+
+
 def _check_alone(context: click.Context) -> None:
     """Refuse settings beside ``--resume``: the run has its own."""
-    allowed = {"resume", "save_every", "as_json"}
+    allowed = {"resume", "save_every", "tensorboard", "as_json"}
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
