@@ -206,8 +206,8 @@ def _confusions(test: Evaluation) -> Iterator[str]:
 def _matrix_row(name: str, counts: Sequence[int]) -> str:
     total = max(1, sum(counts))
     cells = "".join(
-        # 0, 114, 178 is the first of the plots' colours.
-        f'<td style="background: rgb(0 114 178 / {count / total:.2f})">{count or "·"}</td>'
+        # The first of the plots' colours, never so dense that the count in it is hard to read.
+        f'<td style="background: rgb(0 114 178 / {0.7 * count / total:.2f})">{count or "·"}</td>'
         for count in counts
     )
     return f"<tr><td>{escape(name)}</td>{cells}</tr>"
