@@ -2,16 +2,12 @@
 
 :func:`plots` gathers the points, with a 95 % interval each, or says what is missing for a plot;
 :func:`svg` draws one. An engine has one colour and one marker in all of them, and a line style a
-number of threads. Text takes the colour of the page around it, so that it reads on light and dark.
-Wrong engines are in no plot: their speed means nothing.
+number of threads. Wrong engines are in no plot: their speed means nothing.
 """
 
-import io
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -22,15 +18,12 @@ from trainkit.bench.compare import speeds
 from trainkit.bench.result import Measurement, Result, WorkloadResult
 from trainkit.bench.samples import bootstrap_interval
 from trainkit.bench.tables import engine_labels
+from trainkit.drawing import COLOURS, inline_svg
 
 __all__ = ["Missing", "Panel", "Plot", "Point", "Series", "plots", "svg"]
 
-# Okabe and Ito's palette (2008), told apart with any colour vision; without black and yellow, which
-# vanish on one of the two backgrounds.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
-INK = "#010203"  # no other thing has this colour: it becomes the page's own
 COLUMNS = 3
 RESAMPLES = 400
 
@@ -244,40 +237,7 @@ def svg(plot: Plot, result: Result, prefix: str) -> str:
 
     ``prefix`` makes its ids differ from those of other plots on the page.
     """
-    with mpl.rc_context(
-        {
-            "svg.hashsalt": "trainkit",
-            "svg.fonttype": "none",  # text stays text: it can be searched, read out and copied
-            "font.family": "sans-serif",
-            "font.size": 10,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.edgecolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-        }
-    ):
-        figure = _figure(plot, result)
-        written = io.StringIO()
-        figure.savefig(
-            written, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    return _inline(written.getvalue(), prefix)
-
-
-def _inline(document: str, prefix: str) -> str:
-    """Return what may stand inside HTML: as wide as its place, in the page's font and ids its own.
-
-    A style sheet inside it would be the whole page's.
-    """
-    drawing = document[document.index("<svg") :]
-    drawing = re.sub(r"<(metadata|style).*?</\1>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{prefix}-", drawing)
-    drawing = re.sub(r"font-family: [^;\"]*(; )?", "", drawing)
-    head, rest = drawing.split(">", 1)
-    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    head += ' stroke-linejoin="round" stroke-linecap="butt"'
-    return f"{head}>{rest}".replace(INK, "currentColor")
+    return inline_svg(lambda: _figure(plot, result), prefix)
 
 
 def _figure(plot: Plot, result: Result) -> Figure:

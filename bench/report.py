@@ -14,29 +14,10 @@ from trainkit.bench.environment import Environment
 from trainkit.bench.plots import Missing, Plot, plots, svg
 from trainkit.bench.result import Result
 from trainkit.bench.tables import Sheet, engine_labels, machine, noise, sheets
+from trainkit.page import document, framed, row, table
 
 __all__ = ["html"]
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
-  background: Canvas; color: CanvasText; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } h3 { margin: 1.5rem 0 .25rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8886;
-  white-space: nowrap; }
-th { border-bottom: 2px solid #888; }
-th:first-child, td:first-child, td.absent { text-align: left; }
-td.absent { white-space: normal; opacity: .75; }
-.prose th, .prose td { white-space: normal; text-align: left; vertical-align: top; }
-.prose td { min-width: 6rem; overflow-wrap: break-word; }
-tr.wrong { color: #d00000; } @media (prefers-color-scheme: dark) { tr.wrong { color: #ff7b72; } }
-figure { margin: 1.5rem 0; max-width: 60rem; } figure svg { width: 100%; height: auto; }
-figcaption, .quiet { font-size: .9rem; opacity: .8; }
-.noisy { border-left: .3rem solid #D55E00; padding: .5rem 1rem; background: #D55E0022; }
-code { overflow-wrap: anywhere; }
-"""
 METHOD = (
     "Each engine runs in a process of its own, alive and idle between its turns; turns are "
     "interleaved in rounds, in an order that rotates, after a warm-up.",
@@ -60,26 +41,16 @@ def html(result: Result) -> str:
         body.append(f'<p class="noisy">{escape(noise(result))}</p>')
     body += ["<h2>Plots</h2>", *_plots(result)]
     body += ["<h2>Tables</h2>", *(part for sheet in sheets(result) for part in _sheet(sheet))]
-    body += ["<h2>Engines</h2>", _table(*_engines(result), kind="scroll prose")]
-    body += ["<h2>Environment</h2>", _table(*_environment(result), kind="scroll prose")]
+    body += ["<h2>Engines</h2>", table(*_engines(result), kind="scroll prose")]
+    body += ["<h2>Environment</h2>", table(*_environment(result), kind="scroll prose")]
     body += ["<h2>How it was measured</h2>", *_method(result)]
-    return "\n".join(
-        (
-            "<!doctype html>",
-            '<html lang="en">',
-            '<head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{STYLE}</style></head>",
-            "<body>",
-            *body,
-            "<h2>The result</h2>",
-            "<p>All figures, raw samples too, are in this page as JSON, in the element "
-            "<code>#result</code>.</p>",
-            f'<script type="application/json" id="result">{_json(result)}</script>',
-            "</body></html>\n",
-        )
-    )
+    body += [
+        "<h2>The result</h2>",
+        "<p>All figures, raw samples too, are in this page as JSON, in the element "
+        "<code>#result</code>.</p>",
+        f'<script type="application/json" id="result">{_json(result)}</script>',
+    ]
+    return document(title, body)
 
 
 def _json(result: Result) -> str:
@@ -112,31 +83,15 @@ def _plot(plot: Plot, result: Result, prefix: str) -> str:
 def _sheet(sheet: Sheet) -> Iterator[str]:
     yield f"<h3>{escape(sheet.title)}</h3>"
     rows = []
-    for row in sheet.rows:
-        if row.absent:
+    for line in sheet.rows:
+        if line.absent:
             span = max(1, len(sheet.columns))
-            reason = f'<td class="absent" colspan="{span}">not measured: {escape(row.absent)}</td>'
-            rows.append(f"<tr><td>{escape(row.engine)}</td>{reason}</tr>")
+            reason = f'<td class="absent" colspan="{span}">not measured: {escape(line.absent)}</td>'
+            rows.append(f"<tr><td>{escape(line.engine)}</td>{reason}</tr>")
         else:
-            rows.append(_row((row.engine, *row.cells), ' class="wrong"' if row.wrong else ""))
-    yield _framed(("engine", *sheet.columns), rows)
+            rows.append(row((line.engine, *line.cells), ' class="wrong"' if line.wrong else ""))
+    yield framed(("engine", *sheet.columns), rows)
     yield from (f"<p>{escape(note)}</p>" for note in sheet.notes)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "scroll") -> str:
-    return _framed(columns, [_row(row) for row in rows], kind)
-
-
-def _framed(columns: Sequence[str], rows: Sequence[str], kind: str = "scroll") -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    return (
-        f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _row(cells: Sequence[str], attributes: str = "") -> str:
-    return f"<tr{attributes}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
 def _engines(result: Result) -> tuple[Sequence[str], list[tuple[str, ...]]]:

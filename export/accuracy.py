@@ -15,7 +15,7 @@ __all__ = ["Accuracy", "Gate", "measure", "reference_gate"]
 
 
 class Gate(NamedTuple):
-    """The user's texts, and the source's own answers to them: (N, C) logits.
+    """The user's texts, and the source's own answers to them: (N, C) logits, and its temperature.
 
     ``evaluation`` is None where the model has not one label a text: its accuracy on single labels
     says nothing, and only agreement counts.
@@ -27,6 +27,7 @@ class Gate(NamedTuple):
     problem_type: ProblemType
     logits: FloatArray
     evaluation: Evaluation | None
+    temperature: float = 1.0
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,14 +56,18 @@ def reference_gate(classifier: Classifier, data: Sequence[Example]) -> Gate | No
     texts, labels = [example.text for example in data], [example.label for example in data]
     logits = classifier.logits(texts)
     single = classifier.problem_type == "single_label_classification"
-    scores = evaluate(logits, labels, classifier.labels) if single else None
-    return Gate(texts, labels, classifier.labels, classifier.problem_type, logits, scores)
+    temperature = classifier.temperature
+    scores = evaluate(logits, labels, classifier.labels, temperature) if single else None
+    problem_type = classifier.problem_type
+    return Gate(texts, labels, classifier.labels, problem_type, logits, scores, temperature)
 
 
 def measure(gate: Gate, logits: FloatArray) -> Accuracy:
     """Compare an export's logits (N, C) with the source's."""
     same = decisions(logits, gate.problem_type) == decisions(gate.logits, gate.problem_type)
-    evaluation = evaluate(logits, gate.labels, gate.names) if gate.evaluation is not None else None
+    evaluation = None
+    if gate.evaluation is not None:
+        evaluation = evaluate(logits, gate.labels, gate.names, gate.temperature)
     found = evaluation.accuracy if evaluation else None
     expected = gate.evaluation.accuracy if gate.evaluation else None
     return Accuracy(

@@ -36,7 +36,8 @@ class Source(NamedTuple):
     ``reference`` is the source's own forward, before anything was changed for the export.
     ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``;
     ``blank_rows``: a row without any token is compared too.
-    ``facts`` go into the manifest, ``notes`` to the user.
+    ``facts`` go into the manifest, ``notes`` to the user. ``temperature`` is a run's, fitted on its
+    validation texts.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
     equal_lengths: bool = False
     blank_rows: bool = True
+    temperature: float | msgspec.UnsetType = msgspec.UNSET
 
     def classifier(self) -> Classifier:
         """Return the reference as a classifier of texts."""
@@ -59,6 +61,7 @@ class Source(NamedTuple):
             self.labels,
             self.problem_type,
             equal_lengths=self.equal_lengths,
+            temperature=1.0 if self.temperature is msgspec.UNSET else self.temperature,
         )
 
 
@@ -141,6 +144,7 @@ def _run(folder: Path) -> Source:
         pooling="masked mean",
         architecture=architecture,
         facts=facts,
+        temperature=loaded.checkpoint.temperature,
     )
 
 

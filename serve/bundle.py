@@ -90,7 +90,8 @@ class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user's data where it was given. ``equal_lengths``: the model itself gives other answers when a
     text is padded, so that only texts of one length go into a batch. ``machine`` names what a
     compiled model runs on, ``notes`` what a user must know. ``serving`` is what ``trainkit bench
-    recommend --write`` found.
+    recommend --write`` found. ``temperature`` divides the logits before the softmax or sigmoid
+    (Guo et al. 2017); ``model.onnx`` itself gives them undivided.
     """
 
     format_version: int
@@ -113,9 +114,10 @@ class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     machine: dict[str, Any] | None = None
     equal_lengths: bool = False
     notes: tuple[str, ...] = ()
-    # Unset and not None: it is then left out of the JSON, and a bundle that was sealed before there
-    # was this field keeps its hash.
+    # Unset and not None: they are then left out of the JSON, and a bundle that was sealed before
+    # there were these fields keeps its hash.
     serving: Serving | msgspec.UnsetType = msgspec.UNSET
+    temperature: float | msgspec.UnsetType = msgspec.UNSET
     files: dict[str, FileFacts]
 
 

@@ -1,7 +1,8 @@
 """How sure a classifier may be: the temperature that fits its probabilities to labelled texts.
 
 In go the logits of texts that the model was not trained on, and their labels; out comes one
-number for ``Classifier.load(..., temperature=...)``.
+number. A training fits it on its validation texts, a bundle keeps it, and ``Classifier.load`` takes
+it, unless it is given another.
 """
 
 import numpy as np
@@ -10,9 +11,13 @@ import numpy.typing as npt
 from trainkit.serve.decision import TEMPERATURES, FloatArray, ProblemType, probabilities
 from trainkit.serve.errors import InputError
 
-__all__ = ["fit_temperature"]
+__all__ = ["NoBestTemperatureError", "fit_temperature"]
 
 STEPS = 60  # of bisection: the bounds are nine units apart in the logarithm, so to the last bit
+
+
+class NoBestTemperatureError(InputError):
+    """The likelihood has no maximum: the logits are right about every text, or about none."""
 
 
 def fit_temperature(
@@ -26,19 +31,20 @@ def fit_temperature(
     of 0 and 1: one temperature for all labels then too. The likelihood is convex in the inverse of
     the temperature, so that a bisection of its slope finds the one best value.
 
-    ``InputError`` where shapes or labels do not fit, the problem is a regression, or no temperature
-    is best: the logits are right about every text, or say nothing of the labels.
+    ``InputError`` where shapes or labels do not fit or the problem is a regression,
+    ``NoBestTemperatureError`` where no temperature is best: the logits are right about every text,
+    or say nothing of the labels.
     """
     scores = np.asarray(logits, dtype=np.float64)
     targets = _targets(scores, np.asarray(labels), problem_type)
     low, high = TEMPERATURES
     if _slope(scores, targets, problem_type, low) <= 0:
-        raise InputError(
+        raise NoBestTemperatureError(
             "the logits are right about every label, so no temperature is best; "
             "fit it on more texts, and on none that the model was trained on."
         )
     if _slope(scores, targets, problem_type, high) >= 0:
-        raise InputError(
+        raise NoBestTemperatureError(
             "the logits say nothing of these labels, so no temperature is best; "
             "check that the labels are in the order of the texts and of Classifier.labels."
         )

@@ -101,14 +101,17 @@ class Classifier:
         providers: Sequence[str] | None = None,
         batch_size: int | None = None,
         max_tokens: int = MAX_TOKENS,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> "Classifier":
         """Open an ONNX bundle; every file's hash is checked first.
 
         What is None is as ``trainkit bench recommend --write`` put it into the bundle; else all
         cores, the CPU, and batches of 32 rows at most. ``threads`` is the number of intra-op
-        threads, 0 for all cores. ``InputError`` where the bundle is damaged, of a newer format or
-        not ONNX, holds an operator that ONNX Runtime does not know, or a provider is missing.
+        threads, 0 for all cores. ``temperature`` None is that of the training, where the bundle has
+        one; 1 gives plain probabilities.
+
+        ``InputError`` where the bundle is damaged, of a newer format or not ONNX, holds an operator
+        that ONNX Runtime does not know, or a provider is missing.
         """
         from trainkit.serve.onnx_session import onnx_runner
 
@@ -133,13 +136,16 @@ class Classifier:
         batch_size: int | None = None,
         *,
         max_tokens: int = MAX_TOKENS,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> "Classifier":
         """Put a bundle's encoder and labels around its model, which ``run`` computes.
 
-        ``batch_size`` None is the one that the bundle recommends, else 32.
+        ``batch_size`` None is the one that the bundle recommends, else 32; ``temperature`` None the
+        bundle's, else 1.
         """
         manifest = opened.manifest
+        if temperature is None:
+            temperature = 1.0 if manifest.temperature is msgspec.UNSET else manifest.temperature
         if batch_size is None:
             serving = manifest.serving
             batch_size = BATCH_SIZE if serving is msgspec.UNSET else serving.batch_size
@@ -259,9 +265,11 @@ class Classifier:
     def predictions(self, rows: Sequence[Tokens], logits: FloatArray) -> list[Prediction]:
         """Say what the logits of encoded texts mean, (N, C) for N of them."""
         found = []
-        for tokens, row in zip(rows, self._probabilities(logits), strict=True):
+        # By the logits: at a high temperature two probabilities may round to the same number.
+        winners = logits.argmax(axis=1).tolist()
+        for tokens, row, best in zip(rows, self._probabilities(logits), winners, strict=True):
             scores = dict(zip(self.labels, row.tolist(), strict=True))
-            label = max(scores, key=scores.__getitem__)
+            label = self.labels[best]
             found.append(Prediction(label, scores[label], scores, tokens.truncated))
         return found
 

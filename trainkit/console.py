@@ -10,13 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from msgspec import UnsetType
+
     from trainkit.export.parity import Report
     from trainkit.serve.bundle import Manifest, Tensor
     from trainkit.trainer.metrics import Evaluation
     from trainkit.trainer.progress import Epoch
+    from trainkit.trainer.run import Run
 
 __all__ = [
     "TrainingBar",
+    "calibration_line",
     "evaluation_tables",
     "manifest_table",
     "parity_table",
@@ -136,6 +140,7 @@ def manifest_table(manifest: "Manifest") -> Table:
             f"{check['name']} {'kept' if check['applies'] else 'not: ' + check['reason']}"
             for check in manifest.independence
         ),
+        "temperature": _temperature(manifest.temperature),
         "accuracy": _accuracy(manifest.accuracy),
         "made with": ", ".join(f"{name} {version}" for name, version in source["versions"].items()),
         "files": ", ".join(
@@ -146,6 +151,10 @@ def manifest_table(manifest: "Manifest") -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _temperature(temperature: "float | UnsetType") -> str:
+    return f"{temperature:.3f}" if isinstance(temperature, float) else "none: plain probabilities"
 
 
 def _accuracy(accuracy: dict[str, Any] | None) -> str:
@@ -161,16 +170,33 @@ def _tensor(tensor: "Tensor") -> str:
     return f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.axes))})"
 
 
+def calibration_line(run: "Run") -> str:
+    """Say what the temperature does to the calibration error, or why there is none."""
+    if run.no_temperature:
+        return f"No temperature was kept: {run.no_temperature}"
+    changes = (
+        f"{100 * scores.raw_calibration_error:.1f} % -> {100 * scores.calibration_error:.1f} %"
+        for scores in (run.valid, run.test)
+    )
+    return "Temperature {:.2f}; calibration error on validation {}, on test {}".format(
+        run.valid.temperature, *changes
+    )
+
+
 def evaluation_tables(evaluation: "Evaluation") -> Iterator[Table]:
     """Lay out an evaluation: totals, one row a label, and the confusions for up to 12 labels."""
     totals = Table(title=f"{evaluation.count} texts")
-    for column in ("accuracy", "macro F1", "loss", "calibration error"):
+    columns = ["accuracy", "macro F1", "loss", "calibration error"]
+    if evaluation.temperature != 1:
+        columns.append("without temperature")
+    for column in columns:
         totals.add_column(column, justify="right")
+    errors = (evaluation.calibration_error, evaluation.raw_calibration_error)
     totals.add_row(
         f"{100 * evaluation.accuracy:.1f} %",
         f"{100 * evaluation.macro_f1:.1f} %",
         f"{evaluation.loss:.3f}",
-        f"{100 * evaluation.calibration_error:.1f} %",
+        *(f"{100 * error:.1f} %" for error in errors[: len(columns) - 3]),
     )
     yield totals
     labels = Table()

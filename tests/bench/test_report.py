@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import msgspec
@@ -10,35 +9,10 @@ import numpy as np
 import pytest
 
 from tests.bench import results
+from tests.pages import Page, outside
 from trainkit.bench.plots import COLOURS, Missing, Plot, plots, svg
 from trainkit.bench.report import html
 from trainkit.bench.result import Result
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, the text, and what scripts hold."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.scripts: list[str] = []
-        self.open: list[str] = []
-        self.feed(content)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "path", "use"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.open:
-            while self.open.pop() != tag:
-                pass
-
-    def handle_data(self, data: str) -> None:
-        (self.scripts if self.open[-1:] == ["script"] else self.text).append(data)
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +23,6 @@ def full() -> Result:
 @pytest.fixture(scope="module")
 def page(full: Result) -> str:
     return html(full)
-
-
-def outside(content: str) -> list[str]:
-    """Return what a browser would fetch."""
-    found = []
-    for tag, attributes in Page(content).tags:
-        for name in ("src", "href", "xlink:href", "data", "srcset"):
-            if (value := attributes.get(name)) and not value.startswith("#"):
-                found.append(f"{tag} {name} {value}")
-    return found + re.findall(r"@import[^;]*|url\((?!#)[^)]*\)", content)
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(page: str) -> None:

@@ -64,14 +64,16 @@ def test_training_makes_a_run_and_points_latest_at_it(trainkit, questions, tmp_p
     assert "Epoch 001 | train loss" in result.stderr
     assert (runs / "latest").resolve() == runs / "new"
     files = {path.name for path in (runs / "new").iterdir()}
-    documents = {"checkpoint.json", "history.json", "settings.json", "test.json", "tokenizer.json"}
-    assert files == documents | {"config.toml", "weights-001.safetensors"}
+    names = {"checkpoint.json", "config.toml", "history.json", "settings.json", "tokenizer.json"}
+    names |= {"valid.json", "test.json", "report.html"}
+    assert files == names | {"weights-001.safetensors"}
 
 
 def test_training_tells_the_same_as_json(trainkit, questions, tmp_path):
     found = document(trainkit(*simple(questions, tmp_path / "runs", "--json")))
     assert found["run"] == str(tmp_path / "runs" / "new")
     assert found["best"]["epoch"] == 1
+    assert found["valid"] == json.loads((tmp_path / "runs" / "new" / "valid.json").read_text())
     assert found["test"] == json.loads((tmp_path / "runs" / "new" / "test.json").read_text())
 
 
@@ -127,8 +129,10 @@ def test_an_export_tells_its_manifest_as_json(trainkit, trained, tmp_path):
 def test_inspect_shows_what_the_bundle_is(format, trainkit, tiny_bundles):
     result = trainkit("inspect", tiny_bundles[format])
     assert result.exit_code == 0, result.output
+    manifest = bundle.open_bundle(tiny_bundles[format]).manifest
     for part in (f"{format}, fp32", "simple", "ABBR, DESC", "input_ids int64", "masked mean"):
         assert part in result.stdout
+    assert f"temperature │ {manifest.temperature:.3f}" in " ".join(result.stdout.split())
     found = document(trainkit("inspect", tiny_bundles[format], "--json"))
     assert found == json.loads((tiny_bundles[format] / bundle.MANIFEST).read_text())
 

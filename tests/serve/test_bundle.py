@@ -157,7 +157,7 @@ def test_no_field_of_the_manifest_can_be_edited(field, copied):
     document = json.loads(path.read_text())
     value = document.get(field)  # `serving` is there only where it was written
     changed = {str: f"{value}x", int: 99, list: [], dict: {}, type(None): {"accuracy": 1.0}}
-    changed[bool] = not value
+    changed |= {bool: not value, float: 2.0}
     others = {"format": "torchscript", "precision": "int8", "problem_type": "regression"}
     others["serving"] = {"threads": 1, "batch_size": 8, "provider": "CPUExecutionProvider"}
     document[field] = others.get(field, ["x"] if value == [] else changed[type(value)])

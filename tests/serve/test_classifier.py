@@ -30,7 +30,7 @@ random.Random(0).shuffle(TEXTS)
 
 @pytest.fixture(scope="module")
 def classify(tiny_bundles):
-    return Classifier.load(tiny_bundles["onnx"], threads=1)
+    return Classifier.load(tiny_bundles["onnx"], threads=1, temperature=1)
 
 
 def test_results_come_in_the_order_of_the_texts(classify):

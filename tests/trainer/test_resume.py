@@ -66,8 +66,10 @@ def assert_same(folder, other):
     first, second = weights(folder), weights(other)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    for name in ("history.json", "test.json"):
+    for name in ("history.json", "valid.json", "test.json"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
+    kept, expected = (checkpoint.load(run).checkpoint for run in (folder, other))
+    assert kept.temperature == expected.temperature
     assert not list(folder.glob("state*"))
 
 
@@ -109,6 +111,17 @@ def test_patience_ends_it_where_it_would_have_ended(few, tmp_path):
     assert last < 20
     begun(few, tmp_path / "run", Cut(epoch=last), config=config)
     assert_same(start(SIMPLE, few, config, tmp_path / "run", resume=True).folder, whole.folder)
+
+
+def test_cut_off_after_the_training_it_only_scores_again(few, whole, tmp_path, monkeypatch):
+    def cut_off(*args):
+        raise CutOffError
+
+    monkeypatch.setattr("trainkit.trainer.run.fit_temperature", cut_off)
+    begun(few, tmp_path / "run", Cut())
+    monkeypatch.undo()
+    no_step = Cut(step=1)
+    assert_same(start(SIMPLE, few, CONFIG, tmp_path / "run", no_step, resume=True).folder, whole)
 
 
 def test_a_state_that_lost_the_optimizer_is_noticed(few, whole, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """``trainkit train`` and ``trainkit evaluate``."""
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from trainkit.data.columns import Labels
+    from trainkit.trainer.progress import Progress
 
 __all__ = ["evaluate", "train"]
 
@@ -37,6 +39,7 @@ __all__ = ["evaluate", "train"]
 @click.option(
     "--save-every", default=60.0, show_default=True, metavar="SECONDS", help="For --resume."
 )
+@click.option("--tensorboard", is_flag=True, help="Write event files into the run's events/.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--name", help="Of the run's folder. [default: model and time]")
 @data_options
@@ -47,6 +50,7 @@ def train(
     config: Path | None,
     resume: Path | None,
     save_every: float,
+    tensorboard: bool,
     runs: Path,
     name: str | None,
     as_json: bool,
@@ -66,7 +70,7 @@ def train(
     trainkit train --data data/trec --config runs/latest/config.toml --seed 1
     trainkit train --resume runs/prefix-20261123-120000
     """
-    from trainkit.console import TrainingBar, evaluation_tables, stderr, stdout
+    from trainkit.console import TrainingBar, calibration_line, evaluation_tables, stderr, stdout
     from trainkit.data.splits import load
     from trainkit.trainer import plan
     from trainkit.trainer.run import start
@@ -88,19 +92,22 @@ def train(
     splits = load(
         data.data, data.columns, training.seed, None if data.test is None else Path(data.test)
     )
-    with TrainingBar(training.epochs) as bar:
+    with TrainingBar(training.epochs) as bar, watched(bar, folder, tensorboard) as progress:
         run = start(
             choice,
             splits,
             training,
             folder,
-            bar,
+            progress,
             source=data,
             resume=resume is not None,
             save_every_s=save_every,
+            report=True,
         )
+    (stderr if as_json else stdout).print(calibration_line(run), highlight=False, soft_wrap=True)
     if as_json:
-        print_json({"run": str(folder), "best": run.trained.best, "test": run.test})
+        scores = {"best": run.trained.best, "valid": run.valid, "test": run.test}
+        print_json({"run": str(folder), **scores})
     else:
         for table in evaluation_tables(run.test):
             stdout.print(table)
@@ -119,9 +126,18 @@ def train(
         raise SystemExit(130)
 
 
+def watched(bar: "Progress", folder: Path, tensorboard: bool) -> "AbstractContextManager[Progress]":
+    """Return who is told how far the training is: the bar, and the event files where asked for."""
+    if not tensorboard:
+        return nullcontext(bar)
+    from trainkit.trainer.event_files import EventFiles
+
+    return EventFiles(folder, bar)
+
+
 def _check_alone(context: click.Context) -> None:
     """Refuse settings beside ``--resume``: the run has its own."""
-    allowed = {"resume", "save_every", "as_json"}
+    allowed = {"resume", "save_every", "tensorboard", "as_json"}
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -157,7 +173,8 @@ def evaluate(source: Path, data_source: str, split: SplitName, as_json: bool, **
         classifier = open_classifier(source)
         told(f"classify {len(examples)} texts")
         logits = classifier.logits([example.text for example in examples])
-    evaluation = score(logits, [example.label for example in examples], classifier.labels)
+    labels = [example.label for example in examples]
+    evaluation = score(logits, labels, classifier.labels, classifier.temperature)
     if as_json:
         print_json(evaluation)
     else:

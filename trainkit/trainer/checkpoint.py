@@ -28,6 +28,7 @@ __all__ = [
     "LATEST",
     "Checkpoint",
     "Loaded",
+    "calibrate",
     "load",
     "point_latest",
     "restore",
@@ -43,6 +44,7 @@ FORMAT_VERSION = 1
 class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``checkpoint.json``. ``metrics`` are those of the epoch that it keeps.
 
+    ``temperature`` is set at the end of the training, where one is best.
     Sealed, because a label that was changed in it would be exported, and pass every check.
     """
 
@@ -55,6 +57,8 @@ class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights: str
     weights_facts: FileFacts
     tokenizer_facts: FileFacts
+    # Unset and not None: a checkpoint from before there was this field keeps its hash.
+    temperature: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Loaded(NamedTuple):
@@ -68,7 +72,13 @@ class Loaded(NamedTuple):
         """Return it as a classifier of texts that computes in PyTorch."""
         from trainkit.models.classifier import torch_runner
 
-        return Classifier(self.encoder, torch_runner(self.model), self.checkpoint.model.labels)
+        kept = self.checkpoint.temperature
+        return Classifier(
+            self.encoder,
+            torch_runner(self.model),
+            self.checkpoint.model.labels,
+            temperature=1.0 if kept is msgspec.UNSET else kept,
+        )
 
 
 def save(
@@ -103,6 +113,17 @@ def save(
         if old != weights:
             old.unlink()
     return checkpoint
+
+
+def calibrate(
+    folder: Path, temperature: float | msgspec.UnsetType, metrics: dict[str, float]
+) -> None:
+    """Put the temperature, and what it does to the validation texts, into the checkpoint."""
+    kept = _read(folder / CHECKPOINT)
+    kept = msgspec.structs.replace(
+        kept, temperature=temperature, metrics={**kept.metrics, **metrics}
+    )
+    write_atomically(folder / CHECKPOINT, pretty_json(kept.sealed()))
 
 
 def load(folder: Path) -> Loaded:

@@ -64,8 +64,9 @@ def train(
     it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
 
     Best is the highest validation accuracy, then the lowest validation loss. An interrupt (Ctrl-C)
-    ends the training as if it were over, and keeps the state. ``DivergedError`` where the loss
-    stops being a number, ``InputError`` where the state cannot be written.
+    ends the training as if it were over. The state is kept: whoever has done what comes after the
+    training forgets it. ``DivergedError`` where the loss stops being a number, ``InputError`` where
+    the state cannot be written.
     """
     model, encoder = new
     progress = progress or Unwatched()
@@ -152,8 +153,6 @@ def train(
             raise
         interrupted = True
     assert best is not None  # there is at least one epoch, and the first is the best so far
-    if not interrupted:
-        state.forget(folder)
     checkpoint.restore(model, checkpoint.weights_path(folder))
     return Trained(model.eval(), history, best, interrupted)
 

@@ -1,14 +1,16 @@
 """How good a classifier's answers are: accuracy, F1, confusion, calibration. Numpy only."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from trainkit.serve.classifier import FloatArray
+from trainkit.serve.decision import FloatArray, probabilities
 from trainkit.serve.errors import InputError
 
-__all__ = ["Evaluation", "LabelScore", "evaluate"]
+__all__ = ["Evaluation", "LabelScore", "Reliability", "evaluate", "reliability"]
 
 BINS = 15  # of confidence, as in Guo et al. 2017
 
@@ -25,7 +27,9 @@ class LabelScore(msgspec.Struct, frozen=True):
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Scores over N texts. ``confusion[i][j]`` counts texts of label i that were called j.
 
-    ``calibration_error`` is the expected calibration error (Guo et al. 2017) over 15 equal bins.
+    ``calibration_error`` is the expected calibration error (Guo et al. 2017) over 15 bins of equal
+    width. It and ``loss`` are those of the probabilities at ``temperature``;
+    ``raw_calibration_error`` is that of the logits' plain softmax.
     """
 
     count: int
@@ -33,11 +37,35 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     macro_f1: float
     loss: float
     calibration_error: float
+    raw_calibration_error: float
+    temperature: float
     per_label: dict[str, LabelScore]
     confusion: list[list[int]]
 
 
-def evaluate(logits: FloatArray, labels: Sequence[str], names: Sequence[str]) -> Evaluation:
+class Reliability(NamedTuple):
+    """The points of a reliability diagram, a bin of confidence each; nothing where it is empty.
+
+    ``counts`` of texts, their mean ``confidences``, and their ``accuracies``, (15,) each.
+    """
+
+    counts: npt.NDArray[np.int64]
+    confidences: npt.NDArray[np.float64]
+    accuracies: npt.NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """Average |accuracy - confidence| over the bins, weighted by how many texts each holds."""
+        gaps = np.abs(self.accuracies - self.confidences)
+        return float((gaps * self.counts).sum() / self.counts.sum())
+
+
+def evaluate(
+    logits: FloatArray,
+    labels: Sequence[str],
+    names: Sequence[str],
+    temperature: float = 1.0,
+) -> Evaluation:
     """Score (N, C) ``logits`` against the N true ``labels``; ``names`` gives the C label names.
 
     ``InputError`` where a true label is none of the model's. Macro-F1 averages over the labels that
@@ -53,29 +81,29 @@ def evaluate(logits: FloatArray, labels: Sequence[str], names: Sequence[str]) ->
         raise InputError("there are no texts to evaluate; give a file with at least one.")
     number = {name: i for i, name in enumerate(names)}
     true = np.array([number[label] for label in labels])
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     answers = logits.argmax(axis=1)
-    confidence = np.exp(log_probabilities.max(axis=1))
-    correct = answers == true
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
     np.add.at(confusion, (true, answers), 1)
     scores = _label_scores(confusion)
     occurring = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
     return Evaluation(
         count=len(labels),
-        accuracy=float(correct.mean()),
+        accuracy=float((answers == true).mean()),
         macro_f1=float(
             np.mean([s.f1 for s, there in zip(scores, occurring, strict=True) if there])
         ),
         loss=float(-log_probabilities[np.arange(len(true)), true].mean()),
-        calibration_error=_calibration_error(confidence, correct),
+        calibration_error=reliability(logits, true, temperature).error,
+        raw_calibration_error=reliability(logits, true).error,
+        temperature=temperature,
         per_label=dict(zip(names, scores, strict=True)),
         confusion=confusion.tolist(),
     )
 
 
-def _label_scores(confusion: "np.typing.NDArray[np.int64]") -> list[LabelScore]:
+def _label_scores(confusion: npt.NDArray[np.int64]) -> list[LabelScore]:
     hits, called, there = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     precision = hits / np.maximum(called, 1)
     recall = hits / np.maximum(there, 1)
@@ -84,10 +112,17 @@ def _label_scores(confusion: "np.typing.NDArray[np.int64]") -> list[LabelScore]:
     return [LabelScore(float(p), float(r), float(f), int(n)) for p, r, f, n in columns]
 
 
-def _calibration_error(
-    confidence: "np.typing.NDArray[np.floating]", correct: "np.typing.NDArray[np.bool_]"
-) -> float:
-    """Average |accuracy - confidence| over the bins, weighted by how many texts each holds."""
+def reliability(
+    logits: FloatArray, true: npt.NDArray[np.int64], temperature: float = 1.0
+) -> Reliability:
+    """Sort N answers into 15 bins of equal width by how sure they are (Guo et al. 2017).
+
+    ``logits`` are (N, C), ``true`` the (N,) right columns.
+    """
+    confidence = probabilities(logits, "single_label_classification", temperature).max(axis=1)
+    correct = logits.argmax(axis=1) == true
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    counts = np.bincount(bins, minlength=BINS)
+    sums = (np.bincount(bins, weights=values, minlength=BINS) for values in (confidence, correct))
+    means = [total / np.maximum(counts, 1) for total in sums]
+    return Reliability(counts, *means)

@@ -1,39 +1,50 @@
-"""One training run from start to end: a folder, a model, its training, its score on test."""
+"""One training run from start to end: a folder, a model, its training, temperature and scores."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
+from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
+from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, state
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
 from trainkit.trainer.progress import Progress
 from trainkit.trainer.settings import CONFIG, to_toml
-from trainkit.trainer.state import STATE
 
-__all__ = ["EVALUATION", "ModelChoice", "Run", "start"]
+__all__ = ["EVALUATION", "VALIDATION", "ModelChoice", "Run", "start"]
 
+VALIDATION = "valid.json"
 EVALUATION = "test.json"
 SCRATCH_MAX_LENGTH = 128
+REPORTED_TEXTS = 20_000  # of train, which are looked through for wrong labels
 
 
 class Run(NamedTuple):
-    """A finished run: its folder, what training gave, and the score on the test split."""
+    """A finished run: its folder, what training gave, and the scores on validation and test.
+
+    ``no_temperature`` says why none was kept, else it is empty.
+    """
 
     folder: Path
     trained: Trained
+    valid: Evaluation
     test: Evaluation
+    no_temperature: str = ""
 
 
 def start(
@@ -46,22 +57,26 @@ def start(
     source: DataSource | None = None,
     resume: bool = False,
     save_every_s: float = SAVE_EVERY_S,
+    report: bool = False,
 ) -> Run:
     """Train into ``folder``, score test once, point ``latest`` at it.
 
     ``folder`` must not exist, or with ``resume`` hold a run of the same settings and data that did
     not come to its end. An error or interrupt before the first saved state leaves no new folder.
-    ``source`` is kept beside the settings, for whoever resumes.
+    ``source`` is kept beside the settings, for whoever resumes. ``report`` writes ``report.html``
+    too.
     """
+    if report:
+        import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
     plan = Plan(model=choice, training=config, data_sha256=fingerprint(splits), source=source)
     if resume:
         _check_unfinished(folder)
         plan.check_resumed(folder)
-        return _run(choice, splits, config, folder, progress, save_every_s)
+        return _run(choice, splits, config, folder, progress, save_every_s, report)
     with _fresh(folder):
         plan.write(folder)
         write_atomically(folder / CONFIG, to_toml(choice, config))
-        return _run(choice, splits, config, folder, progress, save_every_s)
+        return _run(choice, splits, config, folder, progress, save_every_s, report)
 
 
 def _run(
@@ -71,6 +86,7 @@ def _run(
     folder: Path,
     progress: Progress | None,
     save_every_s: float,
+    report: bool,
 ) -> Run:
     seed_everything(config.seed)
     new = make_model(choice, splits)
@@ -78,17 +94,79 @@ def _run(
     answer = Classifier(
         new.encoder, classifier.torch_runner(trained.model), new.model.config.labels
     )
-    texts = [example.text for example in splits.test]
-    test = evaluate(answer.logits(texts), [example.label for example in splits.test], answer.labels)
+    valid_logits = _logits(answer, splits.valid)
+    columns = [answer.labels.index(example.label) for example in splits.valid]
+    temperature, no_temperature = 1.0, ""
+    try:
+        temperature = fit_temperature(valid_logits, columns)
+    except NoBestTemperatureError as error:
+        no_temperature = str(error)
+    valid = _evaluate(answer, valid_logits, splits.valid, temperature)
+    checkpoint.calibrate(
+        folder,
+        msgspec.UNSET if no_temperature else temperature,
+        {
+            "valid_raw_calibration_error": valid.raw_calibration_error,
+            "valid_calibration_error": valid.calibration_error,
+        },
+    )
+    test_logits = _logits(answer, splits.test)
+    test = _evaluate(answer, test_logits, splits.test, temperature)
+    run = Run(folder, trained, valid, test, no_temperature)
+    if report:
+        _write_report(run, choice, config, splits, answer, (valid_logits, test_logits))
+    write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
-    return Run(folder, trained, test)
+    if not trained.interrupted:
+        state.forget(folder)
+    return run
+
+
+def _write_report(
+    run: Run,
+    choice: ModelChoice,
+    config: TrainConfig,
+    splits: Splits,
+    answer: Classifier,
+    logits: tuple[FloatArray, FloatArray],
+) -> None:
+    from trainkit.trainer import report
+
+    train = splits.train[:REPORTED_TEXTS]
+    page = report.html(
+        report.Sections(
+            title=f"Run {run.folder.name}",
+            choice=choice,
+            config=config,
+            splits=splits,
+            labels=answer.labels,
+            history=run.trained.history,
+            best=run.trained.best,
+            train=report.Scored("Training texts", train, _logits(answer, train)),
+            valid=report.Scored("Validation texts", splits.valid, logits[0]),
+            test=report.Scored("Test texts", splits.test, logits[1]),
+            scores=(run.valid, run.test),
+            no_temperature=run.no_temperature,
+        )
+    )
+    write_atomically(run.folder / report.REPORT, page.encode())
+
+
+def _logits(answer: Classifier, examples: Sequence[Example]) -> FloatArray:
+    return answer.logits([example.text for example in examples])
+
+
+def _evaluate(
+    answer: Classifier, logits: FloatArray, examples: Sequence[Example], temperature: float
+) -> Evaluation:
+    return evaluate(logits, [example.label for example in examples], answer.labels, temperature)
 
 
 def _check_unfinished(folder: Path) -> None:
     if not (folder / PLAN).is_file():
         raise InputError(f"{folder} is not a run (no {PLAN}); name one with --resume.")
-    if (folder / EVALUATION).is_file() and not (folder / STATE).is_file():
+    if (folder / EVALUATION).is_file() and not (folder / state.STATE).is_file():
         raise InputError(f"{folder} is finished; there is nothing to go on with.")
 
 
@@ -133,6 +211,6 @@ def _fresh(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not any((folder / name).exists() for name in (checkpoint.CHECKPOINT, STATE)):
+        if not any((folder / name).exists() for name in (checkpoint.CHECKPOINT, state.STATE)):
             shutil.rmtree(folder)
             remove_empty(made)

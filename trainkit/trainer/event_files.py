@@ -1,0 +1,71 @@
+"""Event files of a training, which TensorBoard draws."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainkit.serve.errors import InputError
+from trainkit.trainer.progress import Epoch, Progress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["EVENTS", "EventFiles"]
+
+EVENTS = "events"
+
+
+class EventFiles:
+    """Progress that goes into ``events/`` of a run's folder, and on to whoever else is told.
+
+    After every step ``step/loss`` and ``step/accuracy``, of the epoch so far; after every epoch
+    ``loss`` and ``accuracy`` of both splits. ``InputError`` where TensorBoard is not installed.
+    """
+
+    def __init__(self, run: Path, then: Progress) -> None:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ModuleNotFoundError:
+            raise InputError(
+                "--tensorboard needs TensorBoard, which is not installed; "
+                "run: pip install 'trainkit[tensorboard]'"
+            ) from None
+        self.folder = run / EVENTS
+        self.then = then
+        self.writer: SummaryWriter | None = None
+
+    def __enter__(self) -> "EventFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
+        """Write the epoch's means so far."""
+        number = (epoch - 1) * total + done
+        writer = self._open(number)
+        writer.add_scalar("step/loss", loss, number)
+        writer.add_scalar("step/accuracy", accuracy, number)
+        self.then.step(epoch, done, total, loss, accuracy)
+
+    def epoch(self, result: Epoch) -> None:
+        """Write what the epoch reached."""
+        writer = self._open(0)
+        for split in ("train", "valid"):
+            for name in ("loss", "accuracy"):
+                value = getattr(result, f"{split}_{name}")
+                writer.add_scalar(f"{name}/{split}", value, result.epoch)
+        writer.flush()
+        self.then.epoch(result)
+
+    def _open(self, number: int) -> "SummaryWriter":
+        """Open the file at the first step, when the run's folder is there.
+
+        A training that goes on repeats steps which the one before it wrote: from this one on,
+        TensorBoard shows the newer ones.
+        """
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.folder), purge_step=number)
+        return self.writer
