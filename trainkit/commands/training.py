@@ -35,6 +35,8 @@ __all__ = ["evaluate", "train"]
 )
 @click.option("--backbone", help="minilm, a Hugging Face folder, or a hub id.")
 @click.option("--prefix-length", default=16, show_default=True, help="Trained positions a layer.")
+@click.option("--prefix-projection", is_flag=True, help="Train the prefix through an MLP.")
+@click.option("--prefix-hidden", type=int, help="Hidden units of that MLP. [default: 512]")
 @click.option("--max-length", type=int, help="Tokens a text is cut to. [default: the encoder's]")
 @click.option("--dropout", type=float, help="[default: 0.1 with a backbone, else 0.5]")
 @click.option("--min-count", default=2, show_default=True, help="Rarer words are [UNK].")

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.config import BackboneConfig
 from trainkit.models.packing import pack_encoder
+from trainkit.models.prefix import PrefixProjection
 from trainkit.models.untrusted import fetch
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -66,10 +67,13 @@ class BackboneEncoder(nn.Module):
 
     Packed where the family allows it, see :mod:`trainkit.models.packing`; ``padded_because`` says
     why not. With ``prefix_length`` > 0 the encoder is frozen and each layer gets trained keys and
-    values; frozen also means no dropout inside it.
+    values; frozen also means no dropout inside it. With ``projection_size`` > 0 these come from a
+    network with so many hidden units, until :meth:`fold`.
     """
 
-    def __init__(self, model: PreTrainedModel, prefix_length: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prefix_length: int = 0, projection_size: int = 0
+    ) -> None:
         super().__init__()
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # type: ignore[assignment]  # the head averages the states; the pooler would never be used
@@ -89,6 +93,36 @@ class BackboneEncoder(nn.Module):
             model.requires_grad_(False)
             for site in packing.sites:
                 site.module.prefix = KeyValuePrefix(site.heads, prefix_length, site.head_size)
+        self.projection: PrefixProjection | None = None
+        if projection_size:
+            _, heads, head_size = packing.sites[0]
+            self.projection = PrefixProjection(
+                len(packing.sites), heads, head_size, prefix_length, projection_size
+            )
+            self.projection.take_over(self.prefixes)
+
+    @property
+    def prefixes(self) -> list[KeyValuePrefix]:
+        """The layers' keys and values, from the first layer to the last."""
+        return [module for module in self.model.modules() if isinstance(module, KeyValuePrefix)]
+
+    def fold(self) -> None:
+        """Put what the projection makes in its place, if there is one."""
+        if self.projection is not None:
+            self.projection.fold(self.prefixes)
+            self.projection = None
+
+    def folded_state(self) -> dict[str, Tensor]:
+        """Return what :meth:`fold` would put into the encoder, by its name there."""
+        if self.projection is None:
+            return {}
+        names = [name for name, m in self.named_modules() if isinstance(m, KeyValuePrefix)]
+        made = self.projection().detach()  # (L, 2, A, P, D)
+        return {
+            f"{name}.{part}": tensor.cpu().clone(memory_format=torch.contiguous_format)
+            for name, pair in zip(names, made, strict=True)
+            for part, tensor in zip(("key", "value"), pair, strict=True)
+        }
 
     def train(self, mode: bool = True) -> "BackboneEncoder":
         """Set training mode; a frozen encoder stays in evaluation mode."""
@@ -99,6 +133,8 @@ class BackboneEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the last hidden states, (B, S, H)."""
+        if self.projection is not None:
+            self.projection.fill(self.prefixes)
         states: Tensor = self.model(
             input_ids=input_ids, attention_mask=attention_mask
         ).last_hidden_state

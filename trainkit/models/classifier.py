@@ -43,6 +43,20 @@ class TextClassifier(nn.Module):
             if name not in frozen
         }
 
+    def folded_state(self) -> dict[str, Tensor]:
+        """Return ``saved_state`` with a plain prefix in the place of one that a network makes."""
+        state = self.saved_state()
+        if not isinstance(self.encoder, BackboneEncoder) or self.encoder.projection is None:
+            return state
+        kept = {n: t for n, t in state.items() if not n.startswith("encoder.projection.")}
+        folded = self.encoder.folded_state().items()
+        return kept | {f"encoder.{name}": tensor for name, tensor in folded}
+
+    def fold(self) -> None:
+        """Make it a model as :func:`build` builds it: the prefix plain. Its answers stay."""
+        if isinstance(self.encoder, BackboneEncoder):
+            self.encoder.fold()
+
 
 class NewModel(NamedTuple):
     """A model before its training, with the encoder of its texts."""
@@ -58,12 +72,14 @@ def new(
     backbone_name: str | None = None,
     vocabulary: TextEncoder | None = None,
     prefix_length: int = 16,
+    prefix_hidden: int = 0,
     max_length: int | None = None,
     dropout: float = 0.1,
 ) -> NewModel:
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
-    ``max_length`` (tokens) can only lower the encoder's own limit.
+    ``max_length`` (tokens) can only lower the encoder's own limit. ``prefix_hidden`` > 0: a network
+    with so many hidden units makes the prefix until it is folded.
     """
     scratch = pretrained = config = None
     if backbone_name is not None and kind != "simple":
@@ -87,9 +103,8 @@ def new(
         backbone=config,
     )
     if pretrained is not None:
-        return NewModel(
-            TextClassifier(BackboneEncoder(pretrained, settings.prefix_length), settings), encoder
-        )
+        states = BackboneEncoder(pretrained, settings.prefix_length, prefix_hidden)
+        return NewModel(TextClassifier(states, settings), encoder)
     return NewModel(build(settings), encoder)
 
 

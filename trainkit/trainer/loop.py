@@ -140,6 +140,7 @@ def train(
     assert best is not None  # there is at least one epoch, and the first is the best so far
     if not interrupted:
         state.forget(folder)
+    model.fold()
     checkpoint.restore(model, checkpoint.weights_path(folder))
     return Trained(model.eval(), history, best, interrupted)
 

@@ -105,6 +105,7 @@ def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
         backbone_name=choice.backbone,
         vocabulary=vocabulary,
         prefix_length=choice.prefix_length,
+        prefix_hidden=choice.projection_size,
         max_length=choice.max_length,
         dropout=dropout,
     )
