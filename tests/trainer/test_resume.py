@@ -172,22 +172,11 @@ def test_a_full_disk_is_said_and_the_last_state_is_kept(few, whole, tmp_path, mo
     assert_same(start(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_again_and_again_comes_to_its_end(tmp_path):
     """kill -9 at random moments, wherever the process then is."""
-    settings = [
-        "--data",
-        "sample",
-        "--model",
-        "simple",
-        "--epochs",
-        "2",
-        "--max-length",
-        "24",
-        "--device",
-        "cpu",
-    ]
+    settings = "--data sample --model simple --epochs 2 --max-length 24 --device cpu".split()
     train = [sys.executable, "-m", "trainkit", "train", "--runs", str(tmp_path), *settings]
-    train += ["--epochs", "2", "--device", "cpu"]
     subprocess.run([*train, "--name", "whole"], check=True, capture_output=True)
     folder, rng, kills = tmp_path / "run", random.Random(0), 0
     command = [*train, "--name", "run", "--save-every", "0"]
@@ -219,10 +208,11 @@ def _wait_for_progress(folder, process):
 def test_the_command_takes_no_settings_beside_resume(few, tmp_path):
     folder = tmp_path / "run"
     begun(few, folder, Cut(step=7))
-    done = CliRunner().invoke(cli, ["train", "--resume", str(folder), "--epochs", "5"])
-    assert done.exit_code != 0
-    assert "--epochs cannot be given with --resume" in str(done.exception)
-    done = CliRunner().invoke(cli, ["train", "--resume", str(folder)])
-    assert "does not say where its data was" in str(done.exception)
-    done = CliRunner().invoke(cli, ["train", "--model", "simple"])
-    assert "--data and --model are needed" in str(done.exception)
+    for arguments, told in (
+        (["--resume", folder, "--epochs", "5"], "--epochs cannot be given with --resume"),
+        (["--resume", folder], "does not say where its data was"),
+        (["--model", "simple"], "--data and --model are needed"),
+    ):
+        done = CliRunner().invoke(cli, ["train", *map(str, arguments)])
+        assert done.exit_code == 2
+        assert told in done.stderr

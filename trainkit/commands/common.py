@@ -9,7 +9,15 @@ import click
 if TYPE_CHECKING:
     from trainkit.data.columns import Columns, Labels
 
-__all__ = ["SplitName", "columns", "data_options", "json_option", "print_json", "split_option"]
+__all__ = [
+    "SplitName",
+    "base_option",
+    "columns",
+    "data_options",
+    "json_option",
+    "print_json",
+    "split_option",
+]
 
 SplitName: TypeAlias = Literal["train", "valid", "test", "all"]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -42,6 +50,9 @@ def columns(labels: "Labels", text_column: str | None, label_column: str | None)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of tables."
 )
+
+
+base_option = click.option("--base", help="The model that a PEFT adapter belongs to, if it moved.")
 
 
 split_option = click.option(

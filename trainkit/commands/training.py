@@ -8,6 +8,7 @@ import click
 
 from trainkit.commands.common import (
     SplitName,
+    base_option,
     columns,
     data_options,
     json_option,
@@ -37,6 +38,13 @@ __all__ = ["evaluate", "train"]
 @click.option("--prefix-length", default=16, show_default=True, help="Trained positions a layer.")
 @click.option("--prefix-projection", is_flag=True, help="Train the prefix through an MLP.")
 @click.option("--prefix-hidden", type=int, help="Hidden units of that MLP. [default: 512]")
+@click.option(
+    "--head",
+    type=click.Choice(["mean", "own"]),
+    default="mean",
+    show_default=True,
+    help="Over the mean of the states; or the backbone's own, so that PEFT can load a prefix.",
+)
 @click.option("--max-length", type=int, help="Tokens a text is cut to. [default: the encoder's]")
 @click.option("--dropout", type=float, help="[default: 0.1 with a backbone, else 0.5]")
 @click.option("--min-count", default=2, show_default=True, help="Rarer words are [UNK].")
@@ -125,7 +133,9 @@ def train(
             save_every_s=save_every,
         )
     if as_json:
-        print_json({"run": str(folder), "best": run.trained.best, "test": run.test})
+        print_json(
+            {"run": str(folder), "best": run.trained.best, "test": run.test, "notes": run.notes}
+        )
     else:
         for table in evaluation_tables(run.test):
             stdout.print(table)
@@ -135,6 +145,8 @@ def train(
             highlight=False,
             soft_wrap=True,
         )
+    for note in run.notes:
+        stderr.print(f"note: {note}", highlight=False, soft_wrap=True)
     if run.trained.interrupted:
         stderr.print(
             "Interrupted: the best epoch so far was kept. To go on: "
@@ -173,10 +185,18 @@ def training_config(kind: "Kind", settings: dict[str, Any]) -> "TrainConfig":
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--data", "data_source", required=True, help="A file, a folder, or 'sample'.")
 @split_option
+@base_option
 @data_options
 @json_option
-def evaluate(source: Path, data_source: str, split: SplitName, as_json: bool, **how: Any) -> None:
-    """Score SOURCE, a run or a bundle, on labelled texts.
+def evaluate(
+    source: Path,
+    data_source: str,
+    split: SplitName,
+    base: str | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Score SOURCE, a run, a bundle or a PEFT adapter, on labelled texts.
 
     \b
     trainkit evaluate runs/latest/onnx --data data/trec
@@ -189,7 +209,7 @@ def evaluate(source: Path, data_source: str, split: SplitName, as_json: bool, **
     with steps() as told:
         examples = load_split(data_source, columns(**how), split)
         told(f"open {source}")
-        classifier = open_classifier(source)
+        classifier = open_classifier(source, base)
         told(f"classify {len(examples)} texts")
         logits = classifier.logits([example.text for example in examples])
     evaluation = score(logits, [example.label for example in examples], classifier.labels)

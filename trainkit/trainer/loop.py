@@ -174,7 +174,7 @@ def make_optimizer(model: TextClassifier, config: TrainConfig) -> torch.optim.Op
         for name, weight in module.named_parameters(recurse=False)
         if name == "bias" or isinstance(module, (nn.LayerNorm, KeyValuePrefix)) or name == "prefix"
     }
-    head = {id(weight) for weight in model.head.parameters()}
+    head = {id(weight) for weight in model.head_parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for weight in trained_parameters(model):
         rate = config.head_learning_rate if id(weight) in head else config.learning_rate

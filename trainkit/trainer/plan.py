@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -28,6 +29,8 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Train the prefix through an MLP, which is folded away at the end."""
     prefix_hidden: int | None = None
     """Units of that MLP's hidden layer; None for 512, as in Li & Liang's code."""
+    head: Literal["mean", "own"] = "mean"
+    """A linear one over the states' mean, or the backbone's own, as PEFT has it."""
     max_length: int | None = None
     dropout: float | None = None
     min_count: int = 2
@@ -45,6 +48,8 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if self.kind == "finetune" and self.backbone is None:
             raise InputError("--model finetune needs a backbone, for example: --backbone minilm")
+        if self.head == "own" and (self.kind != "prefix" or self.backbone is None):
+            raise InputError("--head own goes with --model prefix and a backbone; give both.")
         if self.prefix_projection and (self.kind != "prefix" or self.backbone is None):
             raise InputError(
                 "--prefix-projection goes with --model prefix and a backbone, whose layers get "

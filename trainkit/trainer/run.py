@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
@@ -14,6 +16,7 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.trainer import checkpoint
+from trainkit.trainer.adapter import write_adapter
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
 from trainkit.trainer.metrics import Evaluation, evaluate
@@ -25,14 +28,16 @@ __all__ = ["EVALUATION", "ModelChoice", "Run", "start"]
 
 EVALUATION = "test.json"
 SCRATCH_MAX_LENGTH = 128
+COMPARED_TEXTS = 16  # of the test set, between a prefix and its PEFT adapter
 
 
 class Run(NamedTuple):
-    """A finished run: its folder, what training gave, and the score on the test split."""
+    """A finished run: its folder, what training gave, the score on the test split, and notes."""
 
     folder: Path
     trained: Trained
     test: Evaluation
+    notes: tuple[str, ...] = ()
 
 
 def start(
@@ -79,8 +84,9 @@ def _run(
     texts = [example.text for example in splits.test]
     test = evaluate(answer.logits(texts), [example.label for example in splits.test], answer.labels)
     write_atomically(folder / EVALUATION, pretty_json(test))
+    note = write_adapter(folder, trained.model, new.encoder, texts[:COMPARED_TEXTS])
     checkpoint.point_latest(folder)
-    return Run(folder, trained, test)
+    return Run(folder, trained, test, () if note is None else (note,))
 
 
 def _check_unfinished(folder: Path) -> None:
@@ -108,6 +114,7 @@ def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
         prefix_hidden=choice.projection_size,
         max_length=choice.max_length,
         dropout=dropout,
+        head="own" if choice.head == "own" else msgspec.UNSET,
     )
 
 
