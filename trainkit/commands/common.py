@@ -16,6 +16,7 @@ __all__ = [
     "data_options",
     "json_option",
     "print_json",
+    "rate",
     "split_option",
 ]
 
@@ -62,6 +63,16 @@ split_option = click.option(
     show_default=True,
     help="Of a folder or the sample; a single file is taken whole.",
 )
+
+
+def rate(value: str) -> float | Literal["auto"]:
+    """Read a learning rate, or the word "auto"."""
+    if value == "auto":
+        return "auto"
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is neither a number nor 'auto'.") from None
 
 
 def print_json(document: Any) -> None:

@@ -13,6 +13,7 @@ from trainkit.commands.common import (
     data_options,
     json_option,
     print_json,
+    rate,
     split_option,
 )
 from trainkit.serve.errors import InputError
@@ -50,7 +51,14 @@ __all__ = ["evaluate", "train"]
 @click.option("--min-count", default=2, show_default=True, help="Rarer words are [UNK].")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
-@click.option("--learning-rate", type=float, help="Of the encoder or its prefix.")
+@click.option(
+    "--learning-rate",
+    "--lr",
+    "learning_rate",
+    type=rate,
+    metavar="RATE|auto",
+    help="Of the encoder or its prefix; auto: by a range test.",
+)
 @click.option("--head-learning-rate", type=float)
 @click.option("--weight-decay", type=float)
 @click.option("--warmup-share", type=float, help="Of all steps.")
@@ -105,6 +113,8 @@ def train(
             raise InputError("--data and --model are needed, or --resume RUN.")
         model_settings = {key: settings.pop(key) for key in plan.ModelChoice.__struct_fields__[1:]}
         choice = plan.ModelChoice(kind=kind, **model_settings)
+        if automatic := settings["learning_rate"] == "auto":
+            settings["learning_rate"] = None
         config = training_config(kind, settings)
         data = plan.DataSource(
             data=source if source == "sample" else str(Path(source).resolve()),
@@ -117,10 +127,17 @@ def train(
         earlier = plan.read(resume)
         if earlier.source is None:
             raise InputError(f"{resume} does not say where its data was; train anew.")
+        automatic = False  # the rate that was chosen is one of the run's settings
         choice, config, data, folder = earlier.model, earlier.training, earlier.source, resume
     splits = load(
         data.data, data.columns, config.seed, None if data.test is None else Path(data.test)
     )
+    tested = None
+    if automatic:
+        from trainkit.trainer.range_test import choose
+
+        config, tested = choose(choice, splits, config)
+        stderr.print(str(tested), highlight=False, soft_wrap=True)
     with TrainingBar(config.epochs) as bar:
         run = start(
             choice,
@@ -131,6 +148,7 @@ def train(
             source=data,
             resume=resume is not None,
             save_every_s=save_every,
+            tested=tested,
         )
     if as_json:
         print_json(

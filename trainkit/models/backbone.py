@@ -89,7 +89,7 @@ class BackboneEncoder(nn.Module):
         super().__init__()
         body: Any = model.base_model
         if body is model and getattr(body, "pooler", None) is not None:
-            body.pooler = None  # the head averages the states; the pooler would never be used
+            body.pooler = None  # type: ignore[assignment]  # the head averages the states; the pooler would never be used
         self.model = model
         self.hidden_size = int(model.config.hidden_size)
         self.frozen = prefix_length > 0

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,9 @@ from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
 from trainkit.trainer.progress import Progress
 from trainkit.trainer.state import STATE
+
+if TYPE_CHECKING:
+    from trainkit.trainer.range_test import RangeTest  # which needs matplotlib
 
 __all__ = ["EVALUATION", "ModelChoice", "Run", "start"]
 
@@ -50,12 +53,14 @@ def start(
     source: DataSource | None = None,
     resume: bool = False,
     save_every_s: float = SAVE_EVERY_S,
+    tested: "RangeTest | None" = None,
 ) -> Run:
     """Train into ``folder``, score test once, point ``latest`` at it.
 
     ``folder`` must not exist, or with ``resume`` hold a run of the same settings and data that did
     not come to its end. An error or interrupt before the first saved state leaves no new folder.
-    ``source`` is kept beside the settings, for whoever resumes.
+    ``source`` is kept beside the settings, for whoever resumes, and the curve of ``tested``, by
+    which the rate in ``config`` was chosen, in the folder.
     """
     plan = Plan(model=choice, training=config, data_sha256=fingerprint(splits), source=source)
     if resume:
@@ -64,6 +69,8 @@ def start(
         return _run(choice, splits, config, folder, progress, save_every_s)
     with _fresh(folder):
         plan.write(folder)
+        if tested is not None:
+            tested.write(folder)
         return _run(choice, splits, config, folder, progress, save_every_s)
 
 
