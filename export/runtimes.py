@@ -1,4 +1,4 @@
-"""Open whatever computes logits: a bundle in the runtime of its format, or a run in PyTorch.
+"""Open whatever computes logits: a bundle in the runtime of its format, or its source in PyTorch.
 
 Each runtime is imported only where it is needed: an ONNX bundle opens without PyTorch.
 """
@@ -42,16 +42,30 @@ def open_model(path: Path, format: Format, threads: int | None = None) -> Runner
     return program_runner(path) if format == "pt2" else compiled_runner(path)
 
 
-def open_classifier(folder: Path) -> Classifier:
-    """Open a bundle of any format, or a run, as a classifier of texts."""
+def open_classifier(folder: Path, base: str | None = None) -> Classifier:
+    """Open a bundle of any format, a run, a PEFT adapter or a Hugging Face folder.
+
+    ``base`` is the model that an adapter belongs to, where it moved.
+    """
     if (folder / MANIFEST).is_file():
+        _check_no_base(folder, base)
         bundle = open_bundle(folder)
         return Classifier.of_bundle(bundle, runner(bundle))
-    if not (folder / "checkpoint.json").is_file():
-        raise InputError(
-            f"{folder} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json); "
-            "give the folder that train or export named."
-        )
-    from trainkit.trainer import checkpoint
+    if (folder / "checkpoint.json").is_file():
+        from trainkit.trainer import checkpoint
 
-    return checkpoint.load(folder).classifier()
+        _check_no_base(folder, base)
+        return checkpoint.load(folder).classifier()
+    if any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        from trainkit.export.source import open_source
+
+        return open_source(str(folder), base=base).classifier()
+    raise InputError(
+        f"{folder} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json), nor a PEFT "
+        "adapter or Hugging Face classifier; give the folder that train or export named."
+    )
+
+
+def _check_no_base(folder: Path, base: str | None) -> None:
+    if base is not None:
+        raise InputError(f"--base goes with a PEFT adapter, and {folder} is none; leave it out.")

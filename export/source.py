@@ -26,6 +26,7 @@ __all__ = ["Source", "from_hub", "open_source"]
 NO_BLANK_ROWS = (
     "Rows without any token were not compared: transformers 4 lets them attend to their padding."
 )
+OWN_HEAD = "of the model's own head"
 EFFECT_TEXTS = 16  # on which an adapter must change the logits
 
 
@@ -141,7 +142,7 @@ def _run(folder: Path) -> Source:
         encoder=loaded.encoder,
         labels=config.labels,
         problem_type="single_label_classification",
-        pooling="masked mean",
+        pooling="masked mean" if config.head is msgspec.UNSET else OWN_HEAD,
         architecture=architecture,
         facts=facts,
         temperature=loaded.checkpoint.temperature,
@@ -157,7 +158,7 @@ def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
         encoder=loaded.encoder,
         labels=loaded.labels,
         problem_type=loaded.problem_type,
-        pooling="of the model's own head",
+        pooling=OWN_HEAD,
         architecture=loaded.architecture,
         facts=facts
         | {

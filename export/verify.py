@@ -14,18 +14,24 @@ __all__ = ["verify"]
 def verify(
     folder: Path,
     against: str | None = None,
+    base: str | None = None,
     told: Callable[[str], None] = lambda step: None,
 ) -> parity.Report:
     """Run the bundle over its parity matrix and compare; the caller judges ``report.passed``.
 
     The reference is the logits that the bundle keeps from its export, or, with ``against``, those
-    that the run in that folder computes now; its labels and token ids must be the bundle's too.
+    that the source of this name computes now; its labels and token ids must be the bundle's too.
+    ``base`` is the model that an adapter belongs to, where it moved.
     """
+    if base is not None and against is None:
+        raise InputError("--base goes with --against ADAPTER; give both.")
     bundle = open_bundle(folder)
     path = bundle.folder / parity.PARITY_FILE
     if path.name not in bundle.manifest.files:
         raise InputError(f"{folder} has no {path.name} to verify with; export the bundle again.")
-    cases = parity.load_cases(path) if against is None else _fresh_cases(bundle, against, told)
+    cases = (
+        parity.load_cases(path) if against is None else _fresh_cases(bundle, against, base, told)
+    )
     return parity.compare(
         cases,
         runner(bundle),
@@ -35,11 +41,13 @@ def verify(
     )
 
 
-def _fresh_cases(bundle: Bundle, against: str, told: Callable[[str], None]) -> list[parity.Case]:
+def _fresh_cases(
+    bundle: Bundle, against: str, base: str | None, told: Callable[[str], None]
+) -> list[parity.Case]:
     from trainkit.export.export import check_same_texts, prepare
     from trainkit.export.source import open_source
 
     told(f"load {against}")
-    source = open_source(against, max_length=bundle.manifest.max_length)
+    source = open_source(against, base=base, max_length=bundle.manifest.max_length)
     check_same_texts(source, bundle)
     return prepare(source, told=told).cases

@@ -6,10 +6,12 @@ import numpy as np
 import peft
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
 from trainkit.bench.families import random_classifier
+from trainkit.cli import cli
 from trainkit.export import export as exporter
 from trainkit.export.model_file import Settings
 from trainkit.export.source import open_source
@@ -159,6 +161,7 @@ ADAPTERS = {
     "p-tuning": peft.PromptEncoderConfig(
         task_type="SEQ_CLS", num_virtual_tokens=4, encoder_hidden_size=16
     ),
+    "prompt": peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4),
 }
 
 
@@ -193,3 +196,55 @@ def test_an_adapter_whose_base_is_nowhere_names_the_option(hub_folder, tmp_path)
     path.write_text(json.dumps(config | {"base_model_name_or_path": "/nowhere/base"}))
     with pytest.raises(InputError, match="--base"):
         open_source(str(tmp_path / "adapter"))
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Return a file of questions with the labels of the tiny classifier."""
+    path = tmp_path / "questions.csv"
+    rows = [f'"{text}",{LABELS[number % 3]}' for number, text in enumerate(TEXTS)]
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    return path
+
+
+def answer(*arguments):
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("p-tuning", "lora", "prompt")]
+
+
+@pytest.mark.parametrize("kind", ["prefix", *SLOW_KINDS])
+def test_the_commands_take_an_adapter(kind, hub_folder, questions, tmp_path):
+    """Exported, verified against PEFT afresh, and scored: the same before and after."""
+    own = adapter(hub_folder, tmp_path / "adapter", ADAPTERS[kind])
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"base_model_name_or_path": "/nowhere/base"}))
+    moved = ["--base", hub_folder]
+    bundle = tmp_path / "bundle"
+    answer("export", tmp_path / "adapter", *moved, "--out", bundle, "--no-optimize", "--json")
+    report = answer("verify", bundle, "--against", tmp_path / "adapter", *moved, "--json")
+    assert report["failed"] == 0 < report["rows"]
+    before = answer("evaluate", tmp_path / "adapter", *moved, "--data", questions, "--json")
+    after = answer("evaluate", bundle, "--data", questions, "--json")
+    assert before["confusion"] == after["confusion"]
+    encoder = open_source(str(tmp_path / "adapter"), base=str(hub_folder)).encoder
+    with torch.inference_mode():
+        tensors = encoder.encode(TEXTS).tensors()
+        chosen = Forward(own)(**{n: torch.from_numpy(a) for n, a in tensors.items()}).argmax(1)
+    right = sum(int(label) == number % 3 for number, label in enumerate(chosen))
+    assert before["accuracy"] == pytest.approx(right / len(TEXTS))
+
+
+def test_a_base_without_an_adapter_is_refused(hub_folder, tiny_bundles, questions):
+    bundle = str(tiny_bundles["onnx"])
+    for arguments, told in (
+        (["evaluate", bundle, "--data", str(questions)], "--base goes with a PEFT adapter"),
+        (["verify", bundle], "--base goes with --against ADAPTER"),
+    ):
+        done = CliRunner().invoke(cli, [*arguments, "--base", str(hub_folder)])
+        assert done.exit_code == 2
+        assert told in done.output

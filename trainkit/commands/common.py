@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SplitName",
+    "base_option",
     "columns",
     "data_options",
     "json_option",
@@ -67,6 +68,16 @@ def source_of(
     )
 
 
+def rate(value: str) -> float | Literal["auto"]:
+    """Read a learning rate, or the word "auto"."""
+    if value == "auto":
+        return "auto"
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is neither a number nor 'auto'.") from None
+
+
 # Without defaults: what is not given comes from --config, then from the kind of model.
 SETTINGS = (
     click.option(
@@ -77,13 +88,33 @@ SETTINGS = (
     click.option("--backbone", help="minilm, a Hugging Face folder, or a hub id."),
     click.option("--prefix-length", type=int, help="Trained positions a layer. [default: 16]"),
     click.option(
+        "--prefix-projection",
+        is_flag=True,
+        default=None,
+        help="Train the prefix through an MLP, which is folded away.",
+    ),
+    click.option("--prefix-hidden", type=int, help="Hidden units of that MLP. [default: 512]"),
+    click.option(
+        "--head",
+        type=click.Choice(["mean", "own"]),
+        help="Over the mean of the states; or the backbone's own, so that PEFT can load a prefix. "
+        "[default: mean]",
+    ),
+    click.option(
         "--max-length", type=int, help="Tokens a text is cut to. [default: the encoder's]"
     ),
     click.option("--dropout", type=float, help="[default: 0.1 with a backbone, else 0.5]"),
     click.option("--min-count", type=int, help="Rarer words are [UNK]. [default: 2]"),
     click.option("--epochs", type=int),
     click.option("--batch-size", type=int),
-    click.option("--learning-rate", type=float, help="Of the encoder or its prefix."),
+    click.option(
+        "--learning-rate",
+        "--lr",
+        "learning_rate",
+        type=rate,
+        metavar="RATE|auto",
+        help="Of the encoder or its prefix; auto: by a range test.",
+    ),
     click.option("--head-learning-rate", type=float),
     click.option("--weight-decay", type=float),
     click.option("--warmup-share", type=float, help="Of all steps."),
@@ -124,6 +155,9 @@ def setting_options(command: Command) -> Command:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of tables."
 )
+
+
+base_option = click.option("--base", help="The model that a PEFT adapter belongs to, if it moved.")
 
 
 split_option = click.option(

@@ -7,6 +7,7 @@ import click
 
 from trainkit.commands.common import (
     SplitName,
+    base_option,
     columns,
     data_options,
     json_option,
@@ -65,7 +66,7 @@ FORMATS = ["onnx", "torchscript", "pt2", "aoti", "triton"]
     type=click.IntRange(min=1),
     help="Where a text is cut, in tokens, for a Hugging Face model. [default: its own, up to 512]",
 )
-@click.option("--base", help="The model that a PEFT adapter belongs to, if it moved.")
+@base_option
 @click.option(
     "--trust-remote-code",
     is_flag=True,
@@ -168,8 +169,9 @@ def _summary(made: "Exported") -> str:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", help="A run, a model or an adapter to compare with afresh.")
+@base_option
 @json_option
-def verify(bundle: Path, against: str | None, as_json: bool) -> None:
+def verify(bundle: Path, against: str | None, base: str | None, as_json: bool) -> None:
     """Repeat the parity matrix of BUNDLE on this machine.
 
     Without --against the reference is PyTorch's logits that the bundle keeps: needs no torch.
@@ -182,7 +184,7 @@ def verify(bundle: Path, against: str | None, as_json: bool) -> None:
     from trainkit.export.verify import verify as repeat
 
     with steps() as told:
-        report = repeat(bundle, against, told)
+        report = repeat(bundle, against, base, told)
     if as_json:
         print_json(report)
     else:

@@ -9,6 +9,7 @@ import click
 
 from trainkit.commands.common import (
     SplitName,
+    base_option,
     columns,
     data_options,
     json_option,
@@ -80,6 +81,8 @@ def train(
         if source is None or (settings["model"] is None and config is None):
             raise InputError("--data and --model are needed (or --config FILE), or --resume RUN.")
         given = {name: value for name, value in settings.items() if value is not None}
+        if automatic := given.get("learning_rate") == "auto":
+            del given["learning_rate"]
         choice, training = resolve(given, config)
         data = source_of(source, test, labels, text_column, label_column)
         folder = runs / (name or f"{choice.kind}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -88,10 +91,17 @@ def train(
         earlier = plan.read(resume)
         if earlier.source is None:
             raise InputError(f"{resume} does not say where its data was; train anew.")
+        automatic = False  # the rate that was chosen is one of the run's settings
         choice, training, data, folder = earlier.model, earlier.training, earlier.source, resume
     splits = load(
         data.data, data.columns, training.seed, None if data.test is None else Path(data.test)
     )
+    tested = None
+    if automatic:
+        from trainkit.trainer.range_test import choose
+
+        training, tested = choose(choice, splits, training)
+        stderr.print(str(tested), highlight=False, soft_wrap=True)
     with TrainingBar(training.epochs) as bar, watched(bar, folder, tensorboard) as progress:
         run = start(
             choice,
@@ -102,12 +112,13 @@ def train(
             source=data,
             resume=resume is not None,
             save_every_s=save_every,
+            tested=tested,
             report=True,
         )
     (stderr if as_json else stdout).print(calibration_line(run), highlight=False, soft_wrap=True)
     if as_json:
         scores = {"best": run.trained.best, "valid": run.valid, "test": run.test}
-        print_json({"run": str(folder), **scores})
+        print_json({"run": str(folder), **scores, "notes": run.notes})
     else:
         for table in evaluation_tables(run.test):
             stdout.print(table)
@@ -117,6 +128,8 @@ def train(
             highlight=False,
             soft_wrap=True,
         )
+    for note in run.notes:
+        stderr.print(f"note: {note}", highlight=False, soft_wrap=True)
     if run.trained.interrupted:
         stderr.print(
             "Interrupted: the best epoch so far was kept. To go on: "
@@ -154,10 +167,18 @@ def _check_alone(context: click.Context) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--data", "data_source", required=True, help="A file, a folder, or 'sample'.")
 @split_option
+@base_option
 @data_options
 @json_option
-def evaluate(source: Path, data_source: str, split: SplitName, as_json: bool, **how: Any) -> None:
-    """Score SOURCE, a run or a bundle, on labelled texts.
+def evaluate(
+    source: Path,
+    data_source: str,
+    split: SplitName,
+    base: str | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Score SOURCE, a run, a bundle or a PEFT adapter, on labelled texts.
 
     \b
     trainkit evaluate runs/latest/onnx --data data/trec
@@ -170,7 +191,7 @@ def evaluate(source: Path, data_source: str, split: SplitName, as_json: bool, **
     with steps() as told:
         examples = load_split(data_source, columns(**how), split)
         told(f"open {source}")
-        classifier = open_classifier(source)
+        classifier = open_classifier(source, base)
         told(f"classify {len(examples)} texts")
         logits = classifier.logits([example.text for example in examples])
     labels = [example.label for example in examples]

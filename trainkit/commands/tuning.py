@@ -12,6 +12,7 @@ from trainkit.commands.common import (
     setting_options,
     source_of,
 )
+from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from trainkit.trainer.tuning import PrunerName
@@ -66,6 +67,10 @@ def tune(
 
     how = {name: options.pop(name) for name in ("labels", "text_column", "label_column")}
     given = {name: value for name, value in options.items() if value is not None}
+    if given.get("learning_rate") == "auto":
+        raise InputError(
+            "--lr auto is for trainkit train; a search chooses the rate: leave it out."
+        )
     fixed = ({} if config is None else read(config)) | given
     choice, training = resolve(given, config)
     source = source_of(data, test, **how)

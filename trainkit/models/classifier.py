@@ -1,10 +1,15 @@
-"""The classifier that is trained, saved and exported: encoder, masked mean, linear head."""
+"""The classifier that is trained, saved and exported: encoder, masked mean, linear head.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+Or, where its configuration says so, the encoder and the head that transformers builds on it.
+"""
 
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from trainkit.models import backbone
 from trainkit.models.backbone import BackboneEncoder
@@ -25,14 +30,27 @@ class TextClassifier(nn.Module):
         self.config = config
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(encoder.hidden_size, len(config.labels))
+        self.head: nn.Linear | None = None
+        if config.head is msgspec.UNSET:
+            self.head = nn.Linear(encoder.hidden_size, len(config.labels))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return one row of logits a text."""
+        if self.head is None:
+            assert isinstance(self.encoder, BackboneEncoder)  # the configuration sees to it
+            return self.encoder.logits(input_ids, attention_mask)
         states = self.encoder(input_ids, attention_mask)  # (B, S, H)
         pooled = masked_mean(states, attention_mask)  # (B, H)
         logits: Tensor = self.head(self.dropout(pooled))
         return logits
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Return what is trained at the head's rate."""
+        if self.head is not None:
+            yield from self.head.parameters()
+        elif isinstance(self.encoder, BackboneEncoder):
+            for module in self.encoder.own_head().values():
+                yield from module.parameters()
 
     def saved_state(self) -> dict[str, Tensor]:
         """Return the tensors a checkpoint keeps: all, or without the frozen backbone's."""
@@ -42,6 +60,20 @@ class TextClassifier(nn.Module):
             for name, tensor in self.state_dict().items()
             if name not in frozen
         }
+
+    def folded_state(self) -> dict[str, Tensor]:
+        """Return ``saved_state`` with a plain prefix in the place of one that a network makes."""
+        state = self.saved_state()
+        if not isinstance(self.encoder, BackboneEncoder) or self.encoder.projection is None:
+            return state
+        kept = {n: t for n, t in state.items() if not n.startswith("encoder.projection.")}
+        folded = self.encoder.folded_state().items()
+        return kept | {f"encoder.{name}": tensor for name, tensor in folded}
+
+    def fold(self) -> None:
+        """Make it a model as :func:`build` builds it: the prefix plain. Its answers stay."""
+        if isinstance(self.encoder, BackboneEncoder):
+            self.encoder.fold()
 
 
 class NewModel(NamedTuple):
@@ -58,17 +90,21 @@ def new(
     backbone_name: str | None = None,
     vocabulary: TextEncoder | None = None,
     prefix_length: int = 16,
+    prefix_hidden: int = 0,
     max_length: int | None = None,
     dropout: float = 0.1,
+    head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET,
 ) -> NewModel:
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
-    ``max_length`` (tokens) can only lower the encoder's own limit.
+    ``max_length`` (tokens) can only lower the encoder's own limit. ``prefix_hidden`` > 0: a network
+    with so many hidden units makes the prefix until it is folded.
     """
     scratch = pretrained = config = None
     if backbone_name is not None and kind != "simple":
         pretrained, config = backbone.load_pretrained(backbone_name)
-        encoder = backbone.load_tokenizer(backbone_name, pretrained)
+        reserved = prefix_length if head == "own" else 0  # positions that the prefix takes
+        encoder = backbone.load_tokenizer(backbone_name, pretrained, reserved=reserved)
     elif vocabulary is not None:
         encoder = vocabulary
         scratch = ScratchConfig(vocabulary_size=encoder.tokenizer.get_vocab_size())
@@ -85,11 +121,10 @@ def new(
         prefix_length=prefix_length if kind == "prefix" else 0,
         scratch=scratch,
         backbone=config,
+        head=head,
     )
     if pretrained is not None:
-        return NewModel(
-            TextClassifier(BackboneEncoder(pretrained, settings.prefix_length), settings), encoder
-        )
+        return NewModel(_on_backbone(pretrained, settings, prefix_hidden), encoder)
     return NewModel(build(settings), encoder)
 
 
@@ -108,7 +143,15 @@ def build(config: ModelConfig) -> TextClassifier:
         pretrained = backbone.load_same(config.backbone)
     else:
         pretrained = backbone.build(config.backbone)
-    return TextClassifier(BackboneEncoder(pretrained, config.prefix_length), config)
+    return _on_backbone(pretrained, config)
+
+
+def _on_backbone(
+    pretrained: PreTrainedModel, config: ModelConfig, prefix_hidden: int = 0
+) -> TextClassifier:
+    if config.head == "own":
+        pretrained = backbone.with_own_head(pretrained, len(config.labels), config.dropout)
+    return TextClassifier(BackboneEncoder(pretrained, config.prefix_length, prefix_hidden), config)
 
 
 def torch_runner(model: nn.Module) -> Runner:

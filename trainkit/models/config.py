@@ -50,6 +50,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     ``max_length`` counts tokens, special tokens included; ``prefix_length`` counts trained
     positions (0 except for ``prefix``). Exactly one of ``scratch`` and ``backbone`` is set.
+    ``head`` is UNSET for a linear one over the states' mean, ``own`` for the one that transformers
+    builds on the backbone, the text's positions counted behind the prefix: what PEFT computes.
     """
 
     kind: Kind
@@ -60,6 +62,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prefix_length: int = 0
     scratch: ScratchConfig | None = None
     backbone: BackboneConfig | None = None
+    head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         faults = []
@@ -77,5 +80,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             faults.append("kind 'simple' is trained from scratch and takes no backbone")
         if self.kind == "finetune" and self.backbone is None:
             faults.append("kind 'finetune' needs a backbone, for example --backbone minilm")
+        if self.head == "own" and (self.kind != "prefix" or self.backbone is None):
+            faults.append("head 'own' goes with kind 'prefix' and a backbone")
         if faults:
             raise InputError("This model cannot be built: " + "; ".join(faults) + ".")

@@ -24,7 +24,7 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["Folded", "fold"]
+__all__ = ["Folded", "fold", "shift_positions"]
 
 
 class Folded(NamedTuple):
@@ -85,7 +85,7 @@ def _fold_prefix(adapted: "PeftModel") -> Folded:
         prefix.key.data.copy_(layer.keys[0])  # (A, P, D)
         prefix.value.data.copy_(layer.values[0])
         site.module.prefix = prefix.requires_grad_(False)
-    _shift_positions(model, cache.layers[0].keys.shape[2])
+    shift_positions(model, cache.layers[0].keys.shape[2])
     return Folded(model, None)
 
 
@@ -100,7 +100,7 @@ def _check_sites(sites: list[AttentionSite], layers: Any) -> None:
         )
 
 
-def _shift_positions(model: Any, length: int) -> None:
+def shift_positions(model: Any, length: int) -> None:
     """Count the text's positions from ``length`` on, as with a cache of that length.
 
     Each family counts in its own way (RoBERTa leaves padding where it is), but all take the length

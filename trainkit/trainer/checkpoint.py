@@ -95,7 +95,7 @@ def save(
     if not tokenizer.exists():
         write_atomically(tokenizer, encoder.tokenizer.to_str(pretty=True).encode())
     weights = folder / f"weights-{epoch:03d}.safetensors"
-    write_atomically(weights, safetensors.torch.save(model.saved_state()))
+    write_atomically(weights, safetensors.torch.save(model.folded_state()))
     checkpoint = Checkpoint(
         format_version=FORMAT_VERSION,
         model=model.config,

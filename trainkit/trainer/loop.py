@@ -153,6 +153,7 @@ def train(
             raise
         interrupted = True
     assert best is not None  # there is at least one epoch, and the first is the best so far
+    model.fold()
     checkpoint.restore(model, checkpoint.weights_path(folder))
     return Trained(model.eval(), history, best, interrupted)
 
@@ -186,7 +187,7 @@ def make_optimizer(model: TextClassifier, config: TrainConfig) -> torch.optim.Op
         for name, weight in module.named_parameters(recurse=False)
         if name == "bias" or isinstance(module, (nn.LayerNorm, KeyValuePrefix)) or name == "prefix"
     }
-    head = {id(weight) for weight in model.head.parameters()}
+    head = {id(weight) for weight in model.head_parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for weight in trained_parameters(model):
         rate = config.head_learning_rate if id(weight) in head else config.learning_rate

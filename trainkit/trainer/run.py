@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,7 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.trainer import checkpoint, state
+from trainkit.trainer.adapter import write_adapter
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
 from trainkit.trainer.metrics import Evaluation, evaluate
@@ -26,16 +27,20 @@ from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerpri
 from trainkit.trainer.progress import Progress
 from trainkit.trainer.settings import CONFIG, to_toml
 
+if TYPE_CHECKING:
+    from trainkit.trainer.range_test import RangeTest
+
 __all__ = ["EVALUATION", "VALIDATION", "ModelChoice", "Run", "start"]
 
 VALIDATION = "valid.json"
 EVALUATION = "test.json"
 SCRATCH_MAX_LENGTH = 128
 REPORTED_TEXTS = 20_000  # of train, which are looked through for wrong labels
+COMPARED_TEXTS = 16  # of the test set, between a prefix and its PEFT adapter
 
 
 class Run(NamedTuple):
-    """A finished run: its folder, what training gave, and the scores on validation and test.
+    """A finished run: its folder, what training gave, scores on validation and test, and notes.
 
     ``no_temperature`` says why none was kept, else it is empty.
     """
@@ -45,6 +50,7 @@ class Run(NamedTuple):
     valid: Evaluation
     test: Evaluation
     no_temperature: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def start(
@@ -57,14 +63,15 @@ def start(
     source: DataSource | None = None,
     resume: bool = False,
     save_every_s: float = SAVE_EVERY_S,
+    tested: "RangeTest | None" = None,
     report: bool = False,
 ) -> Run:
     """Train into ``folder``, score test once, point ``latest`` at it.
 
     ``folder`` must not exist, or with ``resume`` hold a run of the same settings and data that did
     not come to its end. An error or interrupt before the first saved state leaves no new folder.
-    ``source`` is kept beside the settings, for whoever resumes. ``report`` writes ``report.html``
-    too.
+    ``source`` is kept beside the settings, for whoever resumes, and the curve of ``tested``, by
+    which the rate in ``config`` was chosen, in the folder. ``report`` writes ``report.html`` too.
     """
     if report:
         import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
@@ -76,6 +83,8 @@ def start(
     with _fresh(folder):
         plan.write(folder)
         write_atomically(folder / CONFIG, to_toml(choice, config))
+        if tested is not None:
+            tested.write(folder)
         return _run(choice, splits, config, folder, progress, save_every_s, report)
 
 
@@ -112,7 +121,10 @@ def _run(
     )
     test_logits = _logits(answer, splits.test)
     test = _evaluate(answer, test_logits, splits.test, temperature)
-    run = Run(folder, trained, valid, test, no_temperature)
+    texts = [example.text for example in splits.test[:COMPARED_TEXTS]]
+    note = write_adapter(folder, trained.model, new.encoder, texts)
+    notes = () if note is None else (note,)
+    run = Run(folder, trained, valid, test, no_temperature, notes)
     if report:
         _write_report(run, choice, config, splits, answer, (valid_logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
@@ -185,8 +197,10 @@ def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
         backbone_name=choice.backbone,
         vocabulary=vocabulary,
         prefix_length=choice.prefix_length,
+        prefix_hidden=choice.projection_size,
         max_length=choice.max_length,
         dropout=dropout,
+        head="own" if choice.head == "own" else msgspec.UNSET,
     )
 
 

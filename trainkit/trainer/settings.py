@@ -21,7 +21,7 @@ __all__ = ["CONFIG", "FIELDS", "read", "resolve", "to_toml"]
 
 CONFIG = "config.toml"  # of a run's folder
 MODEL = "model"  # ModelChoice.kind, by its option's name
-WORDS = {int: "a whole number", float: "a number", str: "a text"}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 _model = {
     MODEL if field.name == "kind" else field.name: field

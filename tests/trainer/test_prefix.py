@@ -1,0 +1,175 @@
+"""Prefixes on a small BERT: made by a network and folded, against PEFT's own and its forward."""
+
+import copy
+
+import msgspec
+import peft
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+from transformers import PreTrainedTokenizerFast
+
+from trainkit.bench.families import random_classifier
+from trainkit.cli import cli
+from trainkit.data.splits import Splits
+from trainkit.data.vocabulary import word_tokenizer
+from trainkit.serve.errors import InputError
+from trainkit.trainer import checkpoint
+from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.run import ModelChoice, make_model, start
+
+CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=1e-2, average_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def few(splits):
+    return Splits(splits.train[:48], splits.valid[:24], splits.test[:24])
+
+
+@pytest.fixture(scope="module")
+def base(splits, tmp_path_factory):
+    """Return the folder of an encoder of two layers, with a tokenizer of the questions' words."""
+    folder = tmp_path_factory.mktemp("prefix") / "base"
+    words = word_tokenizer([example.text for example in splits.train], 2)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=48, **special)
+    tokenizer.save_pretrained(folder)
+    random_classifier("bert", len(tokenizer)).base_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def projected(base):
+    return ModelChoice(
+        kind="prefix",
+        backbone=str(base),
+        prefix_length=5,
+        prefix_projection=True,
+        prefix_hidden=24,
+    )
+
+
+def weights(folder):
+    return safetensors.torch.load_file(checkpoint.weights_path(folder))
+
+
+def logits(new, examples):
+    ids, mask, _ = new.encoder.encode([example.text for example in examples])
+    with torch.inference_mode():
+        return new.model.eval()(torch.from_numpy(ids), torch.from_numpy(mask))
+
+
+def test_a_projected_prefix_is_what_peft_makes(projected, few):
+    """PEFT's prefix encoder with the same weights, cut up as PEFT cuts it."""
+    encoder = make_model(projected, few).model.encoder
+    ours = encoder.projection
+    length, layers, _, heads, size = ours.shape
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=length,
+        token_dim=heads * size,
+        num_layers=layers,
+        encoder_hidden_size=24,
+        prefix_projection=True,
+    )
+    theirs = peft.PrefixEncoder(config)
+    theirs.embedding.weight.data.copy_(ours.prefix)
+    theirs.transform.load_state_dict(ours.network.state_dict())
+    expected = theirs(torch.arange(length)[None]).view(length, layers * 2, heads, size)
+    ours.fill(encoder.prefixes)
+    for number, prefix in enumerate(encoder.prefixes):
+        torch.testing.assert_close(prefix.key, expected[:, 2 * number].transpose(0, 1))
+        torch.testing.assert_close(prefix.value, expected[:, 2 * number + 1].transpose(0, 1))
+    assert len(encoder.prefixes) == layers
+
+
+def test_folding_keeps_every_logit_to_the_bit(projected, few):
+    new = make_model(projected, few)
+    before, state = logits(new, few.test), new.model.folded_state()
+    new.model.fold()
+    assert torch.equal(logits(new, few.test), before)
+    assert {n: t.shape for n, t in new.model.saved_state().items()} == {
+        name: tensor.shape for name, tensor in state.items()
+    }
+    assert all(torch.equal(t, state[name]) for name, t in new.model.saved_state().items())
+    with torch.no_grad():  # and the comparison is able to fail
+        new.model.encoder.prefixes[0].key[0, 0, 0] += 1
+    assert not torch.equal(logits(new, few.test), before)
+
+
+def test_a_run_keeps_plain_keys_and_values_alone(projected, few, tmp_path):
+    run = start(projected, few, CONFIG, tmp_path / "projected")
+    plain = msgspec.structs.replace(projected, prefix_projection=False, prefix_hidden=None)
+    kept = {name: t.shape for name, t in weights(run.folder).items()}
+    other = start(plain, few, CONFIG, tmp_path / "plain").folder
+    assert kept == {name: t.shape for name, t in weights(other).items()}
+    loaded = checkpoint.load(run.folder)
+    trained = loaded._replace(model=run.trained.model)
+    assert torch.equal(logits(loaded, few.test), logits(trained, few.test))
+
+
+def test_the_network_is_trained_through(projected, few):
+    """Every weight of the network gets a gradient, the frozen encoder none."""
+    new = make_model(projected, few)
+    ids, mask, _ = new.encoder.encode([example.text for example in few.train[:8]])
+    new.model(torch.from_numpy(ids), torch.from_numpy(mask)).square().sum().backward()
+    with_gradient = {n for n, weight in new.model.named_parameters() if weight.grad is not None}
+    own = {n for n, _ in new.model.named_parameters() if n.startswith(("encoder.proj", "head."))}
+    assert with_gradient == own
+    assert all(weight.grad.any() for weight in new.model.encoder.projection.parameters())
+
+
+class CutOffError(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+class Cut:
+    """Progress that ends the training after ``left`` steps."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def step(self, *_):
+        self.left -= 1
+        if not self.left:
+            raise CutOffError
+
+    def epoch(self, _):
+        pass
+
+
+def test_a_projected_run_that_was_cut_off_goes_on_to_the_same_weights(projected, few, tmp_path):
+    whole = start(projected, few, CONFIG, tmp_path / "whole").folder
+    with pytest.raises(CutOffError):
+        start(projected, few, CONFIG, tmp_path / "cut", Cut(5), save_every_s=0)
+    start(projected, few, CONFIG, tmp_path / "cut", resume=True)
+    first, second = weights(whole), weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    changed = copy.deepcopy(second)
+    changed[next(iter(changed))].flatten()[0] += 1e-6
+    assert not all(torch.equal(first[name], changed[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"kind": "prefix", "prefix_projection": True}, "goes with --model prefix and a backbone"),
+        ({"kind": "simple", "prefix_projection": True}, "goes with --model prefix and a backbone"),
+        ({"kind": "prefix", "prefix_hidden": 8}, "give both"),
+        ({"kind": "prefix", "prefix_hidden": 0}, "prefix_hidden must be at least 1, not 0"),
+    ],
+)
+def test_settings_of_a_projection_that_contradict_are_refused(settings, told):
+    with pytest.raises(InputError, match=told):
+        ModelChoice(**settings)
+
+
+def test_the_options_of_a_projection_reach_the_model(base, tmp_path):
+    options = ["--prefix-projection", "--prefix-hidden", "8", "--prefix-length", "3"]
+    command = ["train", "--data", "sample", "--model", "prefix", "--backbone", str(base)]
+    command += ["--epochs", "1", "--runs", str(tmp_path), "--name", "run", "--max-length", "8"]
+    done = CliRunner().invoke(cli, command + options)
+    assert done.exit_code == 0, done.output
+    settings = msgspec.json.decode((tmp_path / "run" / "settings.json").read_bytes())
+    assert settings["model"]["prefix_hidden"] == 8
+    assert weights(tmp_path / "run")["encoder.model.encoder.layer.0.prefix.key"].shape[1] == 3
