@@ -69,7 +69,7 @@ def tune(
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("learning_rate") == "auto":
         raise InputError(
-            "--lr auto is for trainkit train; a search chooses the rate: leave it out."
+            "--lr auto is for trainkit train; a search tries rates itself: leave it out."
         )
     fixed = ({} if config is None else read(config)) | given
     choice, training = resolve(given, config)
