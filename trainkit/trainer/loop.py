@@ -27,7 +27,7 @@ from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer import checkpoint, state
 from trainkit.trainer.batches import Encoded, encode, in_order, shuffled
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.losses import balanced_weights, classification_loss
+from trainkit.trainer.losses import objective
 from trainkit.trainer.progress import Epoch, Progress, Unwatched
 from trainkit.trainer.state import Position, Training
 
@@ -76,9 +76,7 @@ def train(
     names = model.config.labels
     train_data = encode(splits.train, encoder, names)
     valid_data = encode(splits.valid, encoder, names)
-    weights = None
-    if config.class_weights == "balanced":
-        weights = balanced_weights(train_data.labels, len(names)).to(device)
+    loss_of = objective(config, train_data.labels, len(names), device)
     steps = math.ceil(len(train_data.rows) / config.batch_size)
     optimizer = make_optimizer(model, config)
 
@@ -105,13 +103,7 @@ def train(
             for done, (ids, mask, labels) in enumerate(todo, start=first + 1):
                 labels = labels.to(device)
                 logits = model(ids.to(device), mask.to(device))
-                loss = classification_loss(
-                    logits,
-                    labels,
-                    weights=weights,
-                    label_smoothing=config.label_smoothing,
-                    focal_gamma=config.focal_gamma or 0.0,
-                )
+                loss = loss_of(logits, labels)
                 if not torch.isfinite(loss):
                     raise DivergedError(
                         f"the loss became {loss.item()} in epoch {number}, step {done}; "

@@ -3,11 +3,16 @@
 N examples, C classes: logits (N, C) and labels (N,) in, one number out.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["balanced_weights", "classification_loss"]
+from trainkit.trainer.config import TrainConfig
+
+__all__ = ["balanced_weights", "classification_loss", "objective"]
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
@@ -44,3 +49,18 @@ def classification_loss(
     wrong = -torch.expm1(log_p).clamp_max(-torch.finfo(logits.dtype).eps)
     total = len(labels) if weights is None else weights[labels].sum()
     return (wrong**focal_gamma * each).sum() / total
+
+
+def objective(
+    config: TrainConfig, labels: Tensor, classes: int, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss that ``config`` asks for, of logits and labels; ``labels`` are train's."""
+    weights = None
+    if config.class_weights == "balanced":
+        weights = balanced_weights(labels, classes).to(device)
+    return partial(
+        classification_loss,
+        weights=weights,
+        label_smoothing=config.label_smoothing,
+        focal_gamma=config.focal_gamma or 0.0,
+    )

@@ -18,9 +18,8 @@ import matplotlib as mpl
 import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from trainkit.data.splits import Splits
 from trainkit.models.classifier import NewModel
@@ -34,6 +33,7 @@ from trainkit.trainer.loop import (
     seed_everything,
     trained_parameters,
 )
+from trainkit.trainer.losses import objective
 from trainkit.trainer.plan import ModelChoice
 from trainkit.trainer.run import make_model
 
@@ -121,13 +121,15 @@ def chosen(points: list[Point]) -> float:
 def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Point], float | None]:
     model, encoder = new
     seed_everything(config.seed)
-    model.to(choose_device(config.device)).train()
+    device = choose_device(config.device)
+    model.to(device).train()
     data = encode(splits.train, encoder, model.config.labels)
     # A head that learned at its own rate from the first step on would let the loss fall soonest
     # where the swept rate is too low to do anything (tried on MiniLM and from scratch).
     for weight in model.head_parameters():
         weight.requires_grad_(False)
     optimizer = make_optimizer(model, config)
+    loss_of = objective(config, data.labels, len(model.config.labels), device)
     batches = itertools.chain.from_iterable(
         shuffled(data, config.batch_size, config.seed, epoch) for epoch in itertools.count(1)
     )
@@ -137,29 +139,19 @@ def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Poi
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(model, batch, config, optimizer)
+        ids, mask, labels = (tensor.to(device) for tensor in batch)
+        found = loss_of(model(ids, mask), labels)
+        optimizer.zero_grad()
+        found.backward()
+        nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
+        optimizer.step()
+        loss = found.item()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smoothed = mean / (1 - SMOOTHING ** (step + 1))
         if not math.isfinite(loss) or (points and smoothed > RUNAWAY * points[0].loss):
             return points, rate
         points.append(Point(rate, loss, smoothed))
     return points, None
-
-
-def _step(
-    model: nn.Module,
-    batch: tuple[Tensor, ...],
-    config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
-) -> float:
-    device = next(model.parameters()).device
-    ids, mask, labels = (tensor.to(device) for tensor in batch)
-    loss = F.cross_entropy(model(ids, mask), labels, label_smoothing=config.label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
-    optimizer.step()
-    return loss.item()
 
 
 @contextmanager
