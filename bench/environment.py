@@ -9,12 +9,16 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import psutil
 
-__all__ = ["Environment", "describe", "peak_rss_bytes", "usable_cores"]
+__all__ = ["Environment", "describe", "peak_rss_bytes", "usable_cores", "watch_theft"]
+
+NOISY_THEFT = 0.05
 
 # What decides how fast a matrix product is on x86: vector width, and dot products of bytes.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
@@ -55,6 +59,32 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     gpu_driver: str | None = None
     governor: str | None = None
     providers: tuple[str, ...] = ()
+
+
+def watch_theft() -> Callable[[], tuple[str, ...]]:
+    """Begin to count what a hypervisor takes; what it returns says at the end whether it matters.
+
+    In a virtual machine others may get the cores while programs here wait for them; the kernel
+    counts that as stolen (``proc_stat(5)``). No reason where it does not.
+    """
+    stolen, wanted = _cpu_seconds()
+
+    def reasons() -> tuple[str, ...]:
+        stolen_now, wanted_now = _cpu_seconds()
+        share = (stolen_now - stolen) / max(wanted_now - wanted, 1e-9)
+        if share <= NOISY_THEFT:
+            return ()
+        return (f"other virtual machines took {100 * share:.0f} % of the CPU time wanted here",)
+
+    return reasons
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Return what was stolen from this machine since it started, and what it wanted in all."""
+    times = psutil.cpu_times()
+    stolen: float = getattr(times, "steal", 0.0)  # Linux counts it
+    wanted = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+    return stolen, wanted + stolen
 
 
 def describe() -> Environment:

@@ -135,6 +135,7 @@ def generate(
     """
     firing = _Firing(target, settings, due, watch)
     cpu, started = time.process_time(), time.perf_counter()
+    theft = environment.watch_theft()
     gc.collect()
     gc.freeze()  # what was imported need not be searched for garbage between two requests
     try:
@@ -149,6 +150,7 @@ def generate(
         unfinished=firing.started - len(firing.samples),
         cpu_share=(time.process_time() - cpu) / (time.perf_counter() - started),
         interrupted=firing.interrupted,
+        stolen=theft(),
     )
 
 

@@ -191,8 +191,12 @@ def summarise(
     unfinished: int,
     cpu_share: float,
     interrupted: bool,
+    stolen: tuple[str, ...] = (),
 ) -> LoadRun:
-    """Compute a run's figures from its counted requests, which may be none."""
+    """Compute a run's figures from its counted requests, which may be none.
+
+    ``stolen`` says what :func:`trainkit.bench.environment.watch_theft` saw.
+    """
     samples = sorted(samples, key=lambda sample: sample.due_s)
     outcomes = Counter(sample.outcome for sample in samples)
     answered = outcomes.pop(OK, 0)
@@ -222,7 +226,7 @@ def summarise(
         queued=sum(sample.queued for sample in samples),
         cpu_share=cpu_share,
         interrupted=interrupted,
-        noisy_because=_noise(start_delay_p99_ms, cpu_share),
+        noisy_because=(*_noise(start_delay_p99_ms, cpu_share), *stolen),
         samples=tuple(samples),
     )
 

@@ -37,8 +37,8 @@ def find_rate(
     """Return every probe in order, and what they show; ``start`` is the lowest rate tried.
 
     ``seconds_of`` tells how long a probe of a rate takes: none is begun that would end after
-    ``max_seconds``. One that failed while the generator itself was late says little of the server,
-    and is repeated once.
+    ``max_seconds``. One that failed while the generator itself was late, or its machine was busy
+    elsewhere, says little of the server, and is repeated once.
     """
     began = time.monotonic()
     runs: list[LoadRun] = []
@@ -117,8 +117,8 @@ def _search(
         found += f"; at {failed.rate:.1f}/s {', '.join(failed.failed_because)}"
         if failed.noisy_because:
             found += (
-                f", but there {' and '.join(failed.noisy_because)}: the generator was the limit, "
-                "and the server may bear more"
+                f", but there {' and '.join(failed.noisy_because)}: that was the limit, and the "
+                "server may bear more"
             )
     if ended:
         found += f"; {WHY_ENDED[ended]} before the search was done"

@@ -119,7 +119,7 @@ def run(
     :func:`trainkit.bench.result.check` makes an error of it. A runtime that is not there is listed
     as absent; ``InputError`` if the baseline is.
     """
-    before = environment.describe()
+    before, theft = environment.describe(), environment.watch_theft()
     progress("tokenise")
     workloads = prepare([spec.source for spec in specs], examples, settings)
     roof = None
@@ -135,7 +135,7 @@ def run(
             for workload in workloads
         ]
     described = tuple(_with_end(engine, results) for engine in engines)
-    noise = _noise(results, described, before)
+    noise = (*_noise(results, described, before), *theft())
     return Result(
         command=tuple(command),
         date=datetime.now(UTC).replace(microsecond=0),

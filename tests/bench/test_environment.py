@@ -77,3 +77,24 @@ def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:
     peak = environment.peak_rss_bytes()
     assert peak is not None
     assert peak > len(ballast)
+
+
+def test_time_that_other_machines_took_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([(10.0, 100.0), (11.0, 104.0), (10.0, 100.0), (10.1, 104.0)])
+    monkeypatch.setattr(environment, "_cpu_seconds", lambda: next(seconds))
+    assert environment.watch_theft()() == (
+        "other virtual machines took 25 % of the CPU time wanted here",
+    )
+    assert environment.watch_theft()() == ()
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="compares with Linux's own counters")
+def test_the_counters_are_the_kernels() -> None:
+    before = environment._cpu_seconds()
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    after = environment._cpu_seconds()
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, softirq, steal = (int(field) / ticks for field in fields)
+    assert before[0] <= steal <= after[0]
+    wanted = user + nice + system + irq + softirq + steal
+    assert before[1] - 0.05 <= wanted <= after[1] + 0.05
