@@ -135,7 +135,7 @@ def main(
     """Measure the servers of one model."""
     # As with Ctrl-C: the servers, which are in sessions of their own, end with this program.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    threads = usable_cores()
+    threads = max(1, usable_cores() - 1)  # as trainkit serve has by itself, and LitServe too
     launches = list(_launches(classifier, fp32, int8, peers_python, threads))
     posts = _texts(newsgroups)
     corpora = [
