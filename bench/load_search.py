@@ -1,4 +1,4 @@
-"""The search for the highest rate that a server bears: growth by doubling, then bisection.
+"""The search for the highest rate that a server bears: doubling or halving, then bisection.
 
 It knows nothing of HTTP: a probe takes a rate and returns what happened.
 """
@@ -15,6 +15,7 @@ from trainkit.bench.load_result import OK, LoadRun, Sample, Search
 __all__ = ["MAX_PROBES", "find_rate", "hopeless"]
 
 MAX_PROBES = 24
+LOWEST = 1.0  # requests a second: a p99 of fewer takes minutes
 PRECISION = 1.05  # a rate that passes and one that fails are at last as close as this
 
 Ended: TypeAlias = Literal["", "time", "probes", "interrupt"]
@@ -34,7 +35,7 @@ def find_rate(
     seconds_of: Callable[[float], float],
     progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[list[LoadRun], Search]:
-    """Return every probe in order, and what they show; ``start`` is the lowest rate tried.
+    """Return every probe in order, and what they show; it begins with the rate ``start``.
 
     ``seconds_of`` tells how long a probe of a rate takes: none is begun that would end after
     ``max_seconds``. One that failed while the generator itself was late, or its machine was busy
@@ -68,6 +69,8 @@ def find_rate(
         repeats = False
         if failed is None:
             rate *= 2
+        elif passed is None and failed.rate / 2 >= LOWEST:
+            rate = failed.rate / 2
         elif passed is None or failed.rate <= PRECISION * passed.rate:
             return runs, _search("", passed, failed, p99_below_ms)
         else:
@@ -122,8 +125,6 @@ def _search(
             )
     if ended:
         found += f"; {WHY_ENDED[ended]} before the search was done"
-    elif passed is None:
-        found += "; search lower with a smaller --rate"
     return Search(
         p99_below_ms=p99_below_ms,
         rate=passed.rate_offered if passed else None,

@@ -107,6 +107,7 @@ class Corpus(NamedTuple):
 @click.option("--newsgroups", default="data/newsgroups20", show_default=True)
 @click.option("--trec-p99", default=50.0, show_default=True, help="Milliseconds.")
 @click.option("--newsgroups-p99", default=50.0, show_default=True, help="Milliseconds.")
+@click.option("--relaxed-p99", default=500.0, show_default=True, help="Of newsgroups again.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--soak-minutes", default=10.0, show_default=True)
 @click.option("--peers-python", type=click.Path(path_type=Path), default=PEER_PYTHON)
@@ -122,6 +123,7 @@ def main(
     newsgroups: str,
     trec_p99: float,
     newsgroups_p99: float,
+    relaxed_p99: float,
     rounds: int,
     soak_minutes: float,
     peers_python: Path,
@@ -133,11 +135,14 @@ def main(
     """Measure the servers of one model."""
     # As with Ctrl-C: the servers, which are in sessions of their own, end with this program.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    threads = usable_cores()
+    threads = max(1, usable_cores() - 1)  # as trainkit serve has by itself, and LitServe too
     launches = list(_launches(classifier, fp32, int8, peers_python, threads))
+    posts = _texts(newsgroups)
     corpora = [
         _corpus("TREC", _texts(trec), trec_p99, rate=100 if quick else 20),
-        _corpus("newsgroups", _texts(newsgroups), newsgroups_p99, rate=100 if quick else 5),
+        _corpus("newsgroups", posts, newsgroups_p99, rate=100 if quick else 5),
+        # Where a long post alone takes longer than the limit, this one still compares servers.
+        _corpus(f"newsgroups {relaxed_p99:g}", posts, relaxed_p99, rate=100 if quick else 5),
     ]
     plan = Plan(
         servers=tuple(launch.server for launch in launches),

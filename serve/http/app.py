@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 from starlette.applications import Starlette
@@ -196,6 +197,7 @@ class _Service:
         self.settings = settings
         self.draining = draining
         self.tracing = tracing
+        self._noted: WeakKeyDictionary[Model, dict[str, int]] = WeakKeyDictionary()
         self.server = ServerMetadata(
             "trainkit", metadata.version("trainkit"), ["binary_tensor_data", "schedule_policy"]
         )
@@ -216,25 +218,29 @@ class _Service:
 
     def observe(self, record: Record) -> None:
         """Count a request that was answered."""
-        metrics.REQUESTS.labels(record.route, record.model, record.status).inc()
+        metrics.of(metrics.REQUESTS, record.route, record.model, record.status).inc()
         if record.error:
-            metrics.ERRORS.labels(record.error).inc()
+            metrics.of(metrics.ERRORS, record.error).inc()
         if record.infer_s is not None:
-            metrics.TOKENIZE.labels(record.model).observe(record.tokenize_s or 0)
-            metrics.QUEUE.labels(record.model).observe(record.queue_s or 0)
-            metrics.INFER.labels(record.model).observe(record.infer_s)
+            metrics.of(metrics.TOKENIZE, record.model).observe(record.tokenize_s or 0)
+            metrics.of(metrics.QUEUE, record.model).observe(record.queue_s or 0)
+            metrics.of(metrics.INFER, record.model).observe(record.infer_s)
 
     def observe_batch(self, model: Model, facts: BatchFacts) -> None:
         """Count a batch that was run."""
-        metrics.BATCH_ROWS.labels(model.name).observe(facts.rows)
-        metrics.BATCH_TOKENS.labels(model.name).observe(facts.tokens)
+        metrics.of(metrics.BATCH_ROWS, model.name).observe(facts.rows)
+        metrics.of(metrics.BATCH_TOKENS, model.name).observe(facts.tokens)
         self._note(model)
 
     def _note(self, model: Model) -> None:
+        """Set the gauges where they changed; a model is asked after each batch."""
         stats = model.stats()
-        metrics.QUEUE_ROWS.labels(model.name).set(stats["queued_rows"])
-        metrics.QUEUE_TOKENS.labels(model.name).set(stats["queued_tokens"])
-        metrics.RESTARTS.labels(model.name).set(stats["restarts"])
+        if self._noted.get(model) == stats:
+            return
+        self._noted[model] = stats
+        metrics.of(metrics.QUEUE_ROWS, model.name).set(stats["queued_rows"])
+        metrics.of(metrics.QUEUE_TOKENS, model.name).set(stats["queued_tokens"])
+        metrics.of(metrics.RESTARTS, model.name).set(stats["restarts"])
         metrics.set_version(model.name, self.models[model.name].version)
 
     async def about(self, call: Call) -> Reply:

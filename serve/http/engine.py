@@ -44,6 +44,7 @@ PROGRAM = (sys.executable, "-P", "-m", "trainkit.serve.http.worker")
 PING_S = 0.4
 PONG_S = 0.5  # no answer for so long: not ready, which is so within a second of any stop
 KILL_S = 2.0  # and for so long: ended. A machine short of cores comes back before that
+LATE_S = 0.05
 PAUSES_S = (0.1, 5.0)  # between restarts that follow each other; the first comes at once
 TRIES = 2  # a batch whose process ends is run again: it may not have been the batch's doing
 
@@ -138,6 +139,9 @@ class _Process(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         _settle(self.lost)
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(_LostError())
 
     def send(self, message: Run) -> None:
         assert self._transport is not None
@@ -153,16 +157,23 @@ class _Process(asyncio.Protocol):
         self, number: int, rows: Sequence[Tokens], hang_s: float, *, token_types: bool
     ) -> Logits | Failed:
         """Run one batch; ``_LostError`` where the process ends, also because it took too long."""
-        answer: asyncio.Future[Logits | Failed] = asyncio.get_running_loop().create_future()
+        if self.lost.done():
+            raise _LostError
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Logits | Failed] = loop.create_future()
         self._answers[number] = answer
         self.send(ragged(number, rows, token_types=token_types))
-        try:
-            await _first(answer, self.lost, timeout_s=hang_s)
+
+        def give_up() -> None:
             if not answer.done():
                 self.kill(f"a batch took longer than {hang_s:g} s")
-                raise _LostError
-            return answer.result()
+
+        # Not at once: after a stall of this process, what had come in meanwhile is read first.
+        timer = loop.call_later(hang_s, loop.call_later, LATE_S, give_up)
+        try:
+            return await answer
         finally:
+            timer.cancel()
             self._answers.pop(number, None)
 
     def kill(self, reason: str) -> None:

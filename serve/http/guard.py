@@ -262,13 +262,14 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     watch = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGoneError
-        return task.result()
+        if task.done():
+            return task.result()
+        raise ClientGoneError
     finally:
-        for running in (task, watch):
-            running.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
 
 
 async def _gone(receive: Receive) -> None:

@@ -9,7 +9,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -33,8 +34,11 @@ __all__ = [
     "TOKENIZE",
     "Tracing",
     "exposition",
+    "of",
     "set_version",
 ]
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 REGISTRY = CollectorRegistry()
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5)  # and +Inf: ten
@@ -79,6 +83,12 @@ QUEUE_TOKENS = _gauge("trainkit_queue_tokens", "Tokens that wait.")
 RESTARTS = _gauge("trainkit_worker_restarts", "Restarts of inference processes.")
 INFO = _gauge("trainkit_model_info", "Fronts that serve this version.", ("model", "version"))
 _versions: dict[str, str] = {}
+
+
+@cache
+def of(metric: Metric, *labels: object) -> Metric:
+    """Return the metric of these labels, as ``metric.labels`` does; it is asked at each request."""
+    return metric.labels(*labels)
 
 
 def set_version(model: str, version: str) -> None:

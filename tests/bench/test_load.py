@@ -336,7 +336,7 @@ def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.Sear
     return load_search.find_rate(probe, **how | changed)
 
 
-@pytest.mark.parametrize("capacity", [10.0, 37.0, 1234.0, 8000.0])
+@pytest.mark.parametrize("capacity", [1.3, 9.0, 10.0, 37.0, 1234.0, 8000.0])
 def test_the_search_comes_within_five_percent(capacity: float) -> None:
     runs, found = search(capacity)
     assert found.rate is not None
@@ -347,9 +347,9 @@ def test_the_search_comes_within_five_percent(capacity: float) -> None:
 
 
 def test_the_search_says_what_kept_it_from_more() -> None:
-    runs, found = search(9.0)
-    assert (len(runs), found.rate) == (1, None)
-    assert "not even 10.0 requests/s" in found.summary
+    runs, found = search(0.9)
+    assert ([run.rate for run in runs], found.rate) == ([10.0, 5.0, 2.5, 1.25], None)
+    assert "not even 1.2 requests/s" in found.summary
     _, found = search(100.0, late_s=0.02)
     assert found.limited_by == "generator"
     assert "that was the limit" in found.summary
