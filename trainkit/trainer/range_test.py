@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from trainkit.data.splits import Splits
+from trainkit.drawing import COLOURS
 from trainkit.models.classifier import NewModel
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
@@ -171,10 +172,10 @@ def picture(test: RangeTest) -> bytes:
     rates = [point.rate for point in test.points]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(rates, [p.loss for p in test.points], ".", color="#888888", label="of one step")
-    axes.plot(rates, [p.smoothed for p in test.points], color="#0072B2", label="running mean")
+    axes.plot(rates, [p.loss for p in test.points], ".", color=COLOURS[-1], label="of one step")
+    axes.plot(rates, [p.smoothed for p in test.points], color=COLOURS[0], label="running mean")
     name = f"chosen: {test.learning_rate:g}"
-    axes.axvline(test.learning_rate, color="#D55E00", linestyle="--", label=name)
+    axes.axvline(test.learning_rate, color=COLOURS[1], linestyle="--", label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title="Learning-rate range test")
     axes.legend()
     with mpl.rc_context({"svg.hashsalt": "trainkit", "svg.fonttype": "none"}):
