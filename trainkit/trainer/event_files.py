@@ -38,7 +38,12 @@ class EventFiles:
 
     def __exit__(self, *_: object) -> None:
         if self.writer is not None:
-            self.writer.close()
+            try:
+                self.writer.close()
+            except FileNotFoundError:
+                if self.folder.exists():
+                    raise
+                # Else a training that was cut off in its first epoch took the run's folder along.
 
     def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
         """Write the epoch's means so far."""
@@ -46,6 +51,7 @@ class EventFiles:
         writer = self._open(number)
         writer.add_scalar("step/loss", loss, number)
         writer.add_scalar("step/accuracy", accuracy, number)
+        writer.flush()  # whatever ends the training, the writer's own thread has nothing to do then
         self.then.step(epoch, done, total, loss, accuracy)
 
     def epoch(self, result: Epoch) -> None:
