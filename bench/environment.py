@@ -9,16 +9,26 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import psutil
 
-__all__ = ["Environment", "describe", "peak_rss_bytes", "usable_cores", "watch_theft"]
+__all__ = [
+    "Environment",
+    "describe",
+    "peak_rss_bytes",
+    "usable_cores",
+    "wait_for_calm",
+    "watch_theft",
+]
 
 NOISY_THEFT = 0.05
+CALM_S, CALM_PAUSE_S = 2.0, 15.0
 
 # What decides how fast a matrix product is on x86: vector width, and dot products of bytes.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
@@ -77,6 +87,25 @@ def watch_theft() -> Callable[[], tuple[str, ...]]:
         return (f"other virtual machines took {100 * share:.0f} % of the CPU time wanted here",)
 
     return reasons
+
+
+def wait_for_calm(within_s: float, told: Callable[[str], None]) -> None:
+    """Wait until others take little of this machine, ``within_s`` seconds at most.
+
+    It looks by multiplying matrices on all cores for a moment: an idle machine has nothing to be
+    stolen. What still is not calm then, the measurement says of itself.
+    """
+    until = time.monotonic() + within_s
+    square = np.ones((512, 512), dtype=np.float32)
+    while time.monotonic() < until:
+        theft, busy_until = watch_theft(), time.monotonic() + CALM_S
+        while time.monotonic() < busy_until:
+            square @ square
+        reasons = theft()
+        if not reasons:
+            return
+        told(f"waiting for a calm machine: {reasons[0]}")
+        time.sleep(min(CALM_PAUSE_S, max(0.0, until - time.monotonic())))
 
 
 def _cpu_seconds() -> tuple[float, float]:

@@ -8,9 +8,7 @@ made; ``--resume`` goes on from there.
 """
 
 import hashlib
-import http.client
 import itertools
-import random
 import shutil
 import signal
 import statistics
@@ -21,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -29,11 +26,19 @@ import msgspec
 from trainkit.bench import load as generator
 from trainkit.bench import load_result
 from trainkit.bench.engines import PEERS
-from trainkit.bench.environment import describe, usable_cores
-from trainkit.bench.load_result import LoadSettings
+from trainkit.bench.environment import describe, usable_cores, wait_for_calm
 from trainkit.bench.process import last_line
-from trainkit.bench.samples import bootstrap_interval
-from trainkit.bench.serving_process import cpu_share, memory_watched, started
+from trainkit.bench.serving_measure import (
+    PAUSE_SECONDS,
+    Launch,
+    added_time,
+    load_settings,
+    named,
+    random_lengths,
+    soak,
+    warm,
+)
+from trainkit.bench.serving_process import cpu_share, started
 from trainkit.bench.serving_result import (
     AddedTime,
     Goals,
@@ -45,7 +50,6 @@ from trainkit.bench.serving_result import (
     Soak,
     Texts,
     check,
-    growth,
     markdown,
     ratios,
 )
@@ -54,22 +58,14 @@ from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
-from trainkit.serve.classifier import Classifier
-from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 
-__all__ = ["Launch", "added_time", "main", "random_lengths", "soak"]
+__all__ = ["main"]
 
 RESULTS = Path("bench/results/serving.json")
 PROGRAMS = Path(__file__).with_name("servers")
 PEER_PYTHON = PEERS / "litserve" / "venv" / "bin" / "python"
-WARM_REQUESTS = 30
-BLOCK = 20  # texts that the library, then the server, takes one after the other
-PAUSE_SECONDS = 0.1  # in which the other one's threads stop spinning
-# Finds the rate that the server can carry at all, of which the soak takes its share.
-SOAK_P99_MS = 500.0
-SOAK_TEXTS = 2000
-SOAK_WORDS = 256
 LITSERVE_BATCH = 32
 # 0 would not wait, but its loop then takes a whole core while nothing comes.
 LITSERVE_TIMEOUT_MS = 5.0
@@ -82,14 +78,6 @@ print(json.dumps({name: metadata.version(name) for name in sys.argv[1:]}))
 
 Progress = Callable[[str], None]
 Kind = TypeVar("Kind", bound=msgspec.Struct)
-
-
-class Launch(NamedTuple):
-    """A server and the command that starts it; ``bundle`` is of trainkit's own."""
-
-    server: Server
-    command: tuple[str, ...]
-    bundle: Path | None = None
 
 
 class Corpus(NamedTuple):
@@ -110,6 +98,7 @@ class Corpus(NamedTuple):
 @click.option("--relaxed-p99", default=500.0, show_default=True, help="Of newsgroups again.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--soak-minutes", default=10.0, show_default=True)
+@click.option("--calm-minutes", default=0.0, help="To wait for a calm machine, each time.")
 @click.option("--peers-python", type=click.Path(path_type=Path), default=PEER_PYTHON)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/serving"))
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
@@ -126,6 +115,7 @@ def main(
     relaxed_p99: float,
     rounds: int,
     soak_minutes: float,
+    calm_minutes: float,
     peers_python: Path,
     work: Path,
     out: Path,
@@ -160,7 +150,11 @@ def main(
     )
     _prepare(work, plan, resume)
     with steps() as told:
-        serving = _measure(launches, corpora, plan, work, told)
+
+        def calm() -> None:
+            wait_for_calm(60 * calm_minutes, told)
+
+        serving = _measure(launches, corpora, plan, work, told, calm)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, pretty_json(serving))
     click.echo(markdown(serving))
@@ -169,15 +163,22 @@ def main(
 
 
 def _measure(
-    launches: Sequence[Launch], corpora: Sequence[Corpus], plan: Plan, work: Path, told: Progress
+    launches: Sequence[Launch],
+    corpora: Sequence[Corpus],
+    plan: Plan,
+    work: Path,
+    told: Progress,
+    calm: Callable[[], None],
 ) -> Serving:
     """Make what is not there yet, in turns; the report is of all that is there then."""
     environment = describe()
     ours = [launch for launch in launches if launch.bundle is not None]
-    found = _rates(launches, corpora, plan, work, told)
+    found = _rates(launches, corpora, plan, work, told, calm)
     idle = _each(launches, work, Idle, lambda one: _idle(one, plan, told))
     first, varied = corpora[0].texts, random_lengths(corpora[-1].texts)
+    calm()
     added = _each(ours, work, AddedTime, lambda one: added_time(one, first, plan, told))
+    calm()
     soaks = _each(ours, work, Soak, lambda one: soak(one, varied, plan, told))
     return Serving(
         command=("python", "-m", "trainkit.bench.serving", *_without_paths(sys.argv[1:])),
@@ -194,7 +195,12 @@ def _measure(
 
 
 def _rates(
-    launches: Sequence[Launch], corpora: Sequence[Corpus], plan: Plan, work: Path, told: Progress
+    launches: Sequence[Launch],
+    corpora: Sequence[Corpus],
+    plan: Plan,
+    work: Path,
+    told: Progress,
+    calm: Callable[[], None],
 ) -> tuple[Rate, ...]:
     """Search every server's rate on every corpus, in every round."""
     found: list[Rate] = []
@@ -202,8 +208,9 @@ def _rates(
         name = f"{launch.server.name}, {corpus.about.name}"
         raw = work / f"rate-{launch.server.name}-{corpus.about.name}-{number}.json"
         if not raw.exists():
+            calm()
             begin = _begin(found, launch, corpus)
-            step = _named(told, f"{name}, round {number + 1} of {plan.rounds}")
+            step = named(told, f"{name}, round {number + 1} of {plan.rounds}")
             _search(launch, corpus, plan, begin, raw, step)
         found.append(_rate(load_result.load(raw), launch, corpus, number))
     return tuple(found)
@@ -270,17 +277,6 @@ def _corpus(name: str, texts: Sequence[str], p99_below_ms: float, rate: float) -
     return Corpus(about, texts)
 
 
-def random_lengths(texts: Sequence[str], seed: int = 0) -> list[str]:
-    """Return the beginnings of texts, from 1 to 256 words, every power of two as likely."""
-    rng = random.Random(seed)
-    chosen: list[str] = []
-    while len(chosen) < SOAK_TEXTS:
-        words = rng.choice(texts).split()
-        kept = " ".join(words[: round(2 ** rng.uniform(0, SOAK_WORDS.bit_length() - 1))])
-        chosen.extend([kept] if kept else [])
-    return chosen
-
-
 def _prepare(work: Path, plan: Plan, resume: bool) -> None:
     """Empty the folder, or make sure that what lies there was measured by the same plan."""
     file = work / "plan.json"
@@ -308,10 +304,6 @@ def _each(
     return tuple(found)
 
 
-def _named(told: Progress, name: str) -> Progress:
-    return lambda step: told(f"{name}: {step}")
-
-
 def _begin(found: Sequence[Rate], launch: Launch, corpus: Corpus) -> float:
     """Return where a search begins: later rounds at half of what the earlier ones found."""
     key = (launch.server.name, corpus.about.name)
@@ -323,25 +315,15 @@ def _begin(found: Sequence[Rate], launch: Launch, corpus: Corpus) -> float:
     return max(corpus.about.rate, min(known, default=0.0) / 2)
 
 
-def _load_settings(plan: Plan, rate: float, p99_below_ms: float | None) -> LoadSettings:
-    return LoadSettings(
-        rate=rate,
-        duration_s=plan.duration_s,
-        warm_up_s=plan.warm_up_s,
-        max_seconds=plan.max_search_s,
-        p99_below_ms=p99_below_ms,
-    )
-
-
 def _search(
     launch: Launch, corpus: Corpus, plan: Plan, rate: float, raw: Path, told: Progress
 ) -> None:
     """Start the server, find its rate, keep every sample."""
     told("starting")
-    settings = _load_settings(plan, rate, corpus.about.p99_below_ms)
+    settings = load_settings(plan, rate, corpus.about.p99_below_ms)
     with started(launch.command, launch.server.name) as (url, _):
         target = generator.Target(f"{url}/classify", corpus.texts)
-        _warm(target.url, corpus.texts)
+        warm(target.url, corpus.texts)
         result = generator.run(target, settings, data=corpus.about.name, progress=told)
     if result.interrupted:
         raise KeyboardInterrupt
@@ -368,132 +350,10 @@ def _rate(result: load_result.LoadResult, launch: Launch, corpus: Corpus, number
 def _idle(launch: Launch, plan: Plan, told: Progress) -> Idle:
     told(f"{launch.server.name}: idle for {plan.idle_s:g} s")
     with started(launch.command, launch.server.name) as (url, process):
-        _warm(f"{url}/classify", ["How far is Mars?"])
+        warm(f"{url}/classify", ["How far is Mars?"])
         time.sleep(PAUSE_SECONDS)
         share = cpu_share(process, plan.idle_s)
     return Idle(server=launch.server.name, seconds=plan.idle_s, cpu_share=share)
-
-
-def added_time(launch: Launch, texts: Sequence[str], plan: Plan, told: Progress) -> AddedTime:
-    """Time single texts in this process and over one connection, in alternating blocks.
-
-    Both have as many threads. The first call of a block wakes threads and is not counted.
-    """
-    assert launch.bundle is not None
-    classify = Classifier.load(launch.bundle, threads=plan.threads)
-    library: list[tuple[float, ...]] = []
-    served: list[tuple[float, ...]] = []
-    with started(launch.command, launch.server.name) as (url, _):
-        _warm(f"{url}/classify", texts)
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-        for number in range(plan.added_blocks):
-            told(f"{launch.server.name}: one client, block {number + 1} of {plan.added_blocks}")
-            block = [texts[(number * BLOCK + place) % len(texts)] for place in range(BLOCK)]
-            library.append(_timed(classify, block))
-            served.append(_timed(lambda text: _post(connection, [text]), block))
-        connection.close()
-    library_p50, http_p50 = (_median(chain) for chain in (library, served))
-    pairs = zip(served, library, strict=True)
-    own = [statistics.median(over) - statistics.median(inside) for over, inside in pairs]
-    return AddedTime(
-        server=launch.server.name,
-        library_p50_ms=library_p50,
-        http_p50_ms=http_p50,
-        added_p50_ms=http_p50 - library_p50,
-        interval_ms=bootstrap_interval(own),
-        library_ms=tuple(library),
-        http_ms=tuple(served),
-    )
-
-
-def _median(blocks: Sequence[Sequence[float]]) -> float:
-    return statistics.median(value for block in blocks for value in block)
-
-
-def _timed(call: Callable[[str], object], texts: Sequence[str]) -> tuple[float, ...]:
-    time.sleep(PAUSE_SECONDS)
-    call(texts[0])
-    taken = []
-    for text in texts:
-        start = time.perf_counter()
-        call(text)
-        taken.append(round(1000 * (time.perf_counter() - start), 4))
-    return tuple(taken)
-
-
-def _post(connection: http.client.HTTPConnection, texts: Sequence[str]) -> None:
-    """Send one request and read its answer whole; ``CheckFailedError`` where it is no answer."""
-    body = msgspec.json.encode({"texts": texts})
-    connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    content = response.read()
-    if response.status != 200:
-        raise CheckFailedError(f"/classify answered HTTP {response.status}: {content[:200]!r}")
-
-
-def _warm(url: str, texts: Sequence[str]) -> None:
-    """Ask one text after the other until it is warm; it may not listen yet at the beginning."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-            connection.connect()
-            break
-        except ConnectionRefusedError:
-            if time.monotonic() > until:
-                raise CheckFailedError(f"nothing listens at {url} after a minute.") from None
-            time.sleep(PAUSE_SECONDS)
-    try:
-        for number in range(WARM_REQUESTS):
-            _post(connection, [texts[number % len(texts)]])
-    finally:
-        connection.close()
-
-
-def soak(launch: Launch, texts: Sequence[str], plan: Plan, told: Progress) -> Soak:
-    """Find the rate for these texts, then load the same process for long at a share of it."""
-    name = launch.server.name
-    with started(launch.command, name) as (url, process):
-        target = generator.Target(f"{url}/classify", texts)
-        _warm(target.url, texts)
-        settings = _load_settings(plan, plan.texts[-1].rate, SOAK_P99_MS)
-        found = generator.run(target, settings, progress=_named(told, f"{name}, before the soak"))
-        if found.search is None or found.search.rate is None:
-            raise CheckFailedError(f"{name} has no rate to soak it at: {found.search}")
-        rate = plan.soak_share * found.search.rate
-        told(f"{name}: soak, {plan.soak_s / 60:.1f} minutes at {rate:.0f} requests/s")
-        settings = LoadSettings(
-            rate=rate,
-            duration_s=plan.soak_s,
-            warm_up_s=plan.warm_up_s,
-            max_requests=10_000_000,
-        )
-        due = generator.schedule(settings)
-        with memory_watched(process, min(5.0, plan.soak_s / 20)) as memory:
-            run = generator.generate(target, settings, due)
-    if run.interrupted:
-        raise KeyboardInterrupt
-    longest = max(len(series.seconds) for series in memory)
-    if any(len(series.seconds) < 0.9 * longest for series in memory):
-        raise CheckFailedError(f"a process of {name} came or went during the soak.")
-    grown: dict[str, float] = {}
-    for series in memory:
-        grown[series.role] = max(growth(series), grown.get(series.role, -1.0))
-    return Soak(
-        server=name,
-        seconds=plan.soak_s,
-        highest_per_s=found.search.rate,
-        rate=rate,
-        requests=run.requests,
-        answered=run.answered,
-        errors=run.errors,
-        p50_ms=run.p50_ms,
-        p99_ms=run.p99_ms,
-        max_ms=run.max_ms,
-        noisy_because=run.noisy_because,
-        growth=grown,
-        memory=tuple(memory),
-    )
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from transformers import (
 
 from trainkit.bench import race
 from trainkit.bench.engines import Spec, applicable
-from trainkit.bench.environment import usable_cores
+from trainkit.bench.environment import usable_cores, wait_for_calm
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.tables import table
 from trainkit.console import stderr, stdout, steps
@@ -64,6 +64,7 @@ EXPORTS = (
 @click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1, 32])
 @click.option("--min-rounds", default=10, show_default=True)
 @click.option("--reuse", is_flag=True, help="Race the exports that the last run left.")
+@click.option("--calm-minutes", default=0.0, help="To wait for a calm machine.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/suite"))
 def main(
     model: str,
@@ -74,6 +75,7 @@ def main(
     batch_sizes: tuple[int, ...],
     min_rounds: int,
     reuse: bool,
+    calm_minutes: float,
     work: Path,
 ) -> None:
     """Measure one model on one data set in every runtime."""
@@ -98,6 +100,7 @@ def main(
     )
     command = ["python", "-m", "trainkit.bench.suite", *sys.argv[1:]]
     with steps() as told:
+        wait_for_calm(60 * calm_minutes, told)
         result = race.run(
             specs, splits.test[:texts], settings, data=data.name, progress=told, command=command
         )

@@ -3,6 +3,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -98,3 +99,17 @@ def test_the_counters_are_the_kernels() -> None:
     assert before[0] <= steal <= after[0]
     wanted = user + nice + system + irq + softirq + steal
     assert before[1] - 0.05 <= wanted <= after[1] + 0.05
+
+
+def test_a_calm_machine_is_waited_for_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "CALM_S", 0.01)
+    monkeypatch.setattr(environment, "CALM_PAUSE_S", 0.01)
+    looks = iter([("25 %",), ("10 %",), ()])
+    monkeypatch.setattr(environment, "watch_theft", lambda: lambda: next(looks))
+    told: list[str] = []
+    environment.wait_for_calm(60, told.append)
+    assert told == [f"waiting for a calm machine: {share} %" for share in (25, 10)]
+    monkeypatch.setattr(environment, "watch_theft", lambda: lambda: ("50 %",))
+    before = time.monotonic()
+    environment.wait_for_calm(0.2, told.append)
+    assert 0.2 <= time.monotonic() - before < 5

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from trainkit.bench import serving
+from trainkit.bench import serving, serving_measure
 from trainkit.bench.environment import describe
 from trainkit.bench.samples import Interval
 from trainkit.bench.serving_process import MemorySeries, cpu_share, memory_watched, started
@@ -57,11 +57,11 @@ server.serve_forever()
 """
 
 
-def launch(service_s: float = 0.0, kept_bytes: int = 0) -> serving.Launch:
+def launch(service_s: float = 0.0, kept_bytes: int = 0) -> serving_measure.Launch:
     """Return a server that takes so long for a request, and keeps so much memory of each."""
     server = Server(name="known", about="", versions={})
     program = (sys.executable, "-P", "-c", PROGRAM, str(service_s), str(kept_bytes))
-    return serving.Launch(server, program, BUNDLE)
+    return serving_measure.Launch(server, program, BUNDLE)
 
 
 def plan(**changed: object) -> Plan:
@@ -88,21 +88,23 @@ def told(step: str) -> None:
 
 
 def test_http_adds_the_time_that_the_server_takes() -> None:
-    found = serving.added_time(launch(0.02), TEXTS, plan(), told)
+    found = serving_measure.added_time(launch(0.02), TEXTS, plan(), told)
     assert found.http_p50_ms > 20
     assert found.added_p50_ms == pytest.approx(found.http_p50_ms - found.library_p50_ms)
     assert 15 < found.added_p50_ms < 60
-    assert [len(block) for block in (*found.library_ms, *found.http_ms)] == [serving.BLOCK] * 4
+    assert [len(block) for block in (*found.library_ms, *found.http_ms)] == [
+        serving_measure.BLOCK
+    ] * 4
 
 
 def test_a_soak_sees_no_growth_where_there_is_none_and_a_leak_where_there_is_one() -> None:
-    flat = serving.soak(launch(), TEXTS, plan(), told)
+    flat = serving_measure.soak(launch(), TEXTS, plan(), told)
     assert flat.answered == flat.requests
     assert 150 < flat.highest_per_s < 250  # the one probe that there was time for
     assert flat.rate == 0.7 * flat.highest_per_s
     assert [series.role for series in flat.memory] == ["front"]
     assert abs(flat.growth["front"]) < 0.05
-    leaking = serving.soak(launch(kept_bytes=100_000), TEXTS, plan(), told)
+    leaking = serving_measure.soak(launch(kept_bytes=100_000), TEXTS, plan(), told)
     assert leaking.growth["front"] > 0.05
 
 
@@ -161,10 +163,10 @@ def test_memory_is_read_of_every_process() -> None:
 
 def test_random_lengths_are_many_lengths_and_the_same_each_time() -> None:
     long = " ".join(["word"] * 400)
-    made = serving.random_lengths([long, "", "short one"])
+    made = serving_measure.random_lengths([long, "", "short one"])
     lengths = [len(text.split()) for text in made]
-    assert made == serving.random_lengths([long, "", "short one"])
-    assert (min(lengths), len(made)) == (1, serving.SOAK_TEXTS)
+    assert made == serving_measure.random_lengths([long, "", "short one"])
+    assert (min(lengths), len(made)) == (1, serving_measure.SOAK_TEXTS)
     assert 200 < max(lengths) <= 256
 
 
