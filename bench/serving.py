@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -123,8 +124,6 @@ def main(
     quick: bool,
 ) -> None:
     """Measure the servers of one model."""
-    # As with Ctrl-C: the servers, which are in sessions of their own, end with this program.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threads = max(1, usable_cores() - 1)  # as trainkit serve has by itself, and LitServe too
     launches = list(_launches(classifier, fp32, int8, peers_python, threads))
     posts = _texts(newsgroups)
@@ -149,7 +148,7 @@ def main(
         idle_s=1.0 if quick else 20.0,
     )
     _prepare(work, plan, resume)
-    with steps() as told:
+    with steps() as told, _ended_by_sigterm():
 
         def calm() -> None:
             wait_for_calm(60 * calm_minutes, told)
@@ -160,6 +159,16 @@ def main(
     click.echo(markdown(serving))
     if not quick:
         check(serving)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """As with Ctrl-C: the servers, which are in sessions of their own, end with this program."""
+    earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _measure(

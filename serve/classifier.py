@@ -1,7 +1,7 @@
 """Texts to predictions, whatever runtime computes the logits."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, overload
 
@@ -17,7 +17,7 @@ from trainkit.serve.decision import (
     probabilities,
     threshold_of_each,
 )
-from trainkit.serve.encoding import Batch, Text, TextEncoder, Tokens
+from trainkit.serve.encoding import Batch, Text, TextEncoder, Tokens, by_length
 from trainkit.serve.errors import InputError
 
 __all__ = ["Classifier", "FloatArray", "Prediction", "Runner", "Scored"]
@@ -258,7 +258,10 @@ class Classifier:
     def logits_of(self, rows: Sequence[Tokens]) -> FloatArray:
         """Return the logits of encoded texts, (N, C), computed in batches of similar length."""
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
-        for chosen in self._batches([len(row.ids) for row in rows]):
+        lengths = [len(row.ids) for row in rows]
+        for chosen in by_length(
+            lengths, self.batch_size, self.max_tokens, equal_lengths=self.equal_lengths
+        ):
             logits[chosen] = self.run(self.encoder.pad([rows[i] for i in chosen]))
         return logits
 
@@ -272,25 +275,6 @@ class Classifier:
             label = self.labels[best]
             found.append(Prediction(label, scores[label], scores, tokens.truncated))
         return found
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the numbers of texts of similar length, or of one length, shortest first.
-
-        So the text that comes next is the longest of the batch, which is padded to it.
-        """
-        batch: list[int] = []
-        for number in np.argsort(lengths, kind="stable").tolist():
-            padded_tokens = (len(batch) + 1) * lengths[number]
-            if batch and (
-                len(batch) == self.batch_size
-                or padded_tokens > self.max_tokens
-                or (self.equal_lengths and lengths[number] != lengths[batch[0]])
-            ):
-                yield batch
-                batch = []
-            batch.append(number)
-        if batch:
-            yield batch
 
 
 def _check(text: Text, name: str) -> None:

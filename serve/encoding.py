@@ -4,7 +4,7 @@ In go texts, or pairs of texts, and a ``tokenizer.json`` of the ``tokenizers`` l
 int64 arrays of shape (B, S), padded on the right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -14,7 +14,16 @@ from tokenizers import Encoding, Tokenizer
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Batch", "IntArray", "Text", "TextEncoder", "Tokens", "characters", "pad"]
+__all__ = [
+    "Batch",
+    "IntArray",
+    "Text",
+    "TextEncoder",
+    "Tokens",
+    "by_length",
+    "characters",
+    "pad",
+]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -76,6 +85,30 @@ def pad(
                 target[: len(row)] = mask
     types = None if type_rows is None else _filled(attention_mask.shape, type_rows, 0)
     return Batch(_filled(attention_mask.shape, rows, pad_id), attention_mask, types)
+
+
+def by_length(
+    lengths: Sequence[int], batch_size: int, max_tokens: int, *, equal_lengths: bool = False
+) -> Iterator[list[int]]:
+    """Yield the numbers of texts of similar length, or of one length, shortest first.
+
+    No batch has more than ``batch_size`` texts, or more than ``max_tokens`` tokens and padding;
+    a longer text is alone.
+    """
+    batch: list[int] = []
+    # Shortest first: the text that comes next is the longest of the batch, which is padded to it.
+    for number in np.argsort(lengths, kind="stable").tolist():
+        padded_tokens = (len(batch) + 1) * lengths[number]
+        if batch and (
+            len(batch) == batch_size
+            or padded_tokens > max_tokens
+            or (equal_lengths and lengths[number] != lengths[batch[0]])
+        ):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def _filled(shape: tuple[int, ...], rows: Sequence[Row], rest: int) -> IntArray:

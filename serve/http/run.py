@@ -278,9 +278,9 @@ def run(plan: Plan, listener: socket.socket, admin_listener: socket.socket | Non
     async def ready(models: Models) -> None:
         announce(listener, admin_listener)
 
-    logging.config.dictConfig(log_config(plan.log_level))
     stop = Stop(plan.drain_s)
-    with traces.exported(plan.otel):
+    with traces.exported(plan.otel):  # refused before the logs are this server's
+        logging.config.dictConfig(log_config(plan.log_level))
         return run_loop(serve(plan, stop, listener, ready, admin_listener))
 
 

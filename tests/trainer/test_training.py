@@ -64,7 +64,7 @@ def test_the_best_epoch_is_the_one_that_is_saved_and_loaded(few, tmp_path):
     loaded = checkpoint.load(run.folder)
     data = encode(few.valid, loaded.encoder, loaded.checkpoint.model.labels)
     for model in (run.trained.model, loaded.model):
-        loss, accuracy = score(model, data, 32)
+        loss, accuracy = score(model, data)
         assert accuracy == best.valid_accuracy
         assert loss == pytest.approx(best.valid_loss, rel=1e-5)
     assert len(list(run.folder.glob("weights-*"))) == 1
@@ -116,11 +116,9 @@ def test_a_loss_that_is_no_number_ends_with_the_remedy(few, tmp_path, monkeypatc
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(few):
     new = make_model(SIMPLE, few)
     data = encode(few.train, new.encoder, new.model.config.labels)
-    batches = [[batch[0].shape[0] for batch in shuffled(data, 32, 0, epoch)] for epoch in (1, 2)]
-    assert batches == [[32] * 5] * 2
-    orders = [
-        torch.cat([batch[2] for batch in shuffled(data, 32, 0, epoch)]).tolist() for epoch in (1, 2)
-    ]
+    epochs = [list(shuffled(data, 32, 0, epoch, 4096)) for epoch in (1, 2)]
+    assert [[share.parts[0].ids.shape[0] for share in epoch] for epoch in epochs] == [[32] * 5] * 2
+    orders = [torch.cat([share.parts[0].labels for share in epoch]).tolist() for epoch in epochs]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(data.labels.tolist())
 

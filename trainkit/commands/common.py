@@ -103,7 +103,11 @@ SETTINGS = (
     click.option(
         "--max-length", type=int, help="Tokens a text is cut to. [default: the encoder's]"
     ),
-    click.option("--dropout", type=float, help="[default: 0.1 with a backbone, else 0.5]"),
+    click.option(
+        "--dropout",
+        type=float,
+        help="0 also drops no words. [default: 0.1 with a backbone, else 0.5]",
+    ),
     click.option("--min-count", type=int, help="Rarer words are [UNK]. [default: 2]"),
     click.option("--epochs", type=int),
     click.option("--batch-size", type=int),
@@ -133,6 +137,22 @@ SETTINGS = (
     ),
     click.option(
         "--patience-epochs", type=int, help="Stop after so many without a better accuracy."
+    ),
+    click.option(
+        "--batch-tokens",
+        type=int,
+        help="Computed at once, padding counted; larger batches in parts. [default: 4096]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        help="bf16: autocast, for GPUs and CPUs that have it. [default: fp32]",
+    ),
+    click.option(
+        "--compile",
+        is_flag=True,
+        default=None,
+        help="With torch.compile, which needs a C++ compiler (on a GPU: Triton).",
     ),
     click.option("--seed", type=int, help="One seed makes a run repeatable."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"])),

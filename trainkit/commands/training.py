@@ -1,5 +1,6 @@
 """``trainkit train`` and ``trainkit evaluate``."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -70,11 +71,13 @@ def train(
     trainkit train --data data/trec --model prefix --backbone minilm
     trainkit train --data data/trec --config runs/latest/config.toml --seed 1
     trainkit train --resume runs/prefix-20261123-120000
+    torchrun --nproc-per-node 2 -m trainkit train --data data/trec --model simple
     """
     from trainkit.console import TrainingBar, calibration_line, evaluation_tables, stderr, stdout
     from trainkit.data.splits import load
     from trainkit.trainer import plan
-    from trainkit.trainer.run import start
+    from trainkit.trainer.group import joined
+    from trainkit.trainer.run import follow, start
     from trainkit.trainer.settings import resolve
 
     if resume is None:
@@ -98,23 +101,32 @@ def train(
     )
     tested = None
     if automatic:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise InputError(
+                "--learning-rate auto trains in one process: find the rate without torchrun first."
+            )
         from trainkit.trainer.range_test import choose
 
         training, tested = choose(choice, splits, training)
         stderr.print(str(tested), highlight=False, soft_wrap=True)
-    with TrainingBar(training.epochs) as bar, watched(bar, folder, tensorboard) as progress:
-        run = start(
-            choice,
-            splits,
-            training,
-            folder,
-            progress,
-            source=data,
-            resume=resume is not None,
-            save_every_s=save_every,
-            tested=tested,
-            report=True,
-        )
+    with joined() as group:
+        if not group.leads:
+            follow(choice, splits, training, folder, group)
+            return
+        with TrainingBar(training.epochs) as bar, watched(bar, folder, tensorboard) as progress:
+            run = start(
+                choice,
+                splits,
+                training,
+                folder,
+                progress,
+                source=data,
+                resume=resume is not None,
+                save_every_s=save_every,
+                tested=tested,
+                report=True,
+                group=group,
+            )
     (stderr if as_json else stdout).print(calibration_line(run), highlight=False, soft_wrap=True)
     if as_json:
         scores = {"best": run.trained.best, "valid": run.valid, "test": run.test}

@@ -98,7 +98,8 @@ def new(
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
     ``max_length`` (tokens) can only lower the encoder's own limit. ``prefix_hidden`` > 0: a network
-    with so many hidden units makes the prefix until it is folded.
+    with so many hidden units makes the prefix until it is folded. ``dropout`` 0: no words
+    are dropped either.
     """
     scratch = pretrained = config = None
     if backbone_name is not None and kind != "simple":
@@ -108,6 +109,8 @@ def new(
     elif vocabulary is not None:
         encoder = vocabulary
         scratch = ScratchConfig(vocabulary_size=encoder.tokenizer.get_vocab_size())
+        if not dropout:
+            scratch = msgspec.structs.replace(scratch, word_dropout=0.0)
     else:
         raise ValueError("give a backbone's name or a vocabulary")
     limits = [encoder.max_length] if max_length is None else [encoder.max_length, max_length]

@@ -1,5 +1,6 @@
 """Examples to batches of tensors."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -8,9 +9,33 @@ import torch
 from torch import Tensor
 
 from trainkit.data.readers import Example
-from trainkit.serve.encoding import TextEncoder, pad
+from trainkit.serve.encoding import TextEncoder, by_length, pad
+from trainkit.trainer.group import ALONE, Group
 
-__all__ = ["Encoded", "encode", "shuffled"]
+__all__ = ["BATCH_TOKENS", "Encoded", "Part", "Share", "encode", "in_order", "shuffled"]
+
+
+BATCH_TOKENS = 4096  # padding counted; more would take longer where lengths differ, and more memory
+
+
+class Part(NamedTuple):
+    """Some texts: ids (B, S), mask (B, S) and labels (B,), int64 all."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+class Share(NamedTuple):
+    """What one process computes of a batch, in parts; ``whole`` are the labels of all of it.
+
+    Where the batch has fewer texts than there are processes, some compute one that another
+    ``counted``.
+    """
+
+    parts: list[Part]
+    whole: Tensor
+    counted: bool = True
 
 
 class Encoded(NamedTuple):
@@ -20,10 +45,19 @@ class Encoded(NamedTuple):
     labels: Tensor
     pad_id: int
 
-    def batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids (B, S), mask (B, S) and labels (B,), int64 all, of the chosen examples."""
+    def part(self, chosen: Sequence[int]) -> Part:
+        """Return the chosen examples, padded to the longest."""
         ids, mask, _ = pad([self.rows[i] for i in chosen], self.pad_id)
-        return torch.from_numpy(ids), torch.from_numpy(mask), self.labels[list(chosen)]
+        return Part(torch.from_numpy(ids), torch.from_numpy(mask), self.labels[list(chosen)])
+
+    def parts(self, chosen: Sequence[int], max_tokens: int) -> list[Part]:
+        """Return the chosen examples at once, or, where padded to one length they would be more
+        than ``max_tokens`` tokens, in parts of similar length."""
+        lengths = [len(self.rows[i]) for i in chosen]
+        if len(chosen) * max(lengths) <= max_tokens:
+            return [self.part(chosen)]
+        found = by_length(lengths, len(chosen), max_tokens)
+        return [self.part([chosen[place] for place in places]) for places in found]
 
 
 def encode(examples: Sequence[Example], encoder: TextEncoder, names: Sequence[str]) -> Encoded:
@@ -36,17 +70,25 @@ def encode(examples: Sequence[Example], encoder: TextEncoder, names: Sequence[st
     )
 
 
-def shuffled(data: Encoded, size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the batches of one epoch in an order that seed and epoch alone decide.
+def shuffled(
+    data: Encoded, size: int, seed: int, epoch: int, max_tokens: int, group: Group = ALONE
+) -> Iterator[Share]:
+    """Yield this process's share of one epoch's batches, in an order that seed and epoch decide.
 
-    Lengths are mixed freely: the model packs, so padding costs it nothing.
+    ``size`` is that of a whole batch, over all processes; ``max_tokens`` is for one part. Lengths
+    are mixed freely: the model packs, so only attention computes padding.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(data.rows)).tolist()
     for start in range(0, len(order), size):
-        yield data.batch(order[start : start + size])
+        chosen = order[start : start + size]
+        mine = group.share(chosen, [len(data.rows[i]) for i in chosen])
+        parts = data.parts(mine or chosen[:1], max_tokens)
+        yield Share(parts, data.labels[chosen], counted=bool(mine))
 
 
-def in_order(data: Encoded, size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield batches in the examples' own order."""
-    for start in range(0, len(data.rows), size):
-        yield data.batch(range(start, min(start + size, len(data.rows))))
+def in_order(data: Encoded, max_tokens: int, group: Group = ALONE) -> Iterator[Part]:
+    """Yield this process's part of all examples, in batches of similar length."""
+    lengths = [len(row) for row in data.rows]
+    batches = by_length(lengths, len(lengths), max_tokens)
+    for chosen in itertools.islice(batches, group.rank, None, group.size):
+        yield data.part(chosen)

@@ -35,6 +35,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     and saved; 0 takes the weights themselves."""
     patience_epochs: int = 5
     """Stop after so many epochs without a better validation accuracy."""
+    batch_tokens: int | UnsetType = UNSET
+    """Tokens, padding counted, that are computed at once; a larger batch is computed in parts whose
+    gradients add up. It changes time and memory, and the result by rounding only."""
+    precision: Literal["fp32", "bf16"] | UnsetType = UNSET
+    """bf16: the forward pass under autocast; weights, gradients and scores stay in float32."""
+    compile: bool | UnsetType = UNSET
+    """Compile the training's forward and backward with torch.compile."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -56,6 +63,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ]
         if self.focal_gamma is not UNSET and not 0 <= self.focal_gamma <= 10:
             faults.append(f"focal_gamma must be in [0, 10], not {self.focal_gamma}")
+        if self.batch_tokens is not UNSET and self.batch_tokens < 1:
+            faults.append(f"batch_tokens must be at least 1, not {self.batch_tokens}")
         if not 0 <= self.seed < 2**32:
             faults.append(f"seed must be in [0, 2**32), not {self.seed}")
         if faults:

@@ -1,14 +1,17 @@
 """The training loop: AdamW, warm-up and cosine, clipping, early stopping, the best epoch kept.
 
 In go a new model and its splits; out comes a run's folder with the best checkpoint, and the model
-with exactly those weights loaded.
+with exactly those weights loaded. Several processes may do it together (see
+:mod:`trainkit.trainer.group`): all go through every step, and the one that leads writes.
 """
 
 import itertools
 import math
+import os
 import random
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -25,9 +28,10 @@ from trainkit.models.classifier import NewModel, TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer import checkpoint, state
-from trainkit.trainer.batches import Encoded, encode, in_order, shuffled
+from trainkit.trainer.batches import BATCH_TOKENS, Encoded, Share, encode, in_order, shuffled
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.losses import objective
+from trainkit.trainer.group import ALONE, Group
+from trainkit.trainer.losses import Objective, objective
 from trainkit.trainer.progress import Epoch, Progress, Unwatched
 from trainkit.trainer.state import Position, Training
 
@@ -57,20 +61,23 @@ def train(
     folder: Path,
     progress: Progress | None = None,
     save_every_s: float = SAVE_EVERY_S,
+    group: Group = ALONE,
 ) -> Trained:
     """Train ``new`` and keep its best epoch in ``folder``.
 
     Where the folder holds the state of an unfinished training of the same model, data and settings,
     it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
+    Processes of a ``group`` come to the weights of one process that has no dropout, to rounding.
 
     Best is the highest validation accuracy, then the lowest validation loss. An interrupt (Ctrl-C)
-    ends the training as if it were over. The state is kept: whoever has done what comes after the
-    training forgets it. ``DivergedError`` where the loss stops being a number, ``InputError`` where
-    the state cannot be written.
+    ends the training of one process as if it were over. The state is kept: whoever has done what
+    comes after the training forgets it. ``DivergedError`` where the loss stops being a number,
+    ``InputError`` where the state cannot be written.
     """
     model, encoder = new
     progress = progress or Unwatched()
-    seed_everything(config.seed)
+    # Not the same numbers in each process: dropout would drop the same units of their texts.
+    seed_everything((config.seed + group.rank) % 2**32)
     device = choose_device(config.device)
     model.to(device)
     names = model.config.labels
@@ -86,7 +93,11 @@ def train(
     candidate = model if averaged is None else cast(TextClassifier, averaged.module)
 
     training = Training(model, averaged, optimizer)
-    position, history = state.restore(folder, training)
+    position, history = state.restore(folder, training, group)
+    compiled = torch.compile(model, dynamic=True) if config.compile is True else model
+    forward = group.wrap(cast(nn.Module, compiled), device)
+    batch_tokens = config.batch_tokens or BATCH_TOKENS
+    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     begun = (position.epoch - 1) * steps + position.done
     schedule = make_schedule(optimizer, config, steps * config.epochs, begun)
     best = next((epoch for epoch in reversed(history) if epoch.best), None)
@@ -98,33 +109,36 @@ def train(
                 break
             model.train()
             _, first, loss_sum, correct, seen = msgspec.structs.astuple(position)
-            batches = shuffled(train_data, config.batch_size, config.seed, number)
+            batches = shuffled(
+                train_data, config.batch_size, config.seed, number, batch_tokens, group
+            )
             todo = itertools.islice(batches, first, None)
-            for done, (ids, mask, labels) in enumerate(todo, start=first + 1):
-                labels = labels.to(device)
-                logits = model(ids.to(device), mask.to(device))
-                loss = loss_of(logits, labels)
-                if not torch.isfinite(loss):
+            for done, share in enumerate(todo, start=first + 1):
+                optimizer.zero_grad()
+                with half:
+                    found = backward(forward, loss_of, share, device, group)
+                mean_loss, hits, due = group.sums(
+                    *found, time.monotonic() - saved_at >= save_every_s
+                )
+                if not math.isfinite(mean_loss):
                     raise DivergedError(
-                        f"the loss became {loss.item()} in epoch {number}, step {done}; "
+                        f"the loss became {mean_loss} in epoch {number}, step {done}; "
                         "train with a lower --learning-rate."
                     )
-                optimizer.zero_grad()
-                loss.backward()
                 nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
                 optimizer.step()
                 schedule.step()
                 if averaged is not None:
                     averaged.update_parameters(model)
-                seen += len(labels)
-                loss_sum += loss.item() * len(labels)
-                correct += (logits.argmax(1) == labels).sum().item()
+                seen += len(share.whole)
+                loss_sum += mean_loss * len(share.whole)
+                correct += hits
                 progress.step(number, done, steps, loss_sum / seen, correct / seen)
-                if done < steps and time.monotonic() - saved_at >= save_every_s:
+                if done < steps and due:
                     position = Position(number, done, loss_sum, correct, seen)
-                    state.save(folder, training, position, history)
+                    state.save(folder, training, position, history, group)
                     saved_at = time.monotonic()
-            valid_loss, valid_accuracy = score(candidate, valid_data, config.batch_size)
+            valid_loss, valid_accuracy = score(candidate, valid_data, batch_tokens, group)
             rank = (valid_accuracy, -valid_loss)
             is_best = best is None or rank > (best.valid_accuracy, -best.valid_loss)
             result = Epoch(
@@ -133,21 +147,45 @@ def train(
             history.append(result)
             if is_best:
                 best = result
+            if is_best and group.leads:
                 metrics = {"valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
                 checkpoint.save(folder, candidate, encoder, config, epoch=number, metrics=metrics)
-            write_atomically(folder / HISTORY, pretty_json(history))
+            if group.leads:
+                write_atomically(folder / HISTORY, pretty_json(history))
             position = Position(number + 1)
-            state.save(folder, training, position, history)
+            state.save(folder, training, position, history, group)
             saved_at = time.monotonic()
             progress.epoch(result)
     except KeyboardInterrupt:
-        if best is None:  # nothing to keep yet
+        if best is None or group.size > 1:  # nothing to keep yet, or the others cannot be told
             raise
         interrupted = True
     assert best is not None  # there is at least one epoch, and the first is the best so far
     model.fold()
-    checkpoint.restore(model, checkpoint.weights_path(folder))
+    if group.leads:
+        checkpoint.restore(model, checkpoint.weights_path(folder))
     return Trained(model.eval(), history, best, interrupted)
+
+
+def backward(
+    forward: nn.Module, loss_of: Objective, share: Share, device: torch.device, group: Group
+) -> tuple[float, int]:
+    """Add the gradients of a batch's mean loss; returns this share of the loss, and what is right.
+
+    The losses of all parts of all processes add up to the mean, whatever the examples weigh.
+    """
+    whole = loss_of.weight(share.whole)
+    loss_sum, hits = 0.0, 0
+    for part in share.parts:
+        labels = part.labels.to(device)
+        with nullcontext() if part is share.parts[-1] else group.apart(forward):
+            logits = forward(part.ids.to(device), part.mask.to(device))
+            weight = loss_of.weight(labels) / whole if share.counted else 0.0
+            loss = loss_of(logits.float(), labels) * weight
+            (loss * group.size).backward()  # the gradients' mean over the processes is taken
+        loss_sum += loss.item()
+        hits += int((logits.argmax(1) == labels).sum()) if share.counted else 0
+    return loss_sum, hits
 
 
 def seed_everything(seed: int) -> None:
@@ -163,6 +201,8 @@ def choose_device(name: str) -> torch.device:
         raise InputError("--device cuda: this torch finds no CUDA device; use cpu or auto.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device for each of torchrun's processes
+        return torch.device(name, int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 
@@ -210,14 +250,17 @@ def make_schedule(
 
 
 @torch.inference_mode()
-def score(model: TextClassifier, data: Encoded, batch_size: int) -> tuple[float, float]:
-    """Return the mean loss and the accuracy over all examples."""
+def score(
+    model: TextClassifier, data: Encoded, batch_tokens: int = BATCH_TOKENS, group: Group = ALONE
+) -> tuple[float, float]:
+    """Return the mean loss and the accuracy over all examples; each process scores its part."""
     model.eval()
     device = next(model.parameters()).device
     loss_sum = correct = 0.0
-    for ids, mask, labels in in_order(data, batch_size):
+    for ids, mask, labels in in_order(data, batch_tokens, group):
         labels = labels.to(device)
         logits: Tensor = model(ids.to(device), mask.to(device))
         loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
         correct += (logits.argmax(1) == labels).sum().item()
+    loss_sum, correct = group.sums(loss_sum, correct)
     return loss_sum / len(data.rows), correct / len(data.rows)

@@ -3,8 +3,7 @@
 N examples, C classes: logits (N, C) and labels (N,) in, one number out.
 """
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from trainkit.trainer.config import TrainConfig
 
-__all__ = ["balanced_weights", "classification_loss", "objective"]
+__all__ = ["Objective", "balanced_weights", "classification_loss", "objective"]
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
@@ -51,16 +50,31 @@ def classification_loss(
     return (wrong**focal_gamma * each).sum() / total
 
 
-def objective(
-    config: TrainConfig, labels: Tensor, classes: int, device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss that ``config`` asks for, of logits and labels; ``labels`` are train's."""
+class Objective(NamedTuple):
+    """A loss of logits (N, C) and labels (N,), with its settings."""
+
+    weights: Tensor | None
+    label_smoothing: float
+    focal_gamma: float
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over the examples' weights."""
+        return classification_loss(
+            logits,
+            labels,
+            weights=self.weights,
+            label_smoothing=self.label_smoothing,
+            focal_gamma=self.focal_gamma,
+        )
+
+    def weight(self, labels: Tensor) -> float:
+        """Return what the mean divides by."""
+        return len(labels) if self.weights is None else float(self.weights[labels].sum())
+
+
+def objective(config: TrainConfig, labels: Tensor, classes: int, device: torch.device) -> Objective:
+    """Return the loss that ``config`` asks for; ``labels`` are train's."""
     weights = None
     if config.class_weights == "balanced":
         weights = balanced_weights(labels, classes).to(device)
-    return partial(
-        classification_loss,
-        weights=weights,
-        label_smoothing=config.label_smoothing,
-        focal_gamma=config.focal_gamma or 0.0,
-    )
+    return Objective(weights, config.label_smoothing, config.focal_gamma or 0.0)

@@ -26,9 +26,11 @@ from trainkit.drawing import COLOURS
 from trainkit.models.classifier import NewModel
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer.batches import encode, shuffled
+from trainkit.trainer.batches import BATCH_TOKENS, encode, shuffled
 from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.group import ALONE
 from trainkit.trainer.loop import (
+    backward,
     choose_device,
     make_optimizer,
     seed_everything,
@@ -132,7 +134,8 @@ def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Poi
     optimizer = make_optimizer(model, config)
     loss_of = objective(config, data.labels, len(model.config.labels), device)
     batches = itertools.chain.from_iterable(
-        shuffled(data, config.batch_size, config.seed, epoch) for epoch in itertools.count(1)
+        shuffled(data, config.batch_size, config.seed, epoch, config.batch_tokens or BATCH_TOKENS)
+        for epoch in itertools.count(1)
     )
     points: list[Point] = []
     mean = 0.0
@@ -140,13 +143,10 @@ def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Poi
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ids, mask, labels = (tensor.to(device) for tensor in batch)
-        found = loss_of(model(ids, mask), labels)
         optimizer.zero_grad()
-        found.backward()
+        loss, _ = backward(model, loss_of, batch, device, ALONE)
         nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
         optimizer.step()
-        loss = found.item()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smoothed = mean / (1 - SMOOTHING ** (step + 1))
         if not math.isfinite(loss) or (points and smoothed > RUNAWAY * points[0].loss):

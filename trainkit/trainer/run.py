@@ -1,8 +1,9 @@
 """One training run from start to end: a folder, a model, its training, temperature and scores."""
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
+from trainkit.models.classifier import NewModel
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.decision import FloatArray
@@ -21,6 +23,7 @@ from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.trainer import checkpoint, state
 from trainkit.trainer.adapter import write_adapter
 from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.group import ALONE, Group
 from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
@@ -30,7 +33,7 @@ from trainkit.trainer.settings import CONFIG, to_toml
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest
 
-__all__ = ["EVALUATION", "VALIDATION", "ModelChoice", "Run", "start"]
+__all__ = ["EVALUATION", "VALIDATION", "ModelChoice", "Run", "follow", "start"]
 
 VALIDATION = "valid.json"
 EVALUATION = "test.json"
@@ -65,6 +68,7 @@ def start(
     save_every_s: float = SAVE_EVERY_S,
     tested: "RangeTest | None" = None,
     report: bool = False,
+    group: Group = ALONE,
 ) -> Run:
     """Train into ``folder``, score test once, point ``latest`` at it.
 
@@ -72,34 +76,40 @@ def start(
     not come to its end. An error or interrupt before the first saved state leaves no new folder.
     ``source`` is kept beside the settings, for whoever resumes, and the curve of ``tested``, by
     which the rate in ``config`` was chosen, in the folder. ``report`` writes ``report.html`` too.
+
+    In a ``group`` it is for the process that leads; the others :func:`follow`.
     """
     if report:
         import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
     plan = Plan(model=choice, training=config, data_sha256=fingerprint(splits), source=source)
-    if resume:
-        _check_unfinished(folder)
-        plan.check_resumed(folder)
-        return _run(choice, splits, config, folder, progress, save_every_s, report)
-    with _fresh(folder):
-        plan.write(folder)
-        write_atomically(folder / CONFIG, to_toml(choice, config))
-        if tested is not None:
-            tested.write(folder)
-        return _run(choice, splits, config, folder, progress, save_every_s, report)
+    with nullcontext() if resume else _fresh(folder):
+        if resume:
+            _check_unfinished(folder)
+            plan.check_resumed(folder)
+        else:
+            plan.write(folder)
+            write_atomically(folder / CONFIG, to_toml(choice, config))
+            if tested is not None:
+                tested.write(folder)
+        seed_everything(config.seed)
+        new = make_model(choice, splits)
+        trained = train(new, splits, config, folder, progress, save_every_s, group)
+        return _finish(new, trained, splits, plan, folder, report)
 
 
-def _run(
-    choice: ModelChoice,
-    splits: Splits,
-    config: TrainConfig,
-    folder: Path,
-    progress: Progress | None,
-    save_every_s: float,
-    report: bool,
-) -> Run:
+def follow(
+    choice: ModelChoice, splits: Splits, config: TrainConfig, folder: Path, group: Group
+) -> None:
+    """Train along with the process of ``group`` that leads, which writes ``folder``."""
     seed_everything(config.seed)
     new = make_model(choice, splits)
-    trained = train(new, splits, config, folder, progress, save_every_s)
+    train(new, splits, config, folder, save_every_s=math.inf, group=group)
+
+
+def _finish(
+    new: NewModel, trained: Trained, splits: Splits, plan: Plan, folder: Path, report: bool
+) -> Run:
+    """Score and calibrate what was trained, and write what the run's folder holds beside it."""
     answer = Classifier(
         new.encoder, classifier.torch_runner(trained.model), new.model.config.labels
     )
@@ -126,7 +136,7 @@ def _run(
     notes = () if note is None else (note,)
     run = Run(folder, trained, valid, test, no_temperature, notes)
     if report:
-        _write_report(run, choice, config, splits, answer, (valid_logits, test_logits))
+        _write_report(run, plan, splits, answer, (valid_logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
@@ -137,8 +147,7 @@ def _run(
 
 def _write_report(
     run: Run,
-    choice: ModelChoice,
-    config: TrainConfig,
+    plan: Plan,
     splits: Splits,
     answer: Classifier,
     logits: tuple[FloatArray, FloatArray],
@@ -149,8 +158,8 @@ def _write_report(
     page = report.html(
         report.Sections(
             title=f"Run {run.folder.name}",
-            choice=choice,
-            config=config,
+            choice=plan.model,
+            config=plan.training,
             splits=splits,
             labels=answer.labels,
             history=run.trained.history,
@@ -182,7 +191,7 @@ def _check_unfinished(folder: Path) -> None:
         raise InputError(f"{folder} is finished; there is nothing to go on with.")
 
 
-def make_model(choice: ModelChoice, splits: Splits) -> classifier.NewModel:
+def make_model(choice: ModelChoice, splits: Splits) -> NewModel:
     """Make the untrained model that ``choice`` names, with a vocabulary where it needs one."""
     vocabulary = None
     if choice.backbone is None:

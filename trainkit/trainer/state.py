@@ -18,13 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 from trainkit.models.classifier import TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, write_atomically
+from trainkit.trainer.group import ALONE, Group
 from trainkit.trainer.progress import Epoch
 
 __all__ = ["STATE", "Position", "Training", "forget", "restore", "save"]
 
 STATE = "state.json"
 FORMAT_VERSION = 1
-MODEL, AVERAGE, OPTIMIZER, RANDOM = "model.", "average.", "optimizer.", "random."
+MODEL, AVERAGE, OPTIMIZER = "model.", "average.", "optimizer."
+RANDOM_CPU, RANDOM_CUDA = "random.cpu.", "random.cuda."  # and the rank
 
 
 class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,11 +57,23 @@ class Training(NamedTuple):
     optimizer: torch.optim.Optimizer
 
 
-def save(folder: Path, training: Training, position: Position, history: list[Epoch]) -> None:
-    """Write the state, then remove the one before; ``InputError`` where the disk is full."""
+def save(
+    folder: Path,
+    training: Training,
+    position: Position,
+    history: list[Epoch],
+    group: Group = ALONE,
+) -> None:
+    """Write the state, then remove the one before; ``InputError`` where the disk is full.
+
+    Every process of the group calls it, for its random numbers; the one that leads writes.
+    """
+    numbers = _random_numbers(training, group)
+    if not group.leads:
+        return
     tensors = folder / f"state-{position.epoch:03d}-{position.done:06d}.safetensors"
     try:
-        write_atomically(tensors, safetensors.torch.save(_tensors(training)))
+        write_atomically(tensors, safetensors.torch.save(_tensors(training) | numbers))
         state = State(
             format_version=FORMAT_VERSION,
             position=position,
@@ -76,8 +90,23 @@ def save(folder: Path, training: Training, position: Position, history: list[Epo
     _remove(folder, keep=tensors.name)
 
 
-def restore(folder: Path, training: Training) -> tuple[Position, list[Epoch]]:
-    """Load the saved state into ``training``; the start of a training where none was saved."""
+def restore(folder: Path, training: Training, group: Group = ALONE) -> tuple[Position, list[Epoch]]:
+    """Load the saved state into ``training``; the start of a training where none was saved.
+
+    ``InputError`` where it is damaged, is of another number of processes, or is not the same for
+    all processes of the group, which wait for each other here.
+    """
+    position, history = _restore(folder, training, group)
+    mine = torch.tensor([position.epoch, position.done])
+    if any(not torch.equal(mine, other) for other in group.gathered(mine)):
+        raise InputError(
+            f"the processes find different states in {folder}; it must be one folder that all "
+            "machines share."
+        )
+    return position, history
+
+
+def _restore(folder: Path, training: Training, group: Group) -> tuple[Position, list[Epoch]]:
     path = folder / STATE
     if not path.exists():
         return Position(), []
@@ -89,7 +118,13 @@ def restore(folder: Path, training: Training) -> tuple[Position, list[Epoch]]:
         tensors = safetensors.torch.load_file(file)
     except SafetensorError as error:
         raise InputError(f"{file} is damaged ({error}); train again.") from None
-    _load(training, tensors)
+    saved = len(_part(tensors, RANDOM_CPU))
+    if saved != group.size:
+        raise InputError(
+            f"{folder} was begun by {saved} processes and can only go on with as many, not "
+            f"{group.size}."
+        )
+    _load(training, tensors, group.rank)
     return state.position, list(state.history)
 
 
@@ -114,12 +149,25 @@ def _tensors(training: Training) -> dict[str, Tensor]:
         found[AVERAGE + "n_averaged"] = averaged.n_averaged
     for number, values in optimizer.state_dict()["state"].items():
         found |= {f"{OPTIMIZER}{number}.{name}": value for name, value in values.items()}
-    found[RANDOM + "cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        for number, value in enumerate(torch.cuda.get_rng_state_all()):
-            found[f"{RANDOM}cuda.{number}"] = value
     # clone: safetensors refuses tensors that share memory, as tied weights do.
     return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+
+
+def _random_numbers(training: Training, group: Group) -> dict[str, Tensor]:
+    """Return the states of all processes' random numbers."""
+    found = {RANDOM_CPU: torch.get_rng_state()}
+    if (device := _cuda(training)) is not None:
+        found[RANDOM_CUDA] = torch.cuda.get_rng_state(device)
+    return {
+        f"{name}{rank}": value
+        for name, mine in found.items()
+        for rank, value in enumerate(group.gathered(mine))
+    }
+
+
+def _cuda(training: Training) -> torch.device | None:
+    device = next(training.model.parameters()).device
+    return device if device.type == "cuda" else None
 
 
 def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:
@@ -128,7 +176,7 @@ def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:
     return module.saved_state()
 
 
-def _load(training: Training, tensors: dict[str, Tensor]) -> None:
+def _load(training: Training, tensors: dict[str, Tensor], rank: int) -> None:
     model, averaged, optimizer = training
     model.load_state_dict(_part(tensors, MODEL), strict=False)  # without the frozen backbone's
     if averaged is not None:
@@ -141,10 +189,10 @@ def _load(training: Training, tensors: dict[str, Tensor]) -> None:
         values.setdefault(int(number), {})[key] = value
     fresh: dict[str, Any] = optimizer.state_dict()
     optimizer.load_state_dict({"state": values, "param_groups": fresh["param_groups"]})
-    torch.set_rng_state(tensors[RANDOM + "cpu"])
-    cuda = _part(tensors, RANDOM + "cuda.")
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([cuda[str(number)] for number in range(len(cuda))])
+    torch.set_rng_state(tensors[f"{RANDOM_CPU}{rank}"])
+    device = _cuda(training)
+    if device is not None and f"{RANDOM_CUDA}{rank}" in tensors:
+        torch.cuda.set_rng_state(tensors[f"{RANDOM_CUDA}{rank}"], device)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,251 @@
+"""What each kind of model reaches over several seeds: ``python -m trainkit.bench.accuracy``.
+
+Trains every model of :data:`TASKS` with the seeds 0, 1, 2 and its own settings, chooses the epoch
+on validation and scores the test set once, beside a linear SVM on tf-idf of words and word pairs.
+Writes ``bench/results/accuracy.json``. It takes hours; what is finished in ``--work`` is not
+trained again, and what was cut off goes on.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import msgspec
+import numpy as np
+
+from trainkit.bench.environment import Environment, describe
+from trainkit.console import TrainingBar, stderr
+from trainkit.data.columns import Columns
+from trainkit.data.readers import Example
+from trainkit.data.splits import Splits, load
+from trainkit.one_sentence import OneSentence
+from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.trainer import checkpoint, plan
+from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.metrics import Evaluation
+from trainkit.trainer.plan import ModelChoice, Plan
+from trainkit.trainer.run import EVALUATION, VALIDATION, start
+from trainkit.trainer.settings import resolve
+
+__all__ = ["Accuracy", "load_accuracy", "main", "markdown"]
+
+RESULTS = Path("bench/results/accuracy.json")
+SEEDS = (0, 1, 2)
+
+
+class Task(NamedTuple):
+    """A data set, and what each kind of model must reach on it, in percent, with its settings.
+
+    Settings that are not named are the defaults of the kind; all were chosen on validation.
+    """
+
+    name: str
+    folder: str
+    columns: Columns
+    models: tuple[tuple[dict[str, Any], float], ...]
+
+
+SIMPLE = {"model": "simple"}
+PREFIX = {"model": "prefix", "backbone": "minilm"}
+FINETUNE = {"model": "finetune", "backbone": "minilm"}
+TASKS = (
+    Task("TREC-6", "trec", Columns(), ((SIMPLE, 90.8), (PREFIX, 96.5), (FINETUNE, 97.2))),
+    Task("TREC-50", "trec", Columns(labels="fine"), ((PREFIX, 87.0), (FINETUNE, 90.0))),
+    Task("banking77", "banking77", Columns(), ((PREFIX, 89.0), (FINETUNE, 92.0))),
+)
+
+
+class Trained(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training: accuracies as shares, of the best epoch."""
+
+    seed: int
+    valid_accuracy: float
+    test_accuracy: float
+    test_macro_f1: float
+    best_epoch: int
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One kind of model on one data set, over the seeds; ``goal`` is for the mean of test."""
+
+    task: str
+    choice: ModelChoice
+    training: TrainConfig
+    goal: float
+    trained_parameters: int
+    backbone_parameters: int
+    runs: tuple[Trained, ...]
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The linear SVM; ``c`` was chosen on validation, on which it was then trained too."""
+
+    task: str
+    c: float
+    test_accuracy: float
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of ``accuracy.json``."""
+
+    schema: str
+    command: tuple[str, ...]
+    environment: Environment
+    models: tuple[Model, ...]
+    baselines: tuple[Baseline, ...]
+
+
+@click.command(cls=OneSentence)
+@click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(data: Path, work: Path, out: Path) -> None:
+    """Train all models on the data sets in the folder DATA, and compare with the goals."""
+    found = Accuracy(
+        schema="trainkit-accuracy/1",
+        command=("python", "-m", "trainkit.bench.accuracy"),
+        environment=describe(),
+        models=tuple(_models(data, work)),
+        baselines=tuple(_baseline(task, data) for task in TASKS),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, pretty_json(found))
+    click.echo(markdown(found))
+    check(found)
+
+
+def _models(data: Path, work: Path) -> Iterator[Model]:
+    for task in TASKS:
+        for settings, goal in task.models:
+            yield _model(task, settings, goal, data, work)
+
+
+def _model(task: Task, settings: dict[str, Any], goal: float, data: Path, work: Path) -> Model:
+    runs = []
+    for seed in SEEDS:
+        splits = load(data / task.folder, task.columns, seed)
+        choice, config = resolve({**settings, "seed": seed})
+        folder = work / f"{task.name}-{choice.kind}-{seed}"
+        _train(choice, config, splits, folder)
+        runs.append(_trained(folder, seed))
+    model = checkpoint.load(folder).model
+    trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    return Model(
+        task=task.name,
+        choice=choice,
+        training=msgspec.structs.replace(config, seed=SEEDS[0]),
+        goal=goal,
+        trained_parameters=trained,
+        backbone_parameters=sum(w.numel() for w in model.parameters()) - trained,
+        runs=tuple(runs),
+    )
+
+
+def _train(choice: ModelChoice, config: TrainConfig, splits: Splits, folder: Path) -> None:
+    """Train into ``folder`` what is not there yet."""
+    resumed = (folder / plan.PLAN).is_file()
+    wanted = Plan(model=choice, training=config, data_sha256=plan.fingerprint(splits))
+    if resumed:
+        wanted.check_resumed(folder)
+    if (folder / EVALUATION).is_file():
+        return
+    stderr.print(f"{folder.name}: training")
+    with TrainingBar(config.epochs) as bar:
+        start(choice, splits, config, folder, bar, resume=resumed)
+
+
+def _trained(folder: Path, seed: int) -> Trained:
+    valid, test = (
+        msgspec.json.decode((folder / name).read_bytes(), type=Evaluation)
+        for name in (VALIDATION, EVALUATION)
+    )
+    return Trained(
+        seed=seed,
+        valid_accuracy=valid.accuracy,
+        test_accuracy=test.accuracy,
+        test_macro_f1=test.macro_f1,
+        best_epoch=checkpoint.load(folder).checkpoint.epoch,
+    )
+
+
+def _baseline(task: Task, data: Path) -> Baseline:
+    """Fit tf-idf and the SVM on train; C is the one that is best on validation."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.svm import LinearSVC
+
+    splits = load(data / task.folder, task.columns, SEEDS[0])
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
+
+    def texts(examples: Sequence[Example]) -> list[str]:
+        return [example.text for example in examples]
+
+    def labels(examples: Sequence[Example]) -> list[str]:
+        return [example.label for example in examples]
+
+    vectorizer.fit(texts(splits.train))
+
+    def score(c: float, fitted: Sequence[Example], scored: Sequence[Example]) -> float:
+        svm = LinearSVC(C=c, random_state=0)
+        svm.fit(vectorizer.transform(texts(fitted)), labels(fitted))
+        return float(svm.score(vectorizer.transform(texts(scored)), labels(scored)))
+
+    c = max((0.1, 0.3, 1.0, 3.0, 10.0), key=lambda c: score(c, splits.train, splits.valid))
+    known = splits.train + splits.valid
+    return Baseline(task=task.name, c=c, test_accuracy=score(c, known, splits.test))
+
+
+def load_accuracy(path: Path = RESULTS) -> Accuracy:
+    """Read ``accuracy.json``."""
+    return msgspec.json.decode(path.read_bytes(), type=Accuracy)
+
+
+def mean(model: Model) -> float:
+    """Return the mean test accuracy over the seeds, in percent."""
+    return 100 * float(np.mean([run.test_accuracy for run in model.runs]))
+
+
+def check(accuracy: Accuracy) -> None:
+    """Raise ``CheckFailedError`` where a goal is missed."""
+    missed = [
+        f"{model.task} {model.choice.kind} {mean(model):.1f} %, not {model.goal:g} %"
+        for model in accuracy.models
+        if mean(model) < model.goal - 1e-9
+    ]
+    if missed:
+        raise CheckFailedError(f"Below the goal: {'; '.join(missed)}.")
+
+
+def markdown(accuracy: Accuracy) -> str:
+    """Lay the accuracies out as a table."""
+    lines = [
+        "| texts | model | trained parameters | test: mean | range | validation: mean | goal |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for baseline in accuracy.baselines:
+        lines.append(
+            f"| {baseline.task} | tf-idf, linear SVM | | {100 * baseline.test_accuracy:.1f} % "
+            "| | | |"
+        )
+        lines += [_row(model) for model in accuracy.models if model.task == baseline.task]
+    return "\n".join(lines)
+
+
+def _row(model: Model) -> str:
+    scores = [100 * run.test_accuracy for run in model.runs]
+    valid = 100 * float(np.mean([run.valid_accuracy for run in model.runs]))
+    name = f"`{model.choice.kind}`" + (
+        f" on {model.choice.backbone}" if model.choice.backbone else ""
+    )
+    share = model.trained_parameters / (model.trained_parameters + model.backbone_parameters)
+    return (
+        f"| {model.task} | {name} | {model.trained_parameters:,} ({100 * share:.2g} %) | "
+        f"{mean(model):.1f} % | {min(scores):.1f} to {max(scores):.1f} % | {valid:.1f} % | "
+        f"{model.goal:g} % |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
