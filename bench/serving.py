@@ -61,6 +61,7 @@ from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.serve.http.model import default_threads
 
 __all__ = ["main"]
 
@@ -124,14 +125,14 @@ def main(
     quick: bool,
 ) -> None:
     """Measure the servers of one model."""
-    threads = max(1, usable_cores() - 1)  # as trainkit serve has by itself, and LitServe too
+    threads = default_threads(usable_cores())  # for LitServe too
     launches = list(_launches(classifier, fp32, int8, peers_python, threads))
     posts = _texts(newsgroups)
     corpora = [
         _corpus("TREC", _texts(trec), trec_p99, rate=100 if quick else 20),
         _corpus("newsgroups", posts, newsgroups_p99, rate=100 if quick else 5),
         # Where a long post alone takes longer than the limit, this one still compares servers.
-        _corpus(f"newsgroups {relaxed_p99:g}", posts, relaxed_p99, rate=100 if quick else 5),
+        _corpus(f"newsgroups {relaxed_p99:g}", posts, relaxed_p99, rate=100 if quick else 10),
     ]
     plan = Plan(
         servers=tuple(launch.server for launch in launches),

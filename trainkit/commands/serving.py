@@ -85,7 +85,7 @@ def option(group: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
     metavar="N",
     type=click.IntRange(min=0),
     default=0,
-    help="Of each model's session; 0: as the bundle says, else all cores but one.",
+    help="Of each model's session; 0: as the bundle says, else all cores but one, and both of two.",
 )
 @option(
     "Processes",

@@ -11,9 +11,9 @@ import os
 import random
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -98,6 +98,7 @@ def train(
     forward = group.wrap(cast(nn.Module, compiled), device)
     batch_tokens = config.batch_tokens or BATCH_TOKENS
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    gradients = Gradients(forward, loss_of, device, half, group)
     begun = (position.epoch - 1) * steps + position.done
     schedule = make_schedule(optimizer, config, steps * config.epochs, begun)
     best = next((epoch for epoch in reversed(history) if epoch.best), None)
@@ -115,10 +116,8 @@ def train(
             todo = itertools.islice(batches, first, None)
             for done, share in enumerate(todo, start=first + 1):
                 optimizer.zero_grad()
-                with half:
-                    found = backward(forward, loss_of, share, device, group)
                 mean_loss, hits, due = group.sums(
-                    *found, time.monotonic() - saved_at >= save_every_s
+                    *gradients(share), time.monotonic() - saved_at >= save_every_s
                 )
                 if not math.isfinite(mean_loss):
                     raise DivergedError(
@@ -167,25 +166,34 @@ def train(
     return Trained(model.eval(), history, best, interrupted)
 
 
-def backward(
-    forward: nn.Module, loss_of: Objective, share: Share, device: torch.device, group: Group
-) -> tuple[float, int]:
-    """Add the gradients of a batch's mean loss; returns this share of the loss, and what is right.
+class Gradients(NamedTuple):
+    """Forward and backward of a batch: adds up the gradients of its mean loss."""
 
-    The losses of all parts of all processes add up to the mean, whatever the examples weigh.
-    """
-    whole = loss_of.weight(share.whole)
-    loss_sum, hits = 0.0, 0
-    for part in share.parts:
-        labels = part.labels.to(device)
-        with nullcontext() if part is share.parts[-1] else group.apart(forward):
-            logits = forward(part.ids.to(device), part.mask.to(device))
-            weight = loss_of.weight(labels) / whole if share.counted else 0.0
-            loss = loss_of(logits.float(), labels) * weight
-            (loss * group.size).backward()  # the gradients' mean over the processes is taken
-        loss_sum += loss.item()
-        hits += int((logits.argmax(1) == labels).sum()) if share.counted else 0
-    return loss_sum, hits
+    forward: nn.Module
+    loss_of: Objective
+    device: torch.device
+    autocast: AbstractContextManager[Any] = nullcontext()
+    group: Group = ALONE
+
+    def __call__(self, share: Share) -> tuple[float, int]:
+        """Return what ``share`` adds to the mean loss of its batch, and how many are right in it.
+
+        All parts of all processes add up to the mean, whatever the examples weigh.
+        """
+        whole = self.loss_of.weight(share.whole)
+        loss_sum, hits = 0.0, 0
+        for number, (ids, mask, labels) in enumerate(share.parts, start=1):
+            labels = labels.to(self.device)
+            last = number == len(share.parts)
+            with nullcontext() if last else self.group.apart(self.forward):
+                with self.autocast:
+                    logits = self.forward(ids.to(self.device), mask.to(self.device))
+                weight = self.loss_of.weight(labels) / whole if share.counted else 0.0
+                loss = self.loss_of(logits.float(), labels) * weight
+                (loss * self.group.size).backward()  # the mean over the processes is taken
+            loss_sum += loss.item()
+            hits += int((logits.argmax(1) == labels).sum()) if share.counted else 0
+        return loss_sum, hits
 
 
 def seed_everything(seed: int) -> None:

@@ -28,9 +28,8 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer.batches import BATCH_TOKENS, encode, shuffled
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.group import ALONE
 from trainkit.trainer.loop import (
-    backward,
+    Gradients,
     choose_device,
     make_optimizer,
     seed_everything,
@@ -133,6 +132,7 @@ def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Poi
         weight.requires_grad_(False)
     optimizer = make_optimizer(model, config)
     loss_of = objective(config, data.labels, len(model.config.labels), device)
+    gradients = Gradients(model, loss_of, device)
     batches = itertools.chain.from_iterable(
         shuffled(data, config.batch_size, config.seed, epoch, config.batch_tokens or BATCH_TOKENS)
         for epoch in itertools.count(1)
@@ -144,7 +144,7 @@ def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Poi
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        loss, _ = backward(model, loss_of, batch, device, ALONE)
+        loss, _ = gradients(batch)
         nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
         optimizer.step()
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss

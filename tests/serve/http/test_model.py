@@ -351,3 +351,8 @@ def test_a_bundle_brings_its_threads_but_not_more_than_there_are_cores(bundle, m
         (2, "SomeProvider"),
         (3, "CPUExecutionProvider"),
     ]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 2), (16, 15)])
+def test_the_front_keeps_a_core_where_two_are_left(cores, threads):
+    assert model_module.default_threads(cores) == threads
