@@ -156,3 +156,11 @@ def test_the_range_test_is_refused_under_torchrun(train, tmp_path):
     done = run(*train("two", "--lr", "auto"), launcher=TWO, code=1)  # torchrun's own exit code
     assert "trains in one process: find the rate without torchrun first" in done.stderr
     assert not (tmp_path / "two").exists()
+
+
+def test_what_the_first_process_refuses_ends_them_all(train, tmp_path, tree):
+    (tmp_path / "two").mkdir()
+    before = tree(tmp_path / "two")
+    done = run(*train("two"), launcher=TWO, code=1)
+    assert "exists already; choose another --name" in done.stderr
+    assert tree(tmp_path / "two") == before
