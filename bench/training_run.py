@@ -9,6 +9,7 @@ import itertools
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,4 +198,6 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(main(msgspec.json.decode(sys.argv[1], type=Job))))
+    with redirect_stdout(sys.stderr):  # the Trainer prints its own summary
+        timed = main(msgspec.json.decode(sys.argv[1], type=Job))
+    sys.stdout.buffer.write(msgspec.json.encode(timed))
