@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.bench import exports, families
+from trainkit.bench import exports, families, serving_result
 from trainkit.bench.figures import RESULTS, accuracy_markdown, load_figures, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
@@ -15,6 +15,7 @@ __all__ = ["BLOCKS", "filled"]
 BLOCKS = {
     "README.md": ("accuracy", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
+    "docs/load.md": ("serving",),
     "docs/runtimes.md": ("suite-minilm-trec", "suite-minilm-banking77"),
 }
 
@@ -41,6 +42,8 @@ def _block(name: str, results: Path) -> str:
         return exports.markdown(exports.load(results / "exports.json"))
     if name == "families":
         return families.markdown(families.load(results / "families.json"))
+    if name == "serving":
+        return serving_result.markdown(serving_result.load(results / "serving.json"))
     return markdown(load(results / f"{name}.json")).strip()
 
 
