@@ -1,7 +1,9 @@
 """What the tests share: real sentences, tiny models that are quick to make, and the masks."""
 
+import contextlib
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,11 @@ ROOT = Path(__file__).parents[1]
 # The tests' models are tiny: a second thread only waits for the first, for long where another
 # process has its core.
 torch.set_num_threads(1)
+
+# absl, which TensorBoard and OpenVINO load, closes the standard error that it found when logging is
+# configured anew, as the server does: in a test that would be pytest's own.
+with contextlib.redirect_stderr(sys.__stderr__):
+    import absl.logging  # noqa: F401
 
 
 @pytest.fixture(scope="session")
