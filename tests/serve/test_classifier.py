@@ -19,7 +19,7 @@ from scipy.special import softmax
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier, Prediction
 from trainkit.serve.bundle import MANIFEST, Serving, open_bundle, write_manifest, write_serving
-from trainkit.serve.encoding import TextEncoder
+from trainkit.serve.encoding import TextEncoder, by_length
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
 
@@ -79,15 +79,22 @@ def test_a_batch_has_no_more_tokens_than_its_budget_nor_rows_than_its_size(class
 
 def test_a_text_over_the_budget_goes_alone(classify):
     small = Classifier(classify.encoder, classify.run, classify.labels, max_tokens=1)
-    assert [len(batch) for batch in small._batches([5, 0, 0, 3])] == [2, 1, 1]
+    assert [len(batch) for batch in by_length([5, 0, 0, 3], 32, max_tokens=1)] == [2, 1, 1]
     assert small(TEXTS[:3]) == [classify(text) for text in TEXTS[:3]]
 
 
 def test_one_length_a_batch_where_the_model_reads_its_padding(classify):
-    strict = Classifier(
-        classify.encoder, classify.run, classify.labels, equal_lengths=True, batch_size=3
-    )
-    assert list(strict._batches([5, 3, 5, 5, 3, 5])) == [[1, 4], [0, 2, 3], [5]]
+    batches = by_length([5, 3, 5, 5, 3, 5], 3, max_tokens=100, equal_lengths=True)
+    assert list(batches) == [[1, 4], [0, 2, 3], [5]]
+
+    seen = []
+
+    def run(batch):
+        seen.append(batch.attention_mask)
+        return classify.run(batch)
+
+    Classifier(classify.encoder, run, classify.labels, equal_lengths=True)(TEXTS)
+    assert all(mask.all() for mask in seen)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def test_bf16_rounds_the_forward_pass_and_keeps_float32_weights(few, tmp_path, m
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # the compiler warns of PyTorch's own code
 def test_compiled_it_learns_the_same(few, tmp_path):
     exact, _ = trained(few, tmp_path / "eager")
     compiled, weights = trained(few, tmp_path / "compiled", compile=True)
