@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,9 +19,11 @@ from trainkit.serve.errors import CheckFailedError
 
 __all__ = ["Point", "Roofline", "measure", "useful_flop"]
 
-SIZE = 1536  # square float32 matrices: beyond the caches, and a product takes some 50 ms
+# Square float32 matrices. A small product is over in milliseconds, between two moments in which
+# other work has the cores; a large one shows what the caches cost.
+SIZES = (512, 1024)
 BUFFER_BYTES = 64 * 2**20  # larger than a share of any last-level cache
-REPEATS = 12
+SECONDS = 0.6
 
 # What a layer of these computes follows from three sizes. Others have gates, bottlenecks or
 # attention of their own.
@@ -32,13 +34,22 @@ SCRATCH = "trainkit-scratch"
 class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The best of some repeats with so many threads.
 
-    ``gemm_flops_per_s`` of a float32 matrix product in numpy's BLAS, ``bandwidth_bytes_per_s`` of a
-    copy in memory, read and written bytes together as STREAM counts them (McCalpin 1995).
+    ``gemm_flops_per_s`` of a float32 matrix product in the faster of numpy's BLAS and PyTorch's,
+    where that is installed; ``bandwidth_bytes_per_s`` of a copy in memory, read and written bytes
+    together as STREAM counts them (McCalpin 1995).
     """
 
     threads: int
     gemm_flops_per_s: float
     bandwidth_bytes_per_s: float
+
+    def or_better(self, other: "Point") -> "Point":
+        """Return the better of each figure."""
+        return Point(
+            self.threads,
+            max(self.gemm_flops_per_s, other.gemm_flops_per_s),
+            max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
+        )
 
 
 class Roofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +60,11 @@ class Roofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def peak(self, threads: int) -> float:
         """Return the floating-point operations a second that were reached with so many threads."""
         return next(point.gemm_flops_per_s for point in self.points if point.threads == threads)
+
+    def or_better(self, again: "Roofline") -> "Roofline":
+        """Return the better of two measurements of the same threads, at two times."""
+        pairs = zip(self.points, again.points, strict=True)
+        return Roofline(tuple(one.or_better(other) for one, other in pairs))
 
 
 def measure(threads: Sequence[int]) -> Roofline:
@@ -104,21 +120,36 @@ def _sizes(architecture: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 def _point(threads: int) -> Point:
-    random = np.random.default_rng(0)
-    first, second = (random.random((SIZE, SIZE), dtype=np.float32) for _ in range(2))
-    product = np.empty_like(first)
-    gemm_s = _best(lambda: np.matmul(first, second, out=product))
+    products = [product for size in SIZES for product in _products(size, threads)]
+    gemm_flops_per_s = max(flop / _best(multiply) for flop, multiply in products)
     sources = [np.ones(BUFFER_BYTES // 4, np.float32) for _ in range(threads)]
     targets = [np.empty_like(source) for source in sources]
     with ThreadPoolExecutor(threads) as pool:
         copy_s = _best(lambda: list(pool.map(np.copyto, targets, sources)))
-    return Point(threads, 2 * SIZE**3 / gemm_s, 2 * BUFFER_BYTES * threads / copy_s)
+    return Point(threads, gemm_flops_per_s, 2 * BUFFER_BYTES * threads / copy_s)
+
+
+def _products(size: int, threads: int) -> Iterator[tuple[int, Callable[[], object]]]:
+    """Yield a product's operations and the product, in each library that is there."""
+    random = np.random.default_rng(0)
+    first, second = (random.random((size, size), dtype=np.float32) for _ in range(2))
+    product = np.empty_like(first)
+    yield 2 * size**3, lambda: np.matmul(first, second, out=product)
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(threads)
+    factors = torch.from_numpy(first), torch.from_numpy(second)
+    into = torch.from_numpy(product)
+    yield 2 * size**3, lambda: torch.mm(*factors, out=into)
 
 
 def _best(work: Callable[[], object]) -> float:
     work()
     seconds = []
-    for _ in range(REPEATS):
+    begun = time.perf_counter()
+    while time.perf_counter() < begun + SECONDS:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
