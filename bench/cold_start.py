@@ -27,7 +27,7 @@ from trainkit.serve import Classifier
 print(Classifier.load(sys.argv[1])(sys.argv[2]).label, flush=True)
 found = [name for name in ("torch", "transformers", "onnx") if name in sys.modules]
 import json
-from trainkit.bench.environment import peak_rss_bytes
+from trainkit.bench.proc import peak_rss_bytes
 print(json.dumps({"peak_rss_bytes": peak_rss_bytes(), "heavy_modules": found}))
 """
 

@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 import psutil
 
+from trainkit.bench.proc import colon_separated
+
 __all__ = [
     "Environment",
     "describe",
-    "peak_rss_bytes",
     "usable_cores",
     "wait_for_calm",
     "watch_theft",
@@ -118,7 +119,7 @@ def _cpu_seconds() -> tuple[float, float]:
 
 def describe() -> Environment:
     """Look at this machine as it is now."""
-    cpuinfo = _colon_separated(Path("/proc/cpuinfo"))
+    cpuinfo = colon_separated(Path("/proc/cpuinfo"))
     present = set(cpuinfo.get("flags", "").split())
     return Environment(
         processor=cpuinfo.get("model name") or platform.machine(),
@@ -143,16 +144,6 @@ def usable_cores() -> int:
     return cores if quota is None else min(cores, math.ceil(quota))
 
 
-def peak_rss_bytes() -> int | None:
-    """Return the most memory this process ever had resident; None where the system has no /proc.
-
-    Not ``getrusage``: on Linux its maximum survives ``exec``, so that a small child of a large
-    parent would report the parent's.
-    """
-    value = _colon_separated(Path("/proc/self/status")).get("VmHWM")  # "123 kB", which means KiB
-    return None if value is None else int(value.split()[0]) * 1024
-
-
 def _affinity_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -172,19 +163,6 @@ def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     if quota == "max" or int(quota) <= 0:  # v2 and v1 for "no limit"
         return None
     return int(quota) / int(period)
-
-
-def _colon_separated(path: Path) -> dict[str, str]:
-    """Read ``key : value`` lines, of a key that repeats the first; {} where it cannot be read."""
-    found: dict[str, str] = {}
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
-    return found
 
 
 def _version(package: str) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 
-from trainkit.bench.environment import peak_rss_bytes
+from trainkit.bench.proc import peak_rss_bytes
 from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
 from trainkit.models import backbone

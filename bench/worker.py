@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from trainkit.bench.engines import Engine, NotThereError, open_engine
-from trainkit.bench.environment import peak_rss_bytes
+from trainkit.bench.proc import peak_rss_bytes
 from trainkit.bench.protocol import (
     Done,
     Failed,

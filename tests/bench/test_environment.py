@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trainkit.bench import environment
+from trainkit.bench import environment, proc
 
 
 def test_the_environment_names_versions_and_no_person_or_place() -> None:
@@ -72,10 +72,10 @@ def test_a_driverless_nvidia_smi_is_no_gpu(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read in /proc")
 def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:
     ballast = b"x" * 300_000_000
-    program = "from trainkit.bench.environment import peak_rss_bytes; print(peak_rss_bytes())"
+    program = "from trainkit.bench.proc import peak_rss_bytes; print(peak_rss_bytes())"
     printed = subprocess.check_output([sys.executable, "-P", "-c", program], text=True)
     assert 5_000_000 < int(printed) < 150_000_000
-    peak = environment.peak_rss_bytes()
+    peak = proc.peak_rss_bytes()
     assert peak is not None
     assert peak > len(ballast)
 

@@ -1,10 +1,14 @@
 """The peers that `make peers` gave an environment, each against Hugging Face's padded forward."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.bench import engine_process as process
+from tests.conftest import ROOT
 from trainkit.bench.engines import NotThereError, python_of
 from trainkit.data.splits import load_sample
 from trainkit.models.hub_classifier import load
@@ -38,3 +42,26 @@ def test_a_peer_computes_what_hugging_face_does(name, folder, tmp_path):
     assert not process.agree(found[:, ::-1], expected, about["precision"])
     assert about["precision"] == ("int8" if name == "optimum-int8" else "fp32")
     assert about["versions"]["transformers"].startswith("4.57")
+
+
+LOADED = """
+import sys
+from importlib.metadata import packages_distributions
+before = {*sys.modules}
+import trainkit.bench.worker
+tops = {name.partition(".")[0] for name in sys.modules.keys() - before}
+of = packages_distributions()
+print(*sorted({distribution for top in tops for distribution in of.get(top, ())}))
+"""
+
+
+@pytest.mark.parametrize("name", ["optimum", "sentence-transformers"])
+def test_a_worker_loads_only_what_a_peer_has(name):
+    printed = subprocess.check_output([sys.executable, "-P", "-c", LOADED], text=True)
+    pinned = {
+        line.partition("==")[0]
+        for line in (ROOT / f"bench/peers/{name}.txt").read_text().splitlines()
+        if "==" in line
+    }
+    assert "numpy" in printed.split()
+    assert {*printed.split()} <= {"trainkit", *pinned}

@@ -1,0 +1,28 @@
+"""What Linux tells in ``/proc``, read with the standard library: workers of all environments do."""
+
+from pathlib import Path
+
+__all__ = ["colon_separated", "peak_rss_bytes"]
+
+
+def peak_rss_bytes() -> int | None:
+    """Return the most memory this process ever had resident; None where the system has no /proc.
+
+    Not ``getrusage``: on Linux its maximum survives ``exec``, so that a small child of a large
+    parent would report the parent's.
+    """
+    value = colon_separated(Path("/proc/self/status")).get("VmHWM")  # "123 kB", which means KiB
+    return None if value is None else int(value.split()[0]) * 1024
+
+
+def colon_separated(path: Path) -> dict[str, str]:
+    """Read ``key : value`` lines, of a key that repeats the first; {} where it cannot be read."""
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found
