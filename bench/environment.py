@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import psutil
 
-from trainkit.bench.proc import colon_separated
+from trainkit.bench.proc import colon_separated, processor_flags
 
 __all__ = [
     "Environment",
@@ -120,7 +120,7 @@ def _cpu_seconds() -> tuple[float, float]:
 def describe() -> Environment:
     """Look at this machine as it is now."""
     cpuinfo = colon_separated(Path("/proc/cpuinfo"))
-    present = set(cpuinfo.get("flags", "").split())
+    present = processor_flags()
     return Environment(
         processor=cpuinfo.get("model name") or platform.machine(),
         flags=tuple(flag for flag in FLAGS if flag in present),

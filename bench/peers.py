@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from trainkit.bench.engines import Engine, NotThereError, limit_torch, versions_of
-from trainkit.bench.environment import describe
+from trainkit.bench.proc import processor_flags
 from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch, Text
 
@@ -58,7 +58,7 @@ def _rewritten(model: Any, level: Level, folder: Path) -> str:
     if level == "O2":
         ORTOptimizer.from_pretrained(model).optimize(AutoOptimizationConfig.O2(), folder)
         return "model_optimized.onnx"
-    vnni = "avx512_vnni" in describe().flags
+    vnni = "avx512_vnni" in processor_flags()
     config = AutoQuantizationConfig.avx512_vnni if vnni else AutoQuantizationConfig.avx2
     ORTQuantizer.from_pretrained(model).quantize(config(is_static=False), folder)
     return "model_quantized.onnx"

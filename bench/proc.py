@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-__all__ = ["colon_separated", "peak_rss_bytes"]
+__all__ = ["colon_separated", "peak_rss_bytes", "processor_flags"]
+
+
+def processor_flags() -> set[str]:
+    """Return what the processor can do, as Linux names it; nothing where it does not say."""
+    return {*colon_separated(Path("/proc/cpuinfo")).get("flags", "").split()}
 
 
 def peak_rss_bytes() -> int | None:

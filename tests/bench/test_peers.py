@@ -48,7 +48,7 @@ LOADED = """
 import sys
 from importlib.metadata import packages_distributions
 before = {*sys.modules}
-import trainkit.bench.worker
+import trainkit.bench.peers, trainkit.bench.worker
 tops = {name.partition(".")[0] for name in sys.modules.keys() - before}
 of = packages_distributions()
 print(*sorted({distribution for top in tops for distribution in of.get(top, ())}))
