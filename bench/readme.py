@@ -16,7 +16,13 @@ BLOCKS = {
     "README.md": ("accuracy", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
     "docs/load.md": ("serving",),
-    "docs/runtimes.md": ("suite-minilm-trec", "suite-minilm-banking77"),
+    "docs/runtimes.md": (
+        "suite-minilm-trec",
+        "suite-minilm-banking77",
+        "suite-minilm-newsgroups20",
+        "suite-base-trec",
+        "suite-base-banking77",
+    ),
 }
 
 
