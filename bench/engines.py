@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from trainkit.serve.bundle import MANIFEST, Bundle, Format, open_bundle
-from trainkit.serve.classifier import FloatArray, Runner
+from trainkit.serve.classifier import FloatArray, Runner, in_parts
 from trainkit.serve.encoding import Batch, Text
 from trainkit.serve.errors import InputError, TrainkitError
 
@@ -332,7 +332,10 @@ def _bundle(source: Path, threads: int, title: str, package: str) -> Engine:
     if package == "torch":
         limit_torch(threads)
     bundle = open_bundle(source)
-    return _engine(title, bundle, runner(bundle, threads), package)
+    run = runner(bundle, threads)
+    if package == "onnxruntime" and not bundle.manifest.equal_lengths:
+        run = in_parts(run)  # as the library and the server do
+    return _engine(title, bundle, run, package)
 
 
 def _engine(title: str, bundle: Bundle, run: Runner, *packages: str) -> Engine:

@@ -20,16 +20,47 @@ from trainkit.serve.decision import (
 from trainkit.serve.encoding import Batch, Text, TextEncoder, Tokens, by_length
 from trainkit.serve.errors import InputError
 
-__all__ = ["Classifier", "FloatArray", "Prediction", "Runner", "Scored"]
+__all__ = ["Classifier", "FloatArray", "Prediction", "Runner", "Scored", "in_parts"]
 
 Runner: TypeAlias = Callable[[Batch], FloatArray]
 """A runtime: a padded batch of B texts to their (B, C) float32 logits."""
 
 BATCH_SIZE = 32
-# Of a batch, padding included. Measured on a core with MiniLM: 37 % less time than without a budget
-# on texts of very unequal lengths up to 512 tokens, 17 % up to 128; 4096 gave 28 % and 2 %.
+# Of a forward, padding included, where each has costs of its own: PyTorch, and a GPU. Measured on a
+# core with MiniLM: 37 % less time than without a budget on texts of very unequal lengths up to 512
+# tokens, 17 % up to 128; 4096 gave 28 % and 2 %.
 MAX_TOKENS = 2048
-PROVIDERS = ("CPUExecutionProvider",)
+# The same for ONNX Runtime on a CPU, where a small forward stays in the cache and its attention has
+# less padding: :mod:`trainkit.bench.batches` measures it.
+CPU_TOKENS = 512
+CPU = "CPUExecutionProvider"
+PROVIDERS = (CPU,)
+
+
+def in_parts(run: Runner, max_tokens: int = CPU_TOKENS) -> Runner:
+    """Return ``run`` on parts of a batch: rows of like length, ``max_tokens`` at most.
+
+    A row is cut after the last token that its mask shows. Not for a model that reads its padding.
+    """
+
+    def run_parts(batch: Batch) -> FloatArray:
+        rows, width = batch.input_ids.shape
+        if rows * width <= max_tokens or rows == 1:
+            return run(batch)
+        # The first that is shown, from the end; a row that shows nothing is kept whole.
+        lengths = width - batch.attention_mask[:, ::-1].argmax(axis=1)
+        parts = list(by_length(lengths.tolist(), rows, max_tokens))
+        found = [run(_part(batch, part, int(lengths[part].max()))) for part in parts]
+        logits = np.empty((rows, *found[0].shape[1:]), dtype=found[0].dtype)
+        for part, values in zip(parts, found, strict=True):
+            logits[part] = values
+        return logits
+
+    return run_parts
+
+
+def _part(batch: Batch, rows: Sequence[int], width: int) -> Batch:
+    return Batch._make(None if array is None else array[rows, :width] for array in batch)
 
 
 class Prediction(NamedTuple):
@@ -100,15 +131,15 @@ class Classifier:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         batch_size: int | None = None,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> "Classifier":
         """Open an ONNX bundle; every file's hash is checked first.
 
         What is None is as ``trainkit bench recommend --write`` put it into the bundle; else all
-        cores, the CPU, and batches of 32 rows at most. ``threads`` is the number of intra-op
-        threads, 0 for all cores. ``temperature`` None is that of the training, where the bundle has
-        one; 1 gives plain probabilities.
+        cores, the CPU, and batches of 32 rows at most, of 512 tokens on a CPU and 2048 elsewhere.
+        ``threads`` is the number of intra-op threads, 0 for all cores. ``temperature`` None is that
+        of the training, where the bundle has one; 1 gives plain probabilities.
 
         ``InputError`` where the bundle is damaged, of a newer format or not ONNX, holds an operator
         that ONNX Runtime does not know, or a provider is missing.
@@ -123,7 +154,10 @@ class Classifier:
         if serving is not msgspec.UNSET:
             threads = serving.threads if threads is None else threads
             providers = (serving.provider,) if providers is None else providers
-        run = onnx_runner(opened.model_path, threads=threads, providers=providers or PROVIDERS)
+        providers = providers or PROVIDERS
+        if max_tokens is None and providers[0] != CPU:
+            max_tokens = MAX_TOKENS
+        run = onnx_runner(opened.model_path, threads=threads, providers=providers)
         return cls.of_bundle(
             opened, run, batch_size, max_tokens=max_tokens, temperature=temperature
         )
@@ -135,15 +169,17 @@ class Classifier:
         run: Runner,
         batch_size: int | None = None,
         *,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> "Classifier":
         """Put a bundle's encoder and labels around its model, which ``run`` computes.
 
-        ``batch_size`` None is the one that the bundle recommends, else 32; ``temperature`` None the
-        bundle's, else 1.
+        ``batch_size`` None is the one that the bundle recommends, else 32; ``max_tokens`` None what
+        its format wants on a CPU; ``temperature`` None the bundle's, else 1.
         """
         manifest = opened.manifest
+        if max_tokens is None:
+            max_tokens = CPU_TOKENS if manifest.format == "onnx" else MAX_TOKENS
         if temperature is None:
             temperature = 1.0 if manifest.temperature is msgspec.UNSET else manifest.temperature
         if batch_size is None:

@@ -163,6 +163,7 @@ def _received(connection: socket.socket) -> Iterator[Run]:
 
 
 def _open(order: Order) -> Callable[[Run], Logits | Failed]:
+    from trainkit.serve.classifier import CPU, in_parts
     from trainkit.serve.onnx_session import onnx_runner
 
     path = order.model
@@ -174,6 +175,8 @@ def _open(order: Order) -> Callable[[Run], Logits | Failed]:
         runner = onnx_runner(Path(path), threads=order.threads, providers=order.providers)
     except InputError as error:
         raise InputError(str(error).replace(path, order.model)) from None
+    if order.providers[0] == CPU:
+        runner = in_parts(runner)
 
     def run(batch: Run) -> Logits | Failed:
         lengths = np.frombuffer(batch.lengths, dtype=np.int64)

@@ -19,6 +19,7 @@ from scipy.special import softmax
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier, Prediction
 from trainkit.serve.bundle import MANIFEST, Serving, open_bundle, write_manifest, write_serving
+from trainkit.serve.classifier import in_parts
 from trainkit.serve.encoding import TextEncoder, by_length
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
@@ -81,6 +82,31 @@ def test_a_text_over_the_budget_goes_alone(classify):
     small = Classifier(classify.encoder, classify.run, classify.labels, max_tokens=1)
     assert [len(batch) for batch in by_length([5, 0, 0, 3], 32, max_tokens=1)] == [2, 1, 1]
     assert small(TEXTS[:3]) == [classify(text) for text in TEXTS[:3]]
+
+
+def test_a_batch_in_parts_gives_what_it_gives_whole(classify):
+    rows = classify.tokens(TEXTS[:8])
+    # Padding on the left, a gap, and a row that shows nothing at all.
+    masks = [[0, *[1] * (len(rows[1].ids) - 1)], [1, 0, *[1] * (len(rows[2].ids) - 2)]]
+    masks.append([0] * len(rows[3].ids))
+    rows[1:4] = [row._replace(mask=mask) for row, mask in zip(rows[1:4], masks, strict=True)]
+    batch = classify.encoder.pad(rows)
+    shapes = []
+
+    def run(part):
+        shapes.append(part.input_ids.shape)
+        return classify.run(part)
+
+    whole = classify.run(batch)
+    np.testing.assert_allclose(in_parts(run, 40)(batch), whole, rtol=1e-4, atol=1e-5)
+    assert len(shapes) > 2
+    assert sum(rows for rows, _ in shapes) == 8
+    assert max(rows * width for rows, width in shapes if rows > 1) <= 40
+    assert len({width for _, width in shapes}) > 1  # cut to the longest of each part
+
+    shapes.clear()
+    np.testing.assert_array_equal(in_parts(run, batch.input_ids.size)(batch), whole)
+    assert shapes == [batch.input_ids.shape]
 
 
 def test_one_length_a_batch_where_the_model_reads_its_padding(classify):
@@ -241,7 +267,7 @@ def slowed(classify, before):
         before()
         return classify.run(batch)
 
-    return Classifier(classify.encoder, run, classify.labels)
+    return Classifier(classify.encoder, run, classify.labels, max_tokens=classify.max_tokens)
 
 
 def test_the_event_loop_goes_on_while_it_computes(classify):
