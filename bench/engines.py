@@ -27,8 +27,10 @@ __all__ = [
     "NotThereError",
     "Spec",
     "applicable",
+    "import_openvino",
     "limit_torch",
     "open_engine",
+    "openvino_runner",
     "parse",
     "python_of",
     "versions_of",
@@ -364,30 +366,49 @@ def _onnx_on(source: Path, threads: int, title: str, providers: tuple[str, ...])
 
 
 def _openvino(source: Path, threads: int) -> Engine:
-    import openvino
-
     bundle = open_bundle(source)
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the processor has it
-        "PERFORMANCE_HINT": "LATENCY",  # one request at a time, all threads for it
-    }
     try:
-        model = openvino.Core().compile_model(str(bundle.model_path), "CPU", settings)
+        run = openvino_runner(str(bundle.model_path), threads)
     except RuntimeError as error:  # what its C++ exceptions become
         said = " ".join(str(error).split())[-300:]
         raise InputError(
             f"{bundle.model_path} cannot be opened by OpenVINO {metadata.version('openvino')} "
             f"({said}); export it in fp32, or with --opset 18."
         ) from None
-    names = [port.any_name for port in model.inputs]
-    output = model.output("logits")
+    return _engine("OpenVINO", bundle, run, "openvino")
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO, in a process of its own, without its telemetry.
+
+    That is on by default: it tells Intel what is converted, under an id kept in the home folder.
+    """
+    os.environ["CI"] = "true"  # where it is off
+    import openvino
+
+    return openvino
+
+
+def openvino_runner(model: Any, threads: int) -> Runner:
+    """Compile a file or an ``openvino.Model`` for the CPU, in float32.
+
+    Its inputs are named as a batch's arrays, and its one output is the logits. What OpenVINO
+    cannot compile is a ``RuntimeError``.
+    """
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the processor has it
+        "PERFORMANCE_HINT": "LATENCY",  # one request at a time, all threads for it
+    }
+    compiled = import_openvino().Core().compile_model(model, "CPU", settings)
+    names = [port.any_name for port in compiled.inputs]
+    output = compiled.output("logits")
 
     def run(batch: Batch) -> FloatArray:
-        logits: FloatArray = model({name: getattr(batch, name) for name in names})[output]
+        logits: FloatArray = compiled({name: getattr(batch, name) for name in names})[output]
         return logits
 
-    return _engine("OpenVINO", bundle, run, "openvino")
+    return run
 
 
 # Conversions by others, of a Hugging Face folder.
@@ -408,8 +429,8 @@ def _converted(source: Path, threads: int, name: str) -> Engine:
         ) from error
 
 
-def _conversion(name: str, *needs: str, peer: str | None = None) -> Runtime:
-    install = "make peers" if peer else "pip install 'trainkit[bench]'"
+def _conversion(name: str, *needs: str, peer: str | None = None, extra: str = "bench") -> Runtime:
+    install = "make peers" if peer else f"pip install 'trainkit[{extra}]'"
     return Runtime(partial(_converted, name=name), ("classifier",), needs, install, peer)
 
 
@@ -445,6 +466,9 @@ RUNTIMES: dict[str, Runtime] = {
         "transformers-exporters", "torch", "transformers", "onnxscript"
     ),
     "ort-optimizer": _conversion("ort-optimizer", "torch", "transformers", "onnx"),
+    "openvino-converter": _conversion(
+        "openvino-converter", "torch", "transformers", "openvino", extra="openvino"
+    ),
     "optimum": _conversion("optimum", "optimum", peer="optimum"),
     "optimum-o2": _conversion("optimum-o2", "optimum", peer="optimum"),
     "optimum-int8": _conversion("optimum-int8", "optimum", peer="optimum"),

@@ -11,7 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from trainkit.bench.engines import Engine, NotThereError, limit_torch, versions_of
+from trainkit.bench.engines import (
+    Engine,
+    NotThereError,
+    import_openvino,
+    limit_torch,
+    openvino_runner,
+    versions_of,
+)
 from trainkit.bench.proc import processor_flags
 from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch, Text
@@ -152,6 +159,20 @@ def _ort_optimizer(source: Path, threads: int) -> Engine:
         return _on_onnxruntime("ONNX Runtime optimizer", file, threads)
 
 
+def _openvino_converter(source: Path, threads: int) -> Engine:
+    """Convert the PyTorch model with OpenVINO's own converter, without ONNX."""
+    limit_torch(threads)
+    openvino = import_openvino()
+    model, example = _loaded(source)
+    any_shape = {name: openvino.PartialShape([-1, -1]) for name in example}  # B, S
+    converted = openvino.convert_model(model, example_input=example, input=any_shape)
+    return Engine(
+        "OpenVINO converter",
+        openvino_runner(converted, threads),
+        versions=versions_of("openvino", "transformers", "torch"),
+    )
+
+
 def _loaded(source: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
     """Load Hugging Face's own model, and an example of its inputs by name."""
     import torch
@@ -191,4 +212,5 @@ CONVERSIONS: dict[str, Callable[[Path, int], Engine]] = {
     "sentence-transformers": _sentence_transformers,
     "transformers-exporters": _transformers_exporters,
     "ort-optimizer": _ort_optimizer,
+    "openvino-converter": _openvino_converter,
 }
