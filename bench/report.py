@@ -13,7 +13,7 @@ import msgspec
 from trainkit.bench.environment import Environment
 from trainkit.bench.plots import Missing, Plot, plots, svg
 from trainkit.bench.result import Result
-from trainkit.bench.tables import Sheet, engine_labels, machine, noise, sheets
+from trainkit.bench.tables import Sheet, engine_labels, machine, noise, not_measured, sheets
 from trainkit.page import document, framed, row, table
 
 __all__ = ["html"]
@@ -41,6 +41,7 @@ def html(result: Result) -> str:
         body.append(f'<p class="noisy">{escape(noise(result))}</p>')
     body += ["<h2>Plots</h2>", *_plots(result)]
     body += ["<h2>Tables</h2>", *(part for sheet in sheets(result) for part in _sheet(sheet))]
+    body += [f"<p>{escape(line)}</p>" for line in not_measured(result, result.absent)]
     body += ["<h2>Engines</h2>", table(*_engines(result), kind="scroll prose")]
     body += ["<h2>Environment</h2>", table(*_environment(result), kind="scroll prose")]
     body += ["<h2>How it was measured</h2>", *_method(result)]

@@ -25,6 +25,7 @@ __all__ = [
     "machine",
     "markdown",
     "noise",
+    "not_measured",
     "sheets",
     "table",
 ]
@@ -78,18 +79,18 @@ def table(result: Result) -> RenderableType:
     """Lay out the workloads one below the other, then the engines, noise and machine.
 
     In ``Text``, not strings: names and paths are the user's, and "[/x]" in one is no markup. What
-    an engine has on every workload alike stands in one table of its own, and so does an engine that
-    is absent from all of them: a terminal is narrow.
+    an engine has on every workload alike stands in one table of its own: a terminal is narrow.
     """
     parts: list[RenderableType] = []
     for workload in result.workloads:
         sheet = _sheet(result, workload, _columns(workload, _threads(result) is None))
         sheet = sheet._replace(rows=tuple(row for row in sheet.rows if not row.absent))
         parts += [_table(sheet), *map(Text, sheet.notes)]
-        parts += [Text(_not_measured(absent)) for absent in workload.absent]
+        parts += map(Text, not_measured(result, workload.absent))
         parts.append("")
     parts.append(_table(_engines(result)))
-    parts += [Text(line) for line in (noise(result), machine(result)) if line]
+    sentences = (*not_measured(result, result.absent), noise(result), machine(result))
+    parts += [Text(line) for line in sentences if line]
     return Group(*parts)
 
 
@@ -105,10 +106,6 @@ def _table(sheet: Sheet) -> Table:
     return laid_out
 
 
-def _not_measured(absent: Absent) -> str:
-    return f"{_absent_label(absent)}: not measured: {absent.reason}"
-
-
 def _engines(result: Result) -> Sheet:
     """Lay out what an engine has on every workload alike."""
     columns = _engine_columns(result.engines)
@@ -116,7 +113,6 @@ def _engines(result: Result) -> Sheet:
         Row(label, tuple(column.cell(engine) or "-" for column in columns))
         for label, engine in zip(engine_labels(result), result.engines, strict=True)
     ]
-    rows += [Row(_not_measured(absent)) for absent in result.absent]
     return Sheet("Engines", tuple(column.heading for column in columns), tuple(rows), ())
 
 
@@ -130,6 +126,7 @@ def markdown(result: Result) -> str:
             absent = (f"not measured: {row.absent}", *[""] * (len(sheet.columns) - 1))
             lines.append(_markdown_row((row.engine, *(row.cells or absent))))
         lines += ["", *(line for note in sheet.notes for line in (note, ""))]
+    lines += [line for one in not_measured(result, result.absent) for line in (one, "")]
     lines.append(machine(result))
     if result.noisy:
         lines += ["", noise(result)]
@@ -142,7 +139,10 @@ def _markdown_row(cells: tuple[str, ...]) -> str:
 
 
 def sheets(result: Result) -> Iterator[Sheet]:
-    """Yield one table a workload, in the result's order, with all that is known of each engine."""
+    """Yield one table a workload, in the result's order, with all that is known of each engine.
+
+    What is absent from all of them is not in them, but in :func:`not_measured`.
+    """
     for workload in result.workloads:
         engines = [result.engines[measured.engine] for measured in workload.measurements]
         columns = [
@@ -153,7 +153,7 @@ def sheets(result: Result) -> Iterator[Sheet]:
 
 
 def _sheet(result: Result, workload: WorkloadResult, columns: Iterable[_Column]) -> Sheet:
-    """Leave out the columns that no engine has; absent engines come last."""
+    """Leave out the columns that no engine has; engines absent here alone come last."""
     labels = engine_labels(result)
     measured = [(result.engines[m.engine], m) for m in workload.measurements]
     known = [one for one in columns if any(one.cell(*pair) is not None for pair in measured)]
@@ -161,10 +161,7 @@ def _sheet(result: Result, workload: WorkloadResult, columns: Iterable[_Column])
         Row(labels[m.engine], tuple(one.cell(engine, m) or "-" for one in known), m.wrong)
         for engine, m in measured
     ]
-    rows += [
-        Row(_absent_label(absent), absent=absent.reason)
-        for absent in (*workload.absent, *result.absent)
-    ]
+    rows += [Row(_absent_label(result, one), absent=one.reason) for one in workload.absent]
     headings = tuple(one.heading for one in known)
     return Sheet(_title(result, workload), headings, tuple(rows), _notes(result, workload))
 
@@ -290,8 +287,26 @@ def engine_labels(result: Result) -> list[str]:
     ]
 
 
-def _absent_label(absent: Absent) -> str:
-    return f"{absent.runtime} ({absent.source})" if absent.source else absent.runtime
+def not_measured(result: Result, absent: Iterable[Absent]) -> list[str]:
+    """Return one sentence a reason, with all that it keeps away."""
+    labels: dict[str, list[str]] = {}
+    for one in absent:
+        labels.setdefault(one.reason, []).append(_absent_label(result, one))
+    return [
+        f"Not measured: {', '.join(dict.fromkeys(names))}: {reason}."
+        for reason, names in labels.items()
+    ]
+
+
+def _absent_label(result: Result, absent: Absent) -> str:
+    """Return the runtime's name, with the source where another source of it fared otherwise."""
+    known = {engine.source for engine in result.engines if engine.runtime == absent.runtime}
+    known |= {
+        one.source
+        for one in result.absent
+        if one.runtime == absent.runtime and one.reason != absent.reason
+    }
+    return f"{absent.runtime} ({absent.source})" if known - {absent.source} else absent.runtime
 
 
 def noise(result: Result) -> str:

@@ -51,7 +51,7 @@ def test_all_plots_tables_and_sections_are_there(full: Result, page: str) -> Non
         assert work.name in text
         for measured in work.measurements:
             assert f"{measured.texts_per_s:,.0f}" in text
-    assert "not measured: this ONNX Runtime has no CUDAExecutionProvider" in text
+    assert "Not measured: onnx-cuda: this ONNX Runtime has no CUDAExecutionProvider" in text
     assert "outputs are wrong: TorchScript" in text
     assert full.environment_before.processor in text
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]

@@ -7,7 +7,9 @@ import msgspec
 from rich.console import Console, RenderableType
 
 from tests.bench import results
-from trainkit.bench.tables import csv, engine_labels, markdown, sheets, table
+from trainkit.bench.report import html
+from trainkit.bench.result import Absent
+from trainkit.bench.tables import csv, engine_labels, markdown, not_measured, sheets, table
 
 
 def printed(renderable: RenderableType, width: int = 160) -> str:
@@ -54,13 +56,35 @@ def test_a_wrong_engine_is_red_and_the_reason_stands_below() -> None:
     assert "WRONG" not in markdown(sound)
 
 
-def test_an_absent_engine_has_a_row_with_its_reason_in_every_form() -> None:
-    told = "this ONNX Runtime has no CUDAExecutionProvider"
-    assert f"| onnx-cuda (runs/latest/onnx) | not measured: {told} |" in markdown(MADE)
-    shown = printed(table(MADE))
-    assert f"onnx-cuda (runs/latest/onnx): not measured: {told}" in shown
-    (row,) = [row for row in rows_of(csv(MADE)) if row["not_measured"]]
-    assert (row["runtime"], row["not_measured"], row["texts_per_s"]) == ("onnx-cuda", told, "")
+def test_an_absent_engine_is_named_once_with_its_reason_in_every_form() -> None:
+    told = "Not measured: onnx-cuda: this ONNX Runtime has no CUDAExecutionProvider."
+    two = results.result(works=[results.OFFLINE, results.Work("grid", 8, length=64)])
+    assert markdown(two).count("onnx-cuda") == 1
+    assert told in markdown(two).splitlines()
+    assert printed(table(two)).count(told) == html(two).count(f"<p>{told}</p>") == 1
+    absent = [row for row in rows_of(csv(two)) if row["not_measured"]]
+    assert [row["workload"] for row in absent] == [work.name for work in two.workloads]
+    assert [row["runtime"] for row in absent] == ["onnx-cuda"] * 2
+    assert not any(row["texts_per_s"] for row in absent)
+
+
+def test_one_sentence_a_reason_names_a_source_only_where_another_fared_otherwise() -> None:
+    def of(runtime: str, source: str, reason: str) -> Absent:
+        return Absent(runtime=runtime, source=source, reason=reason)
+
+    absent = (
+        of("onnx-cuda", "a/onnx", "no GPU"),
+        of("eager-cuda", "a", "no GPU"),
+        of("onnx-cuda", "a/int8", "no GPU"),
+        of("openvino", "a/onnx", "opset 23"),
+        of("openvino", "a/int8", "no int8"),
+        of("onnx", "a/odd", "no GPU"),  # and two others were measured
+    )
+    assert not_measured(results.result(absent=absent), absent) == [
+        "Not measured: onnx-cuda, eager-cuda, onnx (a/odd): no GPU.",
+        "Not measured: openvino (a/onnx): opset 23.",
+        "Not measured: openvino (a/int8): no int8.",
+    ]
 
 
 def test_what_cannot_do_one_workload_is_absent_there_alone() -> None:
@@ -72,6 +96,8 @@ def test_what_cannot_do_one_workload_is_absent_there_alone() -> None:
         [],
         ["it takes texts"],
     ]
+    assert "| pipeline | not measured: it takes texts |" in markdown(made)
+    assert "Not measured: pipeline: it takes texts." in printed(table(made))
 
 
 def test_a_column_without_figures_is_left_out() -> None:
