@@ -19,10 +19,12 @@ def onnx_runner(
     threads: int | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     weights: Mapping[str, np.ndarray] | None = None,
+    options: ort.SessionOptions | None = None,
 ) -> Runner:
     """Open a file, or its bytes, as a function from a padded batch to (B, C) float32 logits.
 
-    ``weights`` replace those that the model says lie beside it, by name.
+    ``weights`` replace those that the model says lie beside it, by name. ``options`` are ONNX
+    Runtime's own defaults unless given; ``threads`` goes into them.
 
     ``InputError`` where a provider is not in this build of ONNX Runtime, or was asked for and not
     taken: ONNX Runtime itself would go on with the CPU and only log it.
@@ -33,7 +35,7 @@ def onnx_runner(
             f"ONNX Runtime {ort.__version__} here has no {', '.join(missing)}, only "
             f"{', '.join(ort.get_available_providers())}; install onnxruntime-gpu, or use the CPU."
         )
-    options = ort.SessionOptions()
+    options = options or ort.SessionOptions()
     options.intra_op_num_threads = threads or 0  # 0: ONNX Runtime takes one a core
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]

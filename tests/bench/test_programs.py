@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from trainkit.bench import figures, serving, suite
+from trainkit.bench import ablation, figures, serving, suite
 
 FOLDERS = ["--classifier", "nowhere", "--fp32", "nowhere", "--int8", "nowhere"]
 
@@ -11,6 +11,7 @@ FOLDERS = ["--classifier", "nowhere", "--fp32", "nowhere", "--int8", "nowhere"]
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [
+        (ablation.main, ["nowhere", "--data", "nowhere"]),
         (suite.main, ["--data", "nowhere"]),
         (figures.main, ["--trec", "nowhere"]),
         (serving.main, [*FOLDERS, "--peers-python", "nowhere/python"]),
