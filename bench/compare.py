@@ -15,7 +15,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trainkit.bench.result import Engine, Measurement, Ratio, Result, WorkloadResult
+from trainkit.bench.result import (
+    Engine,
+    Measurement,
+    Ratio,
+    Result,
+    WorkloadResult,
+    texts_per_s,
+)
 from trainkit.bench.tables import engine_labels
 from trainkit.serve.errors import CheckFailedError, InputError
 
@@ -157,7 +164,7 @@ def speeds(workload: WorkloadResult, measured: Measurement) -> list[float]:
             1 / float(np.median([s for one_pass in turn.batch_s for s in one_pass]))
             for turn in measured.rounds
         ]
-    return [workload.texts * len(turn.batch_s) / turn.seconds for turn in measured.rounds]
+    return texts_per_s(measured.rounds, workload.texts)
 
 
 def speed_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:

@@ -33,7 +33,6 @@ from trainkit.bench.protocol import (
     save_work,
 )
 from trainkit.bench.result import Ratio
-from trainkit.bench.samples import bootstrap_interval
 from trainkit.bench.worker import speak
 from trainkit.console import steps
 from trainkit.data.columns import Columns
@@ -182,11 +181,6 @@ def _race(
     return [tuple(one) for one in seconds]
 
 
-def _ratio(seconds: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    ratios = [base / mine for mine, base in zip(seconds, baseline, strict=True)]
-    return Ratio(float(np.median(ratios)), *bootstrap_interval(ratios))
-
-
 def measure(bundle: Bundle, trec: Path) -> PrecisionFigures:
     """Convert, score and race every variant."""
     before, texts = describe(), _texts(bundle, trec)
@@ -240,7 +234,8 @@ def _variant(
         max_abs=float(np.abs(found.together - expected).max()),
         alone_labels=int((labels != found.alone.argmax(axis=1)).sum()),
         alone_max_abs=float(np.abs(found.together - found.alone).max()),
-        speed={size: _ratio(one[number], one[0]) for size, one in raced.items()},
+        # Of seconds, not of rates: the baseline's by its own.
+        speed={size: Ratio.of_rounds(one[0], one[number]) for size, one in raced.items()},
         seconds={size: one[number] for size, one in raced.items()},
     )
 

@@ -47,9 +47,10 @@ from trainkit.bench.result import (
     Result,
     Settings,
     WorkloadResult,
+    texts_per_s,
 )
 from trainkit.bench.roofline import Roofline
-from trainkit.bench.samples import bootstrap_interval, percentile, spread
+from trainkit.bench.samples import percentile, spread
 from trainkit.bench.workload import Workload, prepare
 from trainkit.data.readers import Example
 from trainkit.export import parity
@@ -305,7 +306,7 @@ def _measurements(
         if engine is not engines[0]:
             precision = engine.engine.about.precision
             outputs = parity.compare(cases, _replay(engine.logits), precision)
-            ratio = _ratio(_texts_per_s(engine, workload), baseline)
+            ratio = Ratio.of_rounds(_texts_per_s(engine, workload), baseline)
         found.append(_measurement(engine, workload, roof, ratio, outputs))
     return found
 
@@ -321,13 +322,7 @@ def _texts_per_s(engine: _Measured, workload: Workload) -> list[float]:
     turns = [measured.turn for measured in engine.rounds]
     if workload.rate is not None:
         return [len(turn.batch_s[0]) / turn.seconds for turn in turns]
-    return [workload.texts * len(turn.batch_s) / turn.seconds for turn in turns]
-
-
-def _ratio(rates: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    ratios = [rate / base for rate, base in zip(rates, baseline, strict=True)]
-    low, high = bootstrap_interval(ratios)
-    return Ratio(float(np.median(ratios)), low, high)
+    return texts_per_s(turns, workload.texts)
 
 
 def _measurement(
@@ -339,14 +334,14 @@ def _measurement(
 ) -> Measurement:
     turns: tuple[Turn, ...] = tuple(measured.turn for measured in engine.rounds)
     batch_ms = [1000 * s for turn in turns for one_pass in turn.batch_s for s in one_pass]
-    texts_per_s = float(np.median(_texts_per_s(engine, workload)))
+    rate = float(np.median(_texts_per_s(engine, workload)))
     share = None
     if roof is not None and workload.useful_flop is not None:
-        flop_per_s = workload.useful_flop / workload.texts * texts_per_s
+        flop_per_s = workload.useful_flop / workload.texts * rate
         share = flop_per_s / roof.peak(engine.engine.about.threads)
     return Measurement(
         engine=engine.engine.place,
-        texts_per_s=texts_per_s,
+        texts_per_s=rate,
         p50_ms=percentile(batch_ms, 50),
         p90_ms=percentile(batch_ms, 90),
         p95_ms=percentile(batch_ms, 95),

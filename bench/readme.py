@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.bench import exports, families, serving_result
+from trainkit.bench import ahead, exports, families, serving_result
 from trainkit.bench.figures import RESULTS, accuracy_markdown, load_figures, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
@@ -17,6 +17,7 @@ BLOCKS = {
     "docs/parity.md": ("families", "exports"),
     "docs/load.md": ("serving",),
     "docs/runtimes.md": (
+        "ahead",
         "suite-minilm-trec",
         "suite-minilm-banking77",
         "suite-minilm-newsgroups20",
@@ -44,6 +45,10 @@ def _block(name: str, results: Path) -> str:
         return accuracy_markdown(load_figures(results / "trec.json"))
     if name == "start":
         return start_markdown(load_figures(results / "trec.json"))
+    if name == "ahead":
+        return ahead.markdown(
+            {path.stem: load(path) for path in sorted(results.glob("suite-*.json"))}
+        )
     if name == "exports":
         return exports.markdown(exports.load(results / "exports.json"))
     if name == "families":

@@ -12,7 +12,6 @@ import numpy as np
 
 from trainkit.bench.compare import speed_ratio, speeds
 from trainkit.bench.result import Engine, Measurement, Ratio, Result, WorkloadResult
-from trainkit.bench.samples import bootstrap_interval
 from trainkit.bench.tables import engine_labels
 from trainkit.serve.bundle import MANIFEST, Manifest, Serving, open_bundle, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
@@ -269,9 +268,7 @@ def _ratio(one: _Candidate, other: _Candidate) -> Ratio:
     """Compare round by round inside a workload, where rounds are interleaved; else as samples."""
     if one.workload is not other.workload or len(one.speeds) != len(other.speeds):
         return speed_ratio(other.speeds, one.speeds)
-    shares = [fast / slow for fast, slow in zip(one.speeds, other.speeds, strict=True)]
-    low, high = bootstrap_interval(shares)
-    return Ratio(float(np.median(shares)), low, high)
+    return Ratio.of_rounds(one.speeds, other.speeds)
 
 
 def _tokenising(result: Result) -> set[str]:

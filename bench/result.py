@@ -3,15 +3,18 @@
 docs/bench.md describes the fields; ``schema`` changes whenever they do.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
+import numpy as np
 
 from trainkit.bench.environment import Environment
 from trainkit.bench.protocol import Turn, WarmUp
 from trainkit.bench.roofline import Roofline
+from trainkit.bench.samples import bootstrap_interval
 from trainkit.export.parity import Report
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.files import write_atomically
@@ -28,6 +31,7 @@ __all__ = [
     "check",
     "load",
     "save",
+    "texts_per_s",
 ]
 
 Scenario: TypeAlias = Literal["offline", "single-stream", "server", "grid"]
@@ -122,6 +126,12 @@ class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     low: float
     high: float
 
+    @classmethod
+    def of_rounds(cls, rates: Sequence[float], baseline: Sequence[float]) -> "Ratio":
+        """Compare two engines that took turns: one rate a round of each, both in texts a second."""
+        ratios = [rate / base for rate, base in zip(rates, baseline, strict=True)]
+        return cls(float(np.median(ratios)), *bootstrap_interval(ratios))
+
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One engine on one workload: what it did, and the raw turns it was computed from.
@@ -193,6 +203,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engines: tuple[Engine, ...]
     absent: tuple[Absent, ...]
     workloads: tuple[WorkloadResult, ...]
+
+
+def texts_per_s(rounds: Sequence[Turn], texts: int) -> list[float]:
+    """Return one rate a round, of rounds whose every pass has so many texts."""
+    return [texts * len(turn.batch_s) / turn.seconds for turn in rounds]
 
 
 def check(result: Result) -> None:

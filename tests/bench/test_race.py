@@ -14,7 +14,7 @@ from trainkit.bench import process, race, result
 from trainkit.bench.engines import Spec
 from trainkit.bench.environment import Environment
 from trainkit.bench.protocol import WarmUp, Work
-from trainkit.bench.result import Measurement, Result, Settings
+from trainkit.bench.result import Measurement, Ratio, Result, Settings
 from trainkit.bench.workload import Workload
 from trainkit.data.readers import Example
 from trainkit.data.vocabulary import word_tokenizer
@@ -129,7 +129,7 @@ def test_intervals_of_equal_engines_hold_one_in_90_of_100_runs() -> None:
     for _ in range(100):
         machine = random.lognormal(0, 0.3, size=20)  # what a round does to both
         rates = [machine * random.lognormal(0, 0.05, size=20) for _ in range(2)]
-        ratio = race._ratio(*rates)
+        ratio = Ratio.of_rounds(*rates)
         held += ratio.low <= 1 <= ratio.high
     assert held >= 90
 
