@@ -16,8 +16,9 @@ from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch, Text, Tokens, characters
 from trainkit.serve.errors import InputError
 from trainkit.serve.http.batching import Answer, Batcher, BatchFacts, Rules
-from trainkit.serve.http.engine import Engine, Launch
+from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.failures import InferenceError, UnavailableError
+from trainkit.serve.http.inference_process import Launch
 from trainkit.serve.http.settings import Settings
 
 __all__ = ["Answer", "BatchFacts", "Model", "Models", "default_threads", "usable_cores"]

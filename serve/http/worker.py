@@ -1,10 +1,10 @@
 """The inference process: batches of token ids in, logits out, over a socket.
 
-``python -m trainkit.serve.http.worker ORDER``; the engine starts it, see
-:mod:`trainkit.serve.http.engine`. Messages are msgpack, each after its length in four bytes; rows
-of unequal length travel end to end, and are padded here. Pings come on a socket of their own, one
-byte each, and a thread sends them back: the session may run for long, and a batch should not pay
-for a hop between threads.
+``python -m trainkit.serve.http.worker ORDER``; the front starts it, see
+:mod:`trainkit.serve.http.inference_process`. Messages are msgpack, each after its length in four
+bytes; rows of unequal length travel end to end, and are padded here. Pings come on a socket of
+their own, one byte each, and a thread sends them back: the session may run for long, and a batch
+should not pay for a hop between threads.
 
 The model is read from a descriptor that the front holds open: a restart then works when the
 bundle's folder is gone. Only a model whose weights lie in a file beside it (over 2 GB) is opened by

@@ -16,8 +16,9 @@ from trainkit.serve import Classifier
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import engine as engine_module
-from trainkit.serve.http.engine import Engine, Launch
+from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.failures import InferenceError, UnavailableError
+from trainkit.serve.http.inference_process import Launch
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 TEXTS = [example.text for example in load_sample()[:20]]

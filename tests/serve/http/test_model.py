@@ -20,8 +20,8 @@ from trainkit.serve.bundle import Serving, open_bundle, write_manifest, write_se
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import model as model_module
-from trainkit.serve.http.engine import Launch
 from trainkit.serve.http.failures import DeadlineError, InferenceError, UnavailableError
+from trainkit.serve.http.inference_process import Launch
 from trainkit.serve.http.model import Model, Models
 from trainkit.serve.http.settings import Settings
 

@@ -18,7 +18,7 @@ import pytest
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.engine import PROGRAM
+from trainkit.serve.http.inference_process import PROGRAM
 from trainkit.serve.http.worker import (
     LENGTH,
     Failed,
