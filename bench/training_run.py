@@ -25,9 +25,10 @@ from trainkit.models import backbone
 from trainkit.serve.errors import InputError
 from trainkit.trainer.batches import Encoded, encode
 from trainkit.trainer.config import DEFAULTS
-from trainkit.trainer.loop import seed_everything, train
+from trainkit.trainer.loop import train
 from trainkit.trainer.progress import Epoch
 from trainkit.trainer.run import ModelChoice, make_model
+from trainkit.trainer.setup import seed_everything
 
 __all__ = ["Engine", "Job", "Timed"]
 

@@ -17,7 +17,8 @@ from trainkit.models.classifier import NewModel, build
 from trainkit.models.config import ModelConfig, ScratchConfig
 from trainkit.serve.encoding import TextEncoder
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.loop import seed_everything, train
+from trainkit.trainer.loop import train
+from trainkit.trainer.setup import seed_everything
 
 
 def main(folder: Path, scratch: Path) -> None:

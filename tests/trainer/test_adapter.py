@@ -152,7 +152,7 @@ def test_the_adapter_comes_back_as_a_source_with_its_labels(made, few):
 
 
 def test_the_head_is_trained_at_its_own_rate(made):
-    from trainkit.trainer.loop import make_optimizer
+    from trainkit.trainer.setup import make_optimizer
 
     model = checkpoint.load(made("bert")[1].folder).model
     optimizer = make_optimizer(model, CONFIG)

@@ -15,9 +15,10 @@ from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import DEFAULTS, TrainConfig
-from trainkit.trainer.loop import make_optimizer, make_schedule, score, train
+from trainkit.trainer.loop import score, train
 from trainkit.trainer.metrics import evaluate
 from trainkit.trainer.run import ModelChoice, make_model, start
+from trainkit.trainer.setup import make_optimizer, make_schedule
 
 
 class Quiet:

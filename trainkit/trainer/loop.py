@@ -7,23 +7,15 @@ with exactly those weights loaded. Several processes may do it together (see
 
 import itertools
 import math
-import os
-import random
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-import msgspec
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from trainkit.data.splits import Splits
-from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.classifier import NewModel, TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
@@ -31,9 +23,16 @@ from trainkit.trainer import checkpoint, state
 from trainkit.trainer.batches import BATCH_TOKENS, Encoded, Share, encode, in_order, shuffled
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.group import ALONE, Group
-from trainkit.trainer.losses import Objective, objective
 from trainkit.trainer.progress import Epoch, Progress, Unwatched
+from trainkit.trainer.setup import (
+    choose_device,
+    make_average,
+    make_optimizer,
+    make_schedule,
+    seed_everything,
+)
 from trainkit.trainer.state import Position, Training
+from trainkit.trainer.steps import Stepper, make_gradients
 
 __all__ = ["DivergedError", "Epoch", "Progress", "Trained", "train"]
 
@@ -74,187 +73,152 @@ def train(
     comes after the training forgets it. ``DivergedError`` where the loss stops being a number,
     ``InputError`` where the state cannot be written.
     """
-    model, encoder = new
-    progress = progress or Unwatched()
     # Not the same numbers in each process: dropout would drop the same units of their texts.
     seed_everything((config.seed + group.rank) % 2**32)
-    device = choose_device(config.device)
-    model.to(device)
-    names = model.config.labels
-    train_data = encode(splits.train, encoder, names)
-    valid_data = encode(splits.valid, encoder, names)
-    loss_of = objective(config, train_data.labels, len(names), device)
-    steps = math.ceil(len(train_data.rows) / config.batch_size)
-    optimizer = make_optimizer(model, config)
-
-    averaged = None
-    if config.average_decay:
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
-    candidate = model if averaged is None else cast(TextClassifier, averaged.module)
-
-    training = Training(model, averaged, optimizer)
-    position, history = state.restore(folder, training, group)
-    compiled = torch.compile(model, dynamic=True) if config.compile is True else model
-    forward = group.wrap(cast(nn.Module, compiled), device)
-    batch_tokens = config.batch_tokens or BATCH_TOKENS
-    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    gradients = Gradients(forward, loss_of, device, half, group)
-    begun = (position.epoch - 1) * steps + position.done
-    schedule = make_schedule(optimizer, config, steps * config.epochs, begun)
-    best = next((epoch for epoch in reversed(history) if epoch.best), None)
-    saved_at = time.monotonic()
+    new.model.to(choose_device(config.device))
+    loop = _Loop(new, splits, config, folder, progress or Unwatched(), save_every_s, group)
     interrupted = False
     try:
-        for number in range(position.epoch, config.epochs + 1):
-            if best is not None and number - 1 - best.epoch >= config.patience_epochs:
-                break
-            model.train()
-            _, first, loss_sum, correct, seen = msgspec.structs.astuple(position)
-            batches = shuffled(
-                train_data, config.batch_size, config.seed, number, batch_tokens, group
-            )
-            todo = itertools.islice(batches, first, None)
-            for done, share in enumerate(todo, start=first + 1):
-                optimizer.zero_grad()
-                mean_loss, hits, due = group.sums(
-                    *gradients(share), time.monotonic() - saved_at >= save_every_s
-                )
-                if not math.isfinite(mean_loss):
-                    raise DivergedError(
-                        f"the loss became {mean_loss} in epoch {number}, step {done}; "
-                        "train with a lower --learning-rate."
-                    )
-                nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
-                optimizer.step()
-                schedule.step()
-                if averaged is not None:
-                    averaged.update_parameters(model)
-                seen += len(share.whole)
-                loss_sum += mean_loss * len(share.whole)
-                correct += hits
-                progress.step(number, done, steps, loss_sum / seen, correct / seen)
-                if done < steps and due:
-                    position = Position(number, done, loss_sum, correct, seen)
-                    state.save(folder, training, position, history, group)
-                    saved_at = time.monotonic()
-            valid_loss, valid_accuracy = score(candidate, valid_data, batch_tokens, group)
-            rank = (valid_accuracy, -valid_loss)
-            is_best = best is None or rank > (best.valid_accuracy, -best.valid_loss)
-            result = Epoch(
-                number, loss_sum / seen, correct / seen, valid_loss, valid_accuracy, is_best
-            )
-            history.append(result)
-            if is_best:
-                best = result
-            if is_best and group.leads:
-                metrics = {"valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
-                checkpoint.save(folder, candidate, encoder, config, epoch=number, metrics=metrics)
-            if group.leads:
-                write_atomically(folder / HISTORY, pretty_json(history))
-            position = Position(number + 1)
-            state.save(folder, training, position, history, group)
-            saved_at = time.monotonic()
-            progress.epoch(result)
+        while loop.has_more():
+            loop.epoch()
     except KeyboardInterrupt:
-        if best is None or group.size > 1:  # nothing to keep yet, or the others cannot be told
+        if loop.best is None or group.size > 1:  # nothing to keep, or the others cannot be told
             raise
         interrupted = True
-    assert best is not None  # there is at least one epoch, and the first is the best so far
-    model.fold()
-    if group.leads:
-        checkpoint.restore(model, checkpoint.weights_path(folder))
-    return Trained(model.eval(), history, best, interrupted)
+    return loop.finish(interrupted=interrupted)
 
 
-class Gradients(NamedTuple):
-    """Forward and backward of a batch: adds up the gradients of its mean loss."""
+class _Loop:
+    """A training, where it is now, and what it is watched, scored and saved by."""
 
-    forward: nn.Module
-    loss_of: Objective
-    device: torch.device
-    autocast: AbstractContextManager[Any] = nullcontext()
-    group: Group = ALONE
+    def __init__(
+        self,
+        new: NewModel,
+        splits: Splits,
+        config: TrainConfig,
+        folder: Path,
+        progress: Progress,
+        save_every_s: float,
+        group: Group,
+    ) -> None:
+        model, self.encoder = new
+        self.config, self.folder, self.group = config, folder, group
+        self.progress, self.save_every_s = progress, save_every_s
+        self.train_data = encode(splits.train, self.encoder, model.config.labels)
+        self.valid_data = encode(splits.valid, self.encoder, model.config.labels)
+        self.batch_tokens = config.batch_tokens or BATCH_TOKENS
+        self.steps = math.ceil(len(self.train_data.rows) / config.batch_size)  # an epoch
+        self.training = Training(model, make_average(model, config), make_optimizer(model, config))
+        self.position, self.history = state.restore(folder, self.training, group)
+        self.stepper = self._stepper()
+        self.saved_at = time.monotonic()
 
-    def __call__(self, share: Share) -> tuple[float, int]:
-        """Return what ``share`` adds to the mean loss of its batch, and how many are right in it.
+    def _stepper(self) -> Stepper:
+        """Make what goes from step to step, from the restored position on."""
+        model, _, optimizer = self.training
+        gradients = make_gradients(model, self.train_data, self.config, self.group)
+        begun = (self.position.epoch - 1) * self.steps + self.position.done
+        schedule = make_schedule(optimizer, self.config, self.steps * self.config.epochs, begun)
+        return Stepper(self.training, gradients, schedule, self.config.max_gradient_norm)
 
-        All parts of all processes add up to the mean, whatever the examples weigh.
-        """
-        whole = self.loss_of.weight(share.whole)
-        loss_sum, hits = 0.0, 0
-        for number, (ids, mask, labels) in enumerate(share.parts, start=1):
-            labels = labels.to(self.device)
-            last = number == len(share.parts)
-            with nullcontext() if last else self.group.apart(self.forward):
-                with self.autocast:
-                    logits = self.forward(ids.to(self.device), mask.to(self.device))
-                weight = self.loss_of.weight(labels) / whole if share.counted else 0.0
-                loss = self.loss_of(logits.float(), labels) * weight
-                (loss * self.group.size).backward()  # the mean over the processes is taken
-            loss_sum += loss.item()
-            hits += int((logits.argmax(1) == labels).sum()) if share.counted else 0
-        return loss_sum, hits
+    @property
+    def best(self) -> Epoch | None:
+        """The best epoch so far."""
+        return next((epoch for epoch in reversed(self.history) if epoch.best), None)
 
+    def has_more(self) -> bool:
+        """Tell whether there is a next epoch; none after so many that were no better."""
+        best, ended = self.best, self.position.epoch - 1
+        patient = best is None or ended - best.epoch < self.config.patience_epochs
+        return ended < self.config.epochs and patient
 
-def seed_everything(seed: int) -> None:
-    """Make every random choice from here on repeatable."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    def epoch(self) -> None:
+        """Go through what is left of an epoch, score it, and save what it came to."""
+        self._train()
+        result = self._scored()
+        self.history.append(result)
+        self._keep(result)
+        self.position = Position(result.epoch + 1)
+        self._save()
+        self.progress.epoch(result)
 
+    def _train(self) -> None:
+        """Make the epoch's steps that are not done yet; save on the way when it is time."""
+        self.training.model.train()
+        batches = shuffled(
+            self.train_data,
+            self.config.batch_size,
+            self.config.seed,
+            self.position.epoch,
+            self.batch_tokens,
+            self.group,
+        )
+        for share in itertools.islice(batches, self.position.done, None):
+            due = self._step(share)
+            if due and self.position.done < self.steps:
+                self._save()
 
-def choose_device(name: str) -> torch.device:
-    """Take CUDA for ``auto`` where there is one; ``InputError`` if it was asked for in vain."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this torch finds no CUDA device; use cpu or auto.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one device for each of torchrun's processes
-        return torch.device(name, int(os.environ["LOCAL_RANK"]))
-    return torch.device(name)
+    def _step(self, share: Share) -> bool:
+        """Make one step; tell whether any process finds that it is time to save."""
+        mean_loss, hits, due = self.group.sums(
+            *self.stepper.backward(share), time.monotonic() - self.saved_at >= self.save_every_s
+        )
+        now = self.position = self.position.after(mean_loss, hits, len(share.whole))
+        if not math.isfinite(mean_loss):
+            raise DivergedError(
+                f"the loss became {mean_loss} in epoch {now.epoch}, step {now.done}; "
+                "train with a lower --learning-rate."
+            )
+        self.stepper.update()
+        self.progress.step(
+            now.epoch, now.done, self.steps, now.loss_sum / now.seen, now.correct / now.seen
+        )
+        return bool(due)
 
+    def _candidate(self) -> TextClassifier:
+        """Return the model that is scored and kept: the average, where there is one."""
+        model, averaged, _ = self.training
+        return model if averaged is None else cast(TextClassifier, averaged.module)
 
-def trained_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
-    """Return the parameters that are not frozen."""
-    return (weight for weight in model.parameters() if weight.requires_grad)
+    def _scored(self) -> Epoch:
+        """Score the validation texts, and compare with the best epoch so far."""
+        loss, accuracy = score(self._candidate(), self.valid_data, self.batch_tokens, self.group)
+        best, now = self.best, self.position
+        is_best = best is None or (accuracy, -loss) > (best.valid_accuracy, -best.valid_loss)
+        train_loss, train_accuracy = now.loss_sum / now.seen, now.correct / now.seen
+        return Epoch(now.epoch, train_loss, train_accuracy, loss, accuracy, is_best)
 
+    def _keep(self, result: Epoch) -> None:
+        """Write the checkpoint of a best epoch, and the history."""
+        if not self.group.leads:
+            return
+        if result.best:
+            checkpoint.save(
+                self.folder,
+                self._candidate(),
+                self.encoder,
+                self.config,
+                epoch=result.epoch,
+                metrics={
+                    "valid_loss": result.valid_loss,
+                    "valid_accuracy": result.valid_accuracy,
+                },
+            )
+        write_atomically(self.folder / HISTORY, pretty_json(self.history))
 
-def make_optimizer(model: TextClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and prefixes are not decayed, the head has its own rate."""
-    undecayed = {
-        id(weight)
-        for module in model.modules()
-        for name, weight in module.named_parameters(recurse=False)
-        if name == "bias" or isinstance(module, (nn.LayerNorm, KeyValuePrefix)) or name == "prefix"
-    }
-    head = {id(weight) for weight in model.head_parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for weight in trained_parameters(model):
-        rate = config.head_learning_rate if id(weight) in head else config.learning_rate
-        decay = 0.0 if id(weight) in undecayed else config.weight_decay
-        groups.setdefault((rate, decay), []).append(weight)
-    return torch.optim.AdamW(
-        [
-            {"params": weights, "lr": rate, "weight_decay": decay}
-            for (rate, decay), weights in groups.items()
-        ]
-    )
+    def _save(self) -> None:
+        """Write the state, from which a training that is cut off goes on."""
+        state.save(self.folder, self.training, self.position, self.history, self.group)
+        self.saved_at = time.monotonic()
 
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int, begun: int = 0
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter 2017), from step ``begun`` on."""
-    warmup = max(1, round(config.warmup_share * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])  # which a schedule that goes on asks for
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=begun - 1)
+    def finish(self, *, interrupted: bool) -> Trained:
+        """Load the best weights into the model."""
+        best, model = self.best, self.training.model
+        assert best is not None  # there is at least one epoch, and the first is the best so far
+        model.fold()
+        if self.group.leads:
+            checkpoint.restore(model, checkpoint.weights_path(self.folder))
+        return Trained(model.eval(), self.history, best, interrupted)
 
 
 @torch.inference_mode()

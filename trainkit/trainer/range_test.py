@@ -28,16 +28,16 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer.batches import BATCH_TOKENS, encode, shuffled
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.loop import (
-    Gradients,
+from trainkit.trainer.losses import objective
+from trainkit.trainer.plan import ModelChoice
+from trainkit.trainer.run import make_model
+from trainkit.trainer.setup import (
     choose_device,
     make_optimizer,
     seed_everything,
     trained_parameters,
 )
-from trainkit.trainer.losses import objective
-from trainkit.trainer.plan import ModelChoice
-from trainkit.trainer.run import make_model
+from trainkit.trainer.steps import Gradients
 
 __all__ = ["CURVE", "PICTURE", "Point", "RangeTest", "choose", "chosen", "range_test"]
 

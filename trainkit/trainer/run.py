@@ -24,11 +24,12 @@ from trainkit.trainer import checkpoint, state
 from trainkit.trainer.adapter import write_adapter
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.group import ALONE, Group
-from trainkit.trainer.loop import SAVE_EVERY_S, Trained, seed_everything, train
+from trainkit.trainer.loop import SAVE_EVERY_S, Trained, train
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
 from trainkit.trainer.progress import Progress
 from trainkit.trainer.settings import CONFIG, to_toml
+from trainkit.trainer.setup import seed_everything
 
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest

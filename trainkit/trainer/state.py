@@ -38,6 +38,16 @@ class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correct: float = 0.0
     seen: float = 0.0
 
+    def after(self, mean_loss: float, hits: float, count: int) -> "Position":
+        """Return the position after one more step, over ``count`` examples."""
+        return Position(
+            self.epoch,
+            self.done + 1,
+            self.loss_sum + mean_loss * count,
+            self.correct + hits,
+            self.seen + count,
+        )
+
 
 class State(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``state.json``."""

@@ -22,11 +22,12 @@ from trainkit.data.splits import Splits
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import write_atomically
-from trainkit.trainer.loop import DivergedError, seed_everything, train
+from trainkit.trainer.loop import DivergedError, train
 from trainkit.trainer.plan import fingerprint
 from trainkit.trainer.progress import Epoch, Unwatched
 from trainkit.trainer.run import make_model
 from trainkit.trainer.settings import resolve, to_toml
+from trainkit.trainer.setup import seed_everything
 
 __all__ = ["PrunerName", "Tuned", "tune"]
 
