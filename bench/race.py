@@ -15,15 +15,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
-
-import msgspec
-import numpy as np
 
 from trainkit.bench import environment, roofline
 from trainkit.bench.arrivals import arrivals
 from trainkit.bench.engines import NotThereError, Spec, python_of
-from trainkit.bench.environment import Environment
+from trainkit.bench.outcome import Raced, Running, noise_of, result_of, with_end
 from trainkit.bench.process import WorkerProcess
 from trainkit.bench.protocol import (
     Done,
@@ -33,29 +29,15 @@ from trainkit.bench.protocol import (
     Ready,
     TakeBatches,
     TakeTurn,
-    Turn,
     Warm,
     WarmUp,
     load_logits,
     save_work,
 )
-from trainkit.bench.result import (
-    Absent,
-    Engine,
-    Measurement,
-    Ratio,
-    Result,
-    Settings,
-    WorkloadResult,
-    texts_per_s,
-)
-from trainkit.bench.roofline import Roofline
-from trainkit.bench.samples import percentile, spread
+from trainkit.bench.result import Absent, Engine, Result, Settings
 from trainkit.bench.workload import Workload, prepare
 from trainkit.data.readers import Example
-from trainkit.export import parity
 from trainkit.serve.bundle import MANIFEST, open_bundle
-from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.errors import InputError
 
 __all__ = ["run", "worker_command"]
@@ -63,27 +45,8 @@ __all__ = ["run", "worker_command"]
 # Threads of OpenMP and ONNX Runtime spin for some milliseconds after their work is done; the next
 # engine must not share the cores with them.
 PAUSE_SECONDS = 0.03
-NOISY_SPREAD = 0.15
-NOISY_LOAD_SHARE = 0.5
 
 Progress = Callable[[str], None]
-
-
-class _Running(NamedTuple):
-    """A worker with an open engine; ``place`` is its place in the result."""
-
-    worker: WorkerProcess
-    place: int
-    about: Engine
-
-
-class _Measured(NamedTuple):
-    """What one engine did on one workload so far."""
-
-    engine: _Running
-    warm_up: WarmUp
-    logits: list[FloatArray]
-    rounds: list[Measured]
 
 
 def worker_command(spec: Spec, threads: int) -> list[str]:
@@ -135,9 +98,9 @@ def run(
     if roof is not None:  # a share of a peak that other work held down would be too good
         progress("measure the machine's peak again")
         roof = roof.or_better(roofline.measure(settings.threads))
-    results = [_result(*one, roof) for one in raced]
-    described = tuple(_with_end(engine, results) for engine in engines)
-    noise = (*_noise(results, described, before), *theft())
+    results = [result_of(*one, roof) for one in raced]
+    described = tuple(with_end(engine, results) for engine in engines)
+    noise = (*noise_of(results, described, before), *theft())
     return Result(
         command=tuple(command),
         date=datetime.now(UTC).replace(microsecond=0),
@@ -161,8 +124,8 @@ def _open_all(
     scratch: Path,
     workers: ExitStack,
     progress: Progress,
-) -> tuple[list[_Running], list[Absent]]:
-    engines: list[_Running] = []
+) -> tuple[list[Running], list[Absent]]:
+    engines: list[Running] = []
     absent: dict[Spec, Absent] = {}
     for spec, threads in itertools.product(specs, settings.threads):
         if spec in absent:
@@ -196,7 +159,7 @@ def _open_all(
             versions=ready.versions,
             model_sha256=_model_sha256(spec.source),
         )
-        engines.append(_Running(process, len(engines), about))
+        engines.append(Running(process, len(engines), about))
     return engines, list(absent.values())
 
 
@@ -209,11 +172,11 @@ def _model_sha256(source: Path) -> str | None:
 
 def _race_on(
     workload: Workload,
-    engines: Sequence[_Running],
+    engines: Sequence[Running],
     settings: Settings,
     scratch: Path,
     progress: Progress,
-) -> tuple[Workload, list[_Measured], list[Absent]]:
+) -> tuple[Workload, list[Raced], list[Absent]]:
     """Race the engines that can do the work; those that cannot are absent from it."""
     save_work(scratch / "work.npz", workload.work)
     able, absent = [], []
@@ -230,35 +193,12 @@ def _race_on(
     return workload, able, absent
 
 
-def _result(
-    workload: Workload,
-    able: Sequence[_Measured],
-    absent: Sequence[Absent],
-    roof: Roofline | None,
-) -> WorkloadResult:
-    return WorkloadResult(
-        name=workload.name,
-        scenario=workload.scenario,
-        batch_size=workload.batch_size,
-        length=workload.length,
-        rate=workload.rate,
-        texts=workload.texts,
-        batches=len(workload.work.batches),
-        tokens=workload.tokens,
-        padding_share=workload.padding_share,
-        tokenisation_s=workload.tokenisation_s,
-        useful_flop=workload.useful_flop,
-        measurements=tuple(_measurements(able, workload, roof)),
-        absent=tuple(absent),
-    )
-
-
-def _begin(engine: _Running, settings: Settings, scratch: Path) -> _Measured:
+def _begin(engine: Running, settings: Settings, scratch: Path) -> Raced:
     """Hand the work over, warm up, and ask for the outputs."""
     engine.worker.ask(TakeBatches(str(scratch / "work.npz")), Done)
     warmed = engine.worker.ask(Warm(settings.warm_up_max_seconds), Measured)
     engine.worker.ask(Logits(str(scratch / "logits.npz")), Done)
-    return _Measured(
+    return Raced(
         engine=engine,
         warm_up=WarmUp(warmed.turn, stable=bool(warmed.stable)),
         logits=load_logits(scratch / "logits.npz"),
@@ -267,7 +207,7 @@ def _begin(engine: _Running, settings: Settings, scratch: Path) -> _Measured:
 
 
 def _race(
-    engines: Sequence[_Measured], workload: Workload, settings: Settings, progress: Progress
+    engines: Sequence[Raced], workload: Workload, settings: Settings, progress: Progress
 ) -> None:
     """Let the engines take turns, in an order that rotates, until time and rounds are enough."""
     seconds = [0.0] * len(engines)
@@ -292,114 +232,3 @@ def _turn(workload: Workload, settings: Settings, done: int) -> TakeTurn:
     count = max(1, round(workload.rate * seconds))
     due_s = arrivals("poisson", workload.rate, count, seed=settings.seed + done)
     return TakeTurn(0.0, tuple(float(due) for due in due_s))
-
-
-def _measurements(
-    engines: Sequence[_Measured], workload: Workload, roof: Roofline | None
-) -> list[Measurement]:
-    named = ((f"batch {n}", batch) for n, batch in enumerate(workload.work.batches, start=1))
-    cases = parity.reference_cases(_replay(engines[0].logits), named)
-    baseline = _texts_per_s(engines[0], workload)
-    found = []
-    for engine in engines:
-        outputs = ratio = None
-        if engine is not engines[0]:
-            precision = engine.engine.about.precision
-            outputs = parity.compare(cases, _replay(engine.logits), precision)
-            ratio = Ratio.of_rounds(_texts_per_s(engine, workload), baseline)
-        found.append(_measurement(engine, workload, roof, ratio, outputs))
-    return found
-
-
-def _replay(logits: Sequence[FloatArray]) -> Runner:
-    """Give the outputs that a worker wrote, batch by batch, to the one parity checker."""
-    recorded = iter(logits)
-    return lambda batch: next(recorded)
-
-
-def _texts_per_s(engine: _Measured, workload: Workload) -> list[float]:
-    """Return one rate a round."""
-    turns = [measured.turn for measured in engine.rounds]
-    if workload.rate is not None:
-        return [len(turn.batch_s[0]) / turn.seconds for turn in turns]
-    return texts_per_s(turns, workload.texts)
-
-
-def _measurement(
-    engine: _Measured,
-    workload: Workload,
-    roof: Roofline | None,
-    ratio: Ratio | None,
-    outputs: parity.Report | None,
-) -> Measurement:
-    turns: tuple[Turn, ...] = tuple(measured.turn for measured in engine.rounds)
-    batch_ms = [1000 * s for turn in turns for one_pass in turn.batch_s for s in one_pass]
-    rate = float(np.median(_texts_per_s(engine, workload)))
-    share = None
-    if roof is not None and workload.useful_flop is not None:
-        flop_per_s = workload.useful_flop / workload.texts * rate
-        share = flop_per_s / roof.peak(engine.engine.about.threads)
-    return Measurement(
-        engine=engine.engine.place,
-        texts_per_s=rate,
-        p50_ms=percentile(batch_ms, 50),
-        p90_ms=percentile(batch_ms, 90),
-        p95_ms=percentile(batch_ms, 95),
-        p99_ms=percentile(batch_ms, 99),
-        ratio=ratio,
-        outputs=outputs,
-        wrong=outputs is not None and not outputs.passed,
-        accuracy=_accuracy(engine.logits, workload.expected),
-        cores_used=sum(turn.cpu_s for turn in turns) / sum(turn.seconds for turn in turns),
-        roofline_share=share,
-        warm_up=engine.warm_up,
-        rounds=turns,
-    )
-
-
-def _accuracy(logits: Sequence[FloatArray], expected: Sequence[int] | None) -> float | None:
-    if expected is None:
-        return None
-    return float(np.mean(np.concatenate(logits).argmax(axis=1) == np.asarray(expected)))
-
-
-def _with_end(engine: _Running, results: Sequence[WorkloadResult]) -> Engine:
-    """Add what is known only now: the first answer, and the most memory."""
-    mine = [
-        measurement
-        for result in results
-        for measurement in result.measurements
-        if measurement.engine == engine.place
-    ]
-    first = mine[0].warm_up.turn.batch_s[0][0] if mine else 0.0
-    return msgspec.structs.replace(
-        engine.about,
-        cold_start_s=engine.about.load_s + first,
-        peak_rss_bytes=engine.worker.peak_rss_bytes,
-    )
-
-
-def _noise(
-    results: Sequence[WorkloadResult], engines: Sequence[Engine], before: Environment
-) -> tuple[str, ...]:
-    """Return the reasons to trust these timings less; none on a quiet machine."""
-    reasons = []
-    load = before.load_average[0]
-    if load > NOISY_LOAD_SHARE * before.cores:
-        reasons.append(f"the load average was {load:.1f} on {before.cores} cores before it began")
-    for result in results:
-        baseline = result.measurements[0]
-        variation = spread([len(turn.batch_s) / turn.seconds for turn in baseline.rounds])
-        # Arrivals by chance make rounds of the server scenario unequal by themselves.
-        if variation > NOISY_SPREAD and result.rate is None:
-            reasons.append(
-                f"the middle half of {engines[baseline.engine].name}'s rounds on '{result.name}' "
-                f"spreads over {100 * variation:.0f} % of their median"
-            )
-        reasons += [
-            f"{engines[measurement.engine].name} was not yet steady on '{result.name}' after "
-            f"{measurement.warm_up.turn.seconds:.1f} s of warm-up"
-            for measurement in result.measurements
-            if not measurement.warm_up.stable
-        ]
-    return tuple(reasons)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from trainkit.bench import process, race, result
+from trainkit.bench import outcome, process, race, result
 from trainkit.bench.engines import Spec
 from trainkit.bench.environment import Environment
 from trainkit.bench.protocol import WarmUp, Work
@@ -364,7 +364,7 @@ def test_a_loaded_machine_unequal_rounds_and_an_unsteady_engine_are_called_noisy
 
     def noise(environment: Environment, *found: Measurement) -> Sequence[str]:
         workload = msgspec.structs.replace(measured.workloads[0], measurements=found)
-        return race._noise([workload], measured.engines, environment)
+        return outcome.noise_of([workload], measured.engines, environment)
 
     assert noise(quiet, steady) == ()
     loaded = msgspec.structs.replace(quiet, load_average=(2.5, 0.1, 0.1))
