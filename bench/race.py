@@ -40,7 +40,7 @@ from trainkit.data.readers import Example
 from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.errors import InputError
 
-__all__ = ["run", "worker_command"]
+__all__ = ["run", "run_on", "worker_command"]
 
 # Threads of OpenMP and ONNX Runtime spin for some milliseconds after their work is done; the next
 # engine must not share the cores with them.
@@ -83,9 +83,36 @@ def run(
     :func:`trainkit.bench.result.check` makes an error of it. A runtime that is not there is listed
     as absent; ``InputError`` if the baseline is.
     """
-    before, theft = environment.describe(), environment.watch_theft()
     progress("tokenise")
     workloads = prepare([spec.source for spec in specs], examples, settings)
+    return run_on(
+        workloads,
+        specs,
+        settings,
+        data=data,
+        progress=progress,
+        command=command,
+        worker=worker,
+        with_roofline=with_roofline,
+    )
+
+
+def run_on(
+    workloads: Sequence[Workload],
+    specs: Sequence[Spec],
+    settings: Settings,
+    *,
+    data: str = "",
+    progress: Progress = lambda step: None,
+    command: Sequence[str] = (),
+    worker: Callable[[Spec, int], Sequence[str]] = worker_command,
+    with_roofline: bool = True,
+) -> Result:
+    """Do the same on workloads that the caller made; of ``settings`` only times and threads count.
+
+    The caller sees to it that all ``specs`` are of one model.
+    """
+    before, theft = environment.describe(), environment.watch_theft()
     roof = None
     if with_roofline:
         progress("measure the machine's peak")
