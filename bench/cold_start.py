@@ -27,21 +27,28 @@ from trainkit.serve import Classifier
 print(Classifier.load(sys.argv[1])(sys.argv[2]).label, flush=True)
 found = [name for name in ("torch", "transformers", "onnx") if name in sys.modules]
 import json
-from trainkit.bench.proc import peak_rss_bytes
-print(json.dumps({"peak_rss_bytes": peak_rss_bytes(), "heavy_modules": found}))
+from trainkit.bench.proc import peak_rss_bytes, rss_bytes
+memory = {"peak_rss_bytes": peak_rss_bytes(), "rss_bytes": rss_bytes()}
+print(json.dumps({**memory, "heavy_modules": found}))
 """
 
 
 class _About(msgspec.Struct):
     peak_rss_bytes: int | None
+    rss_bytes: int | None
     heavy_modules: tuple[str, ...]
 
 
 class ColdRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One process: wall seconds from before its start to its answer, and its peak memory."""
+    """One process: wall seconds from before its start to its answer, and its memory by then.
+
+    ``peak_rss_bytes`` is the most that was resident, ``rss_bytes`` what still is; None where it was
+    not measured.
+    """
 
     seconds: float
     peak_rss_bytes: int | None
+    rss_bytes: int | None = None
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,12 +85,13 @@ def measure(bundle: Path, text: str, runs: int = 7) -> ColdStart:
     measured = [_first_line(command, f"serving {bundle}") for _ in range(runs)]
     abouts = [msgspec.json.decode(rest, type=_About) for _, rest in measured]
     peaks = [about.peak_rss_bytes for about in abouts]
+    kept = [about.rss_bytes for about in abouts]
     seconds = [s for s, _ in measured]
     return ColdStart(
         median_s=statistics.median(seconds),
         peak_rss_bytes=max((peak for peak in peaks if peak is not None), default=None),
         heavy_modules=tuple(sorted({name for about in abouts for name in about.heavy_modules})),
-        runs=tuple(map(ColdRun, seconds, peaks)),
+        runs=tuple(map(ColdRun, seconds, peaks, kept)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["colon_separated", "peak_rss_bytes", "processor_flags"]
+__all__ = ["colon_separated", "peak_rss_bytes", "processor_flags", "rss_bytes"]
 
 
 def processor_flags() -> set[str]:
@@ -16,7 +16,16 @@ def peak_rss_bytes() -> int | None:
     Not ``getrusage``: on Linux its maximum survives ``exec``, so that a small child of a large
     parent would report the parent's.
     """
-    value = colon_separated(Path("/proc/self/status")).get("VmHWM")  # "123 kB", which means KiB
+    return _memory_bytes("VmHWM")
+
+
+def rss_bytes() -> int | None:
+    """Return the memory that this process has resident now; None where the system has no /proc."""
+    return _memory_bytes("VmRSS")
+
+
+def _memory_bytes(field: str) -> int | None:
+    value = colon_separated(Path("/proc/self/status")).get(field)  # "123 kB", which means KiB
     return None if value is None else int(value.split()[0]) * 1024
 
 
