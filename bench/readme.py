@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.bench import ahead, exports, families, serving_result
+from trainkit.bench import ahead, batches, exports, families, footprint, growth, serving_result
 from trainkit.bench.figures import RESULTS, accuracy_markdown, load_figures, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
@@ -49,6 +49,12 @@ def _block(name: str, results: Path) -> str:
         return ahead.markdown(
             {path.stem: load(path) for path in sorted(results.glob("suite-*.json"))}
         )
+    if name == "batches":
+        return batches.markdown(batches.load(results / "batches.json"))
+    if name == "footprint":
+        return footprint.markdown(footprint.load(results / "footprint.json"))
+    if name == "growth":
+        return growth.markdown(growth.load(results / "growth.json"))
     if name == "exports":
         return exports.markdown(exports.load(results / "exports.json"))
     if name == "families":

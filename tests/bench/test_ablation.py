@@ -185,7 +185,7 @@ def test_a_race_has_ratios_and_lists_what_is_absent(made):
     assert engines == [SHIPPED, "no rewrites", "one session a core"]
     assert [one.ratio is None for one in workload.measurements] == [True, False, False]
     assert [one.runtime for one in measured.absent] == ["without merge_qkv"]
-    assert "not measured: no such product" in markdown(measured)
+    assert "Not measured: without merge_qkv: no such product" in markdown(measured)
 
 
 def test_a_variant_with_other_outputs_is_marked_wrong_and_fails_the_check(made, tmp_path):
