@@ -20,7 +20,10 @@ def race(**call_ms: float) -> Batches:
     return Batches(races=(results.result(truths),))
 
 
-def test_every_budget_computes_the_same_of_a_real_bundle(tiny_bundles, splits, tmp_path):
+def test_every_budget_computes_the_same_of_a_real_bundle(
+    tiny_bundles, splits, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(batches, "BUDGETS", ("64", "512", "2048", "whole"))
     data = tmp_path / "few.csv"
     rows = [f'"{one.text}",{one.label}' for one in splits.train[:120] if '"' not in one.text]
     data.write_text("\n".join(["text,label", *rows]))
