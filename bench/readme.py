@@ -46,22 +46,22 @@ def _block(name: str, results: Path) -> str:
     if name == "start":
         return start_markdown(load_figures(results / "trec.json"))
     if name == "ahead":
-        return ahead.markdown(
-            {path.stem: load(path) for path in sorted(results.glob("suite-*.json"))}
-        )
+        suites = sorted(results.glob("suite-*.json"))
+        return ahead.markdown({path.stem: load(path) for path in suites})
+    path = results / f"{name}.json"
     if name == "batches":
-        return batches.markdown(batches.load(results / "batches.json"))
-    if name == "footprint":
-        return footprint.markdown(footprint.load(results / "footprint.json"))
-    if name == "growth":
-        return growth.markdown(growth.load(results / "growth.json"))
+        return batches.markdown(batches.load(path))
     if name == "exports":
-        return exports.markdown(exports.load(results / "exports.json"))
+        return exports.markdown(exports.load(path))
     if name == "families":
-        return families.markdown(families.load(results / "families.json"))
+        return families.markdown(families.load(path))
+    if name == "footprint":
+        return footprint.markdown(footprint.load(path))
+    if name == "growth":
+        return growth.markdown(growth.load(path))
     if name == "serving":
-        return serving_result.markdown(serving_result.load(results / "serving.json"))
-    return markdown(load(results / f"{name}.json")).strip()
+        return serving_result.markdown(serving_result.load(path))
+    return markdown(load(path)).strip()
 
 
 if __name__ == "__main__":
