@@ -1,16 +1,11 @@
 """The HTTP application: Open Inference Protocol v2, ``/classify`` for people, metrics, a page.
 
-Handlers are small: what a request may be is in ``guard`` and ``inference_protocol``, the work in
-``model``. Errors are always ``{"error": "..."}``.
+Here are the routes and what answers for errors, which are always ``{"error": "..."}``; the handlers
+are in ``handlers``.
 """
 
-import asyncio
 import math
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from importlib import metadata
-from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Callable
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,65 +16,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from trainkit.serve.decision import FloatArray, probabilities
-from trainkit.serve.encoding import Text, Tokens, characters
 from trainkit.serve.errors import InputError
-from trainkit.serve.http import classify, metrics, openapi
-from trainkit.serve.http import inference_protocol as protocol
+from trainkit.serve.http import metrics, openapi
 from trainkit.serve.http.failures import (
     DeadlineError,
     InferenceError,
     QueueFullError,
     UnavailableError,
 )
-from trainkit.serve.http.guard import (
-    Guard,
-    Record,
-    RefusedError,
-    Reply,
-    header,
-    header_timeout_s,
-    read_body,
-    refusal,
-    unless_gone,
-)
-from trainkit.serve.http.model import BatchFacts, Model, Models
-from trainkit.serve.http.openapi import (
-    V2,
-    VERSION,
-    ClassifyResponse,
-    Live,
-    ModelFacts,
-    ModelList,
-    ModelMetadata,
-    ModelReady,
-    Ready,
-    ServerMetadata,
-    TensorMetadata,
-    Timings,
-)
+from trainkit.serve.http.guard import Guard, Record, RefusedError, Reply, refusal
+from trainkit.serve.http.handlers import Call, Handler, Handlers
+from trainkit.serve.http.inference_protocol import ProtocolError
+from trainkit.serve.http.model import Models
 from trainkit.serve.http.page import page
 from trainkit.serve.http.settings import Settings
 
 __all__ = ["application"]
-
-T = TypeVar("T")
-LONG = 1 << 16  # bytes of a body: reading more takes longer than the hop to a thread
-MANY = 64  # rows: likewise
-BINARY = "application/octet-stream"
-
-
-class Call(NamedTuple):
-    """One request, as a handler sees it."""
-
-    scope: Scope
-    receive: Receive
-    record: Record
-    model: str | None  # of the path
-    version: str | None
-
-
-Handler = Callable[[Call], Awaitable[Reply]]
 
 
 class Endpoint:
@@ -109,7 +61,7 @@ def _reply_to(error: Exception) -> tuple[str, Reply] | None:
     match error:
         case RefusedError():
             return f"refused {error.status}", refusal(error.status, str(error), error.headers)
-        case protocol.ProtocolError():
+        case ProtocolError():
             return "protocol", refusal(error.status, str(error))
         case InputError():
             return "input", refusal(422, str(error))
@@ -140,15 +92,15 @@ def application(
     With ``token`` every request but the health probes must carry it. While ``draining`` answers
     true, the server is not ready and its answers close their connections.
     """
-    service = _Service(models, settings, draining, metrics.Tracing(otel))
-    models.observe(service.observe_batch)
+    handlers = Handlers(models, settings, draining, metrics.Tracing(otel))
+    models.observe(handlers.observe_batch)
     routes = [
         Route(template, Endpoint(template, handler), methods=[method])
-        for method, template, handler in service.table()
+        for method, template, handler in handlers.table()
     ]
     document = msgspec.json.encode(
         openapi.document(
-            token=token is not None, version=service.server.version, limits=settings.limits
+            token=token is not None, version=handlers.server.version, limits=settings.limits
         )
     )
     for template, reply in (("/openapi.json", Reply(200, document)), ("/", page())):
@@ -157,8 +109,8 @@ def application(
         routes=routes,
         exception_handlers={HTTPException: _http_error},
         middleware=[
-            Middleware(service.tracing.around),  # outside the guard: no exception gets so far
-            Middleware(Guard, token=token, draining=draining, observe=service.observe),
+            Middleware(handlers.tracing.around),  # outside the guard: no exception gets so far
+            Middleware(Guard, token=token, draining=draining, observe=handlers.observe),
         ],
     )
     app.router.redirect_slashes = False
@@ -181,242 +133,3 @@ async def _http_error(request: StarletteRequest, error: Exception) -> Response:
         message, headers = f"this path takes {allow} only.", {"Allow": allow}
     reply = refusal(error.status_code, message)
     return Response(reply.body, reply.status, headers, reply.content_type)
-
-
-class _Service:
-    """The handlers, and what they share."""
-
-    def __init__(
-        self,
-        models: Models,
-        settings: Settings,
-        draining: Callable[[], bool],
-        tracing: metrics.Tracing,
-    ) -> None:
-        self.models = models
-        self.settings = settings
-        self.draining = draining
-        self.tracing = tracing
-        self._noted: WeakKeyDictionary[Model, dict[str, int]] = WeakKeyDictionary()
-        self.server = ServerMetadata(
-            "trainkit", metadata.version("trainkit"), ["binary_tensor_data", "schedule_policy"]
-        )
-
-    def table(self) -> list[tuple[str, str, Handler]]:
-        """Return method, path and handler of every route that asks the models."""
-        return [  # in the order in which they are tried
-            ("POST", "/classify", self.classify),
-            *(("POST", f"{path}/infer", self.infer) for path in (V2, VERSION)),
-            ("GET", "/v2", self.about),
-            ("GET", "/v2/health/live", self.live),
-            ("GET", "/v2/health/ready", self.ready),
-            *(("GET", path, self.model_metadata) for path in (V2, VERSION)),
-            *(("GET", f"{path}/ready", self.model_ready) for path in (V2, VERSION)),
-            ("GET", "/models", self.facts),
-            ("GET", "/metrics", self.metrics),
-        ]
-
-    def observe(self, record: Record) -> None:
-        """Count a request that was answered."""
-        metrics.of(metrics.REQUESTS, record.route, record.model, record.status).inc()
-        if record.error:
-            metrics.of(metrics.ERRORS, record.error).inc()
-        if record.infer_s is not None:
-            metrics.of(metrics.TOKENIZE, record.model).observe(record.tokenize_s or 0)
-            metrics.of(metrics.QUEUE, record.model).observe(record.queue_s or 0)
-            metrics.of(metrics.INFER, record.model).observe(record.infer_s)
-
-    def observe_batch(self, model: Model, facts: BatchFacts) -> None:
-        """Count a batch that was run."""
-        metrics.of(metrics.BATCH_ROWS, model.name).observe(facts.rows)
-        metrics.of(metrics.BATCH_TOKENS, model.name).observe(facts.tokens)
-        self._note(model)
-
-    def _note(self, model: Model) -> None:
-        """Set the gauges where they changed; a model is asked after each batch."""
-        stats = model.stats()
-        if self._noted.get(model) == stats:
-            return
-        self._noted[model] = stats
-        metrics.of(metrics.QUEUE_ROWS, model.name).set(stats["queued_rows"])
-        metrics.of(metrics.QUEUE_TOKENS, model.name).set(stats["queued_tokens"])
-        metrics.of(metrics.RESTARTS, model.name).set(stats["restarts"])
-        metrics.set_version(model.name, self.models[model.name].version)
-
-    async def about(self, call: Call) -> Reply:
-        return _json(self.server)
-
-    async def live(self, call: Call) -> Reply:
-        return _json(Live(True))
-
-    async def ready(self, call: Call) -> Reply:
-        ready = not self.draining() and all(model.ready for model in self.models.values())
-        return _json(Ready(ready), 200 if ready else 503)
-
-    async def model_ready(self, call: Call) -> Reply:
-        model = self._model(call)
-        ready = model.ready and not self.draining()
-        return _json(ModelReady(model.name, ready), 200 if ready else 503)
-
-    async def model_metadata(self, call: Call) -> Reply:
-        model = self._model(call)
-        ids = (TensorMetadata(name, "INT64", [-1, -1]) for name in _signature(model, 0).id_inputs)
-        columns = len(model.manifest.labels)
-        outputs = [
-            TensorMetadata(name, datatype, [-1] if name == "label" else [-1, columns])
-            for name, datatype in protocol.OUTPUTS.items()
-        ]
-        inputs = [TensorMetadata("text", "BYTES", [-1]), *ids]
-        versions = [model.version]
-        return _json(ModelMetadata(model.name, versions, "onnxruntime_onnx", inputs, outputs))
-
-    async def facts(self, call: Call) -> Reply:
-        return _json(ModelList([_facts(model) for model in self.models.values()]))
-
-    async def metrics(self, call: Call) -> Reply:
-        for model in self.models.values():
-            self._note(model)
-        body = await asyncio.to_thread(metrics.exposition)
-        return Reply(200, body, "text/plain; version=0.0.4; charset=utf-8")
-
-    async def infer(self, call: Call) -> Reply:
-        self._model(call)
-        timeout_s = header_timeout_s(call.scope)
-        body = await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
-        model = self._model(call)  # again: a reload may have come while the body did
-        length = _header_length(call.scope)
-        signature = _signature(model, self.settings.limits.texts)
-        request = await _threaded(len(body) > LONG, protocol.decode, body, length, signature)
-        if request.timeout_s is not None:
-            timeout_s = min(timeout_s, request.timeout_s)
-        work = self._answer(call.record, model, request.texts, request.rows, timeout_s)
-        rows, logits = await unless_gone(call.receive, work)
-        classifier = model.classifier
-        scores = probabilities(logits, classifier.problem_type, classifier.temperature)
-        name = (model.name, model.version)
-        answer, length = await _threaded(
-            len(rows) > MANY, protocol.encode, request, name, classifier.labels, logits, scores
-        )
-        if length is None:
-            return Reply(200, answer)
-        headers = (("Inference-Header-Content-Length", str(length)),)
-        return Reply(200, answer, BINARY, headers)
-
-    async def classify(self, call: Call) -> Reply:
-        timeout_s = header_timeout_s(call.scope)
-        body = await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
-        request = await _threaded(len(body) > LONG, classify.decode, body)
-        name = request.model or next(iter(self.models))
-        model = self._model(call._replace(model=name))
-        thresholds = classify.thresholds_of(request, model)
-        work = self._answer(call.record, model, request.texts, None, timeout_s)
-        rows, logits = await unless_gone(call.receive, work)
-        found = await _threaded(
-            len(rows) > MANY, classify.predictions, model, rows, logits, request.top_k, thresholds
-        )
-        record = call.record
-        total_s = time.perf_counter() - record.started
-        parts_s = (record.tokenize_s or 0, record.queue_s or 0, record.infer_s or 0, total_s)
-        timings = Timings(*(round(part * 1000, 3) for part in parts_s))
-        return _json(ClassifyResponse(model.name, model.version, found, timings))
-
-    def _model(self, call: Call) -> Model:
-        model = self.models.get(call.model or "")
-        if model is None:
-            served = ", ".join(self.models)
-            raise RefusedError(404, f"there is no model of this name; served are: {served}.")
-        if call.version not in (None, model.version):
-            raise RefusedError(404, f"{model.name} is served in version {model.version} only.")
-        call.record.model, call.record.version = model.name, model.version
-        return model
-
-    async def _answer(
-        self,
-        record: Record,
-        model: Model,
-        texts: Sequence[Text] | None,
-        rows: Sequence[Tokens] | None,
-        timeout_s: float,
-    ) -> tuple[Sequence[Tokens], FloatArray]:
-        """Return the encoded rows and their logits; the limits are checked before each step."""
-        deadline = record.started + min(timeout_s, self.settings.timeout_s)
-        begin = time.perf_counter()
-        if texts is not None:
-            record.texts = len(texts)
-            self._check_texts(texts)
-            with self.tracing.span("tokenize"):
-                rows = await model.tokens(texts)
-        assert rows is not None
-        record.texts, record.tokens = len(rows), sum(len(row.ids) for row in rows)
-        if record.tokens > self.settings.limits.tokens:
-            raise RefusedError(
-                422,
-                f"the texts have {record.tokens} tokens together, and a request may have "
-                f"{self.settings.limits.tokens}; send fewer at a time.",
-            )
-        now = time.perf_counter()
-        record.tokenize_s = now - begin
-        if now >= deadline:
-            raise DeadlineError
-        answer = await model.answer(rows, deadline - now)
-        record.queue_s, record.infer_s = answer.queue_s, answer.infer_s
-        self.tracing.spans_until_now(queue=answer.queue_s, infer=answer.infer_s)
-        return rows, answer.logits
-
-    def _check_texts(self, texts: Sequence[Text]) -> None:
-        limits = self.settings.limits
-        if not 0 < len(texts) <= limits.texts:
-            raise RefusedError(
-                422, f"a request has from 1 to {limits.texts} texts, not {len(texts)}."
-            )
-        count = sum(map(characters, texts))
-        if count > limits.characters:
-            raise RefusedError(
-                413,
-                f"the texts have {count} characters together, and a request may have "
-                f"{limits.characters}; send fewer at a time.",
-            )
-
-
-async def _threaded(wanted: bool, function: Callable[..., T], *arguments: Any) -> T:
-    """Call ``function``, in a thread where that is wanted: the event loop goes on meanwhile."""
-    return await asyncio.to_thread(function, *arguments) if wanted else function(*arguments)
-
-
-def _json(content: msgspec.Struct, status: int = 200) -> Reply:
-    return Reply(status, msgspec.json.encode(content))
-
-
-def _header_length(scope: Scope) -> int | None:
-    sent = header(scope, b"inference-header-content-length")
-    if sent is None:
-        return None
-    if not (sent.isdigit() and len(sent) < 19):
-        raise RefusedError(400, "Inference-Header-Content-Length must be a number of bytes.")
-    return int(sent)
-
-
-def _signature(model: Model, texts: int) -> protocol.Signature:
-    return protocol.Signature(
-        model.vocabulary_size,
-        model.max_length,
-        any(tensor.name == "token_type_ids" for tensor in model.manifest.inputs),
-        texts,
-    )
-
-
-def _facts(model: Model) -> ModelFacts:
-    manifest = model.manifest
-    source = (manifest.source.get("backbone"), manifest.source.get("kind"))
-    return ModelFacts(
-        name=model.name,
-        version=model.version,
-        ready=model.ready,
-        labels=manifest.labels,
-        problem_type=manifest.problem_type,
-        precision=manifest.precision,
-        max_length=manifest.max_length,
-        pooling=manifest.pooling,
-        source=" ".join(str(part) for part in source if part),
-        notes=manifest.notes,
-    )
