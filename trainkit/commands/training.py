@@ -1,10 +1,11 @@
 """``trainkit train`` and ``trainkit evaluate``."""
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -23,7 +24,12 @@ from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from trainkit.data.columns import Labels
+    from trainkit.data.splits import Splits
+    from trainkit.trainer.config import TrainConfig
+    from trainkit.trainer.plan import DataSource, ModelChoice
     from trainkit.trainer.progress import Progress
+    from trainkit.trainer.range_test import RangeTest
+    from trainkit.trainer.run import Run
 
 __all__ = ["evaluate", "train"]
 
@@ -73,70 +79,118 @@ def train(
     trainkit train --resume runs/prefix-20261123-120000
     torchrun --nproc-per-node 2 -m trainkit train --data data/trec --model simple
     """
-    from trainkit.console import TrainingBar, calibration_line, evaluation_tables, stderr, stdout
-    from trainkit.data.splits import load
-    from trainkit.trainer import plan
-    from trainkit.trainer.group import joined
-    from trainkit.trainer.run import follow, start
-    from trainkit.trainer.settings import resolve
-
-    if resume is None:
-        if source is None or (settings["model"] is None and config is None):
-            raise InputError("--data and --model are needed (or --config FILE), or --resume RUN.")
-        given = {name: value for name, value in settings.items() if value is not None}
-        if automatic := given.get("learning_rate") == "auto":
-            del given["learning_rate"]
-        choice, training = resolve(given, config)
+    if resume is not None:
+        _check_alone(click.get_current_context())
+        task = _resumed(resume)
+    elif source is None or (settings["model"] is None and config is None):
+        raise InputError("--data and --model are needed (or --config FILE), or --resume RUN.")
+    else:
+        choice, training, automatic = _settings(settings, config)
         data = source_of(source, test, labels, text_column, label_column)
         folder = runs / (name or f"{choice.kind}-{datetime.now():%Y%m%d-%H%M%S}")
-    else:
-        _check_alone(click.get_current_context())
-        earlier = plan.read(resume)
-        if earlier.source is None:
-            raise InputError(f"{resume} does not say where its data was; train anew.")
-        automatic = False  # the rate that was chosen is one of the run's settings
-        choice, training, data, folder = earlier.model, earlier.training, earlier.source, resume
-    splits = load(
-        data.data, data.columns, training.seed, None if data.test is None else Path(data.test)
-    )
-    tested = None
-    if automatic:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise InputError(
-                "--learning-rate auto trains in one process: find the rate without torchrun first."
-            )
-        from trainkit.trainer.range_test import choose
+        task = _Task(choice, training, data, folder, automatic=automatic)
+    run = _run(task, save_every, tensorboard)
+    if run is None:
+        return
+    _say(run, as_json)
+    if run.trained.interrupted:
+        raise SystemExit(130)
 
-        training, tested = choose(choice, splits, training)
-        stderr.print(str(tested), highlight=False, soft_wrap=True)
+
+class _Task(NamedTuple):
+    """A training to begin, or to go on with; ``automatic``: its rate is still to be found."""
+
+    choice: "ModelChoice"
+    config: "TrainConfig"
+    data: "DataSource"
+    folder: Path
+    automatic: bool = False
+    resumed: bool = False
+
+
+def _settings(
+    settings: Mapping[str, Any], file: Path | None
+) -> "tuple[ModelChoice, TrainConfig, bool]":
+    """Return what the options and the file of a new training name, and whether to find its rate."""
+    from trainkit.trainer.settings import resolve
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    if automatic := given.get("learning_rate") == "auto":
+        del given["learning_rate"]
+    return *resolve(given, file), automatic
+
+
+def _resumed(folder: Path) -> _Task:
+    """Read what the run was begun with; the rate that was found is one of its settings."""
+    from trainkit.trainer import plan
+
+    earlier = plan.read(folder)
+    if earlier.source is None:
+        raise InputError(f"{folder} does not say where its data was; train anew.")
+    return _Task(earlier.model, earlier.training, earlier.source, folder, resumed=True)
+
+
+def _run(task: _Task, save_every_s: float, tensorboard: bool) -> "Run | None":
+    """Train; None in a process that only goes along with the one that leads."""
+    from trainkit.console import TrainingBar
+    from trainkit.data.splits import load
+    from trainkit.trainer.group import joined
+    from trainkit.trainer.run import follow, start
+
+    choice, config, data, folder, automatic, resumed = task
+    test = None if data.test is None else Path(data.test)
+    splits = load(data.data, data.columns, config.seed, test)
+    config, tested = _with_rate(choice, splits, config) if automatic else (config, None)
     with joined() as group:
         if not group.leads:
-            follow(choice, splits, training, folder, group)
-            return
-        with TrainingBar(training.epochs) as bar, watched(bar, folder, tensorboard) as progress:
-            run = start(
+            follow(choice, splits, config, folder, group)
+            return None
+        with TrainingBar(config.epochs) as bar, watched(bar, folder, tensorboard) as progress:
+            return start(
                 choice,
                 splits,
-                training,
+                config,
                 folder,
                 progress,
                 source=data,
-                resume=resume is not None,
-                save_every_s=save_every,
+                resume=resumed,
+                save_every_s=save_every_s,
                 tested=tested,
                 report=True,
                 group=group,
             )
+
+
+def _with_rate(
+    choice: "ModelChoice", splits: "Splits", config: "TrainConfig"
+) -> "tuple[TrainConfig, RangeTest]":
+    """Find the learning rate, and say which it is."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise InputError(
+            "--learning-rate auto trains in one process: find the rate without torchrun first."
+        )
+    from trainkit.console import stderr
+    from trainkit.trainer.range_test import choose
+
+    config, tested = choose(choice, splits, config)
+    stderr.print(str(tested), highlight=False, soft_wrap=True)
+    return config, tested
+
+
+def _say(run: "Run", as_json: bool) -> None:
+    """Say what the training came to, and how to go on where it was interrupted."""
+    from trainkit.console import calibration_line, evaluation_tables, stderr, stdout
+
     (stderr if as_json else stdout).print(calibration_line(run), highlight=False, soft_wrap=True)
     if as_json:
         scores = {"best": run.trained.best, "valid": run.valid, "test": run.test}
-        print_json({"run": str(folder), **scores, "notes": run.notes})
+        print_json({"run": str(run.folder), **scores, "notes": run.notes})
     else:
         for table in evaluation_tables(run.test):
             stdout.print(table)
         stdout.print(
             f"Held-out accuracy {100 * run.test.accuracy:.1f} % on {run.test.count} texts; "
-            f"best epoch {run.trained.best.epoch}; saved in {folder}",
+            f"best epoch {run.trained.best.epoch}; saved in {run.folder}",
             highlight=False,
             soft_wrap=True,
         )
@@ -148,7 +202,6 @@ def train(
             f"trainkit train --resume {run.folder}",
             soft_wrap=True,
         )
-        raise SystemExit(130)
 
 
 def watched(bar: "Progress", folder: Path, tensorboard: bool) -> "AbstractContextManager[Progress]":
