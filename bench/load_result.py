@@ -12,12 +12,12 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from trainkit.bench import files
 from trainkit.bench.arrivals import Arrivals
 from trainkit.bench.environment import Environment
 from trainkit.bench.load_protocols import PROTOCOLS
 from trainkit.bench.samples import MIN_SAMPLES, percentile
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import write_atomically
 
 __all__ = [
     "MIN_FOR_P99",
@@ -245,22 +245,9 @@ def _noise(start_delay_p99_ms: float | None, cpu_share: float) -> tuple[str, ...
 
 def save(result: LoadResult, path: Path) -> None:
     """Write the report as JSON; never half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, msgspec.json.encode(result) + b"\n")
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); choose another file."
-        ) from None
+    files.write(path, msgspec.json.encode(result) + b"\n")
 
 
 def load(path: Path) -> LoadResult:
     """Read what :func:`save` wrote; ``InputError`` where it is something else."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=LoadResult)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a report.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not a report of this trainkit ({error}); make one with: trainkit bench load"
-        ) from None
+    return files.read(path, LoadResult, "trainkit bench load")

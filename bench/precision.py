@@ -234,7 +234,6 @@ def _variant(
         max_abs=float(np.abs(found.together - expected).max()),
         alone_labels=int((labels != found.alone.argmax(axis=1)).sum()),
         alone_max_abs=float(np.abs(found.together - found.alone).max()),
-        # Of seconds, not of rates: the baseline's by its own.
         speed={size: Ratio.of_rounds(one[0], one[number]) for size, one in raced.items()},
         seconds={size: one[number] for size, one in raced.items()},
     )

@@ -11,13 +11,13 @@ from typing import Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from trainkit.bench import files
 from trainkit.bench.environment import Environment
 from trainkit.bench.protocol import Turn, WarmUp
 from trainkit.bench.roofline import Roofline
 from trainkit.bench.samples import bootstrap_interval
 from trainkit.export.parity import Report
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.files import write_atomically
 
 __all__ = [
     "Absent",
@@ -128,7 +128,7 @@ class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of_rounds(cls, rates: Sequence[float], baseline: Sequence[float]) -> "Ratio":
-        """Compare two engines that took turns: one rate a round of each, both in texts a second."""
+        """Compare two rates a round; of durations, give the baseline's first."""
         ratios = [rate / base for rate, base in zip(rates, baseline, strict=True)]
         return cls(float(np.median(ratios)), *bootstrap_interval(ratios))
 
@@ -230,23 +230,9 @@ def check(result: Result) -> None:
 
 def save(result: Result, path: Path) -> None:
     """Write the report as JSON; never half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        encoded = msgspec.json.format(msgspec.json.encode(result), indent=1)
-        write_atomically(path, encoded + b"\n")
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); choose another file."
-        ) from None
+    files.write(path, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
 
 
 def load(path: Path) -> Result:
     """Read what :func:`save` wrote; ``InputError`` where it is something else."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Result)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a report.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not a report of this trainkit ({error}); make one with: trainkit bench run"
-        ) from None
+    return files.read(path, Result, "trainkit bench run")

@@ -5,17 +5,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 from onnxscript.rewriter import RewritePass
-from onnxscript.rewriter.rules.common import (
-    cast_constant_of_shape_rule,
-    cast_constant_of_shape_without_value_rule,
-    materialize_reshape_shape_rule,
-    no_op_cast_rule,
-    no_op_transpose_rule,
-    reshape_reshape_rule,
-    squeeze_reshape_1d_rule,
-    transpose_transpose_rule,
-    unsqueeze_unsqueeze_rule,
-)
+from onnxscript.rewriter.rules import common as rules
 
 from trainkit.export.rewrite.graph import (
     SMALL,
@@ -35,15 +25,15 @@ __all__ = ["fold_constants"]
 # Not `optimizer.optimize`: its rules take any number below 1e-8 for a zero, so that
 # `variance + epsilon` of a LayerNorm loses its epsilon and a constant row becomes NaN.
 RULES = (
-    cast_constant_of_shape_rule,
-    cast_constant_of_shape_without_value_rule,
-    materialize_reshape_shape_rule,
-    no_op_cast_rule,
-    no_op_transpose_rule,
-    reshape_reshape_rule,
-    squeeze_reshape_1d_rule,
-    transpose_transpose_rule,
-    unsqueeze_unsqueeze_rule,
+    rules.cast_constant_of_shape_rule,
+    rules.cast_constant_of_shape_without_value_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
 )
 CLEANING = ir.passes.Sequential(
     RewritePass(RULES),

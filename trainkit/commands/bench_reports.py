@@ -42,16 +42,9 @@ def report(
 
 
 def _write(path: Path, content: str) -> None:
-    from trainkit.serve.errors import InputError
-    from trainkit.serve.files import write_atomically
+    from trainkit.bench import files
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.encode())
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); choose another file."
-        ) from None
+    files.write(path, content.encode())
     click.echo(f"Wrote {path}")
 
 
