@@ -217,7 +217,7 @@ def check(result: Result) -> None:
         for measurement in workload.measurements:
             if measurement.wrong and measurement.outputs:
                 engine = result.engines[measurement.engine]
-                said = f"{measurement.outputs.worst[0].reason} ({workload.name})"
+                said = f"{measurement.outputs.why} ({workload.name})"
                 wrong.setdefault(f"{engine.name} ({engine.source})", said)
     if wrong:
         baseline = result.engines[0]

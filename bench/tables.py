@@ -260,8 +260,7 @@ def _why(measured: Measurement) -> str:
     outputs = measured.outputs
     if outputs is None:
         return "its outputs could not be compared"
-    reasons = [case.reason for case in outputs.worst if case.reason]
-    return f"{reasons[0] if reasons else 'too far from the baseline'} ({outputs.max_abs:.1e})"
+    return f"{outputs.why} ({outputs.max_abs:.1e})"
 
 
 def engine_labels(result: Result) -> list[str]:

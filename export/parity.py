@@ -114,7 +114,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ``noise`` is the root mean square of all differences as a share of the spread of the logits,
     each about its mean over the rows. ``worst_row`` and ``noise`` are None where no case gave
-    numbers of the right shape.
+    numbers of the right shape. ``near_ties``, of a precision that is judged by its noise: how many
+    of the changed labels had a runner-up nearer than two logits of that error are to each other.
     """
 
     precision: str
@@ -128,6 +129,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     worst: tuple[CaseResult, ...]
     worst_row: WorstRow | None = None
     noise: float | None = None
+    near_ties: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -136,19 +138,34 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         quiet = limit is None or (self.noise is not None and self.noise <= limit)
         return self.failed == 0 and self.cases > 0 and quiet
 
+    @property
+    def why(self) -> str:
+        """Say what failed: the worst case, or else all of them together; empty where it passed."""
+        if self.passed:
+            return ""
+        if self.failed or self.noise is None or self.tolerance.noise is None:
+            return f"{self.worst[0].case}: {self.worst[0].reason}" if self.worst else "no case"
+        said = (
+            f"the differences are {100 * self.noise:.1f} % of the logits' spread, not "
+            f"{100 * self.tolerance.noise:g} % at most"
+        )
+        changed = round((1 - self.label_agreement) * self.rows)
+        if changed and self.near_ties is not None:
+            said += (
+                f"; of {changed} changed labels {self.near_ties} changed only because the two "
+                "largest logits lie nearer together than the error"
+            )
+        return said
+
 
 class ParityError(CheckFailedError):
     """The candidate does not compute what the reference computes."""
 
     def __init__(self, report: Report, stage: str = "") -> None:
-        first = report.worst[0]
-        why = f"first: {first.case}, {first.reason}"
-        if not report.failed and report.noise is not None:
-            why = f"the differences are {100 * report.noise:.0f} % of the logits' spread"
         super().__init__(
             f"parity failed{f' after {stage}' if stage else ''}: {report.failed} of {report.cases} "
             f"cases, largest difference {report.max_abs:.1e}, labels agree on "
-            f"{100 * report.label_agreement:.2f} % of rows; {why}."
+            f"{100 * report.label_agreement:.2f} % of rows; {report.why}."
         )
         self.report = report
 
@@ -262,6 +279,7 @@ def compare(
         worst=tuple(sorted(results, key=_badness, reverse=True)[:5]),
         worst_row=furthest[1],
         noise=_noise(cases, answers),
+        near_ties=_near_ties(cases, answers, tolerance, problem_type),
     )
 
 
@@ -273,6 +291,22 @@ def _noise(cases: Sequence[Case], answers: Sequence[FloatArray | str]) -> float 
     errors = np.concatenate(logits) - expected
     spread = np.sqrt(np.mean(np.square(expected - expected.mean(axis=0))))
     return float(np.sqrt(np.mean(np.square(errors))) / max(spread, np.float32(1e-30)))
+
+
+def _near_ties(
+    cases: Sequence[Case],
+    answers: Sequence[FloatArray | str],
+    tolerance: Tolerance,
+    problem_type: ProblemType,
+) -> int | None:
+    logits = [found for found in answers if not isinstance(found, str)]
+    single = problem_type == "single_label_classification"
+    if tolerance.noise is None or not single or not logits or len(logits) < len(cases):
+        return None
+    found, expected = np.concatenate(logits), np.concatenate([case.expected for case in cases])
+    two = np.sort(expected, axis=1)[:, -2:]
+    near = two[:, -1] - two[:, 0] < np.sqrt(2 * np.mean(np.square(found - expected)))
+    return int((near & (found.argmax(axis=1) != expected.argmax(axis=1))).sum())
 
 
 def _badness(result: CaseResult) -> tuple[bool, float]:

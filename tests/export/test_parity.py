@@ -85,6 +85,22 @@ def test_a_changed_label_is_refused_even_within_the_tolerance():
     assert report.worst[0].reason == "1 of 1 labels changed"
 
 
+def test_int8_says_which_labels_changed_only_for_a_near_tie():
+    batch = parity.Batch(np.zeros((3, 1), np.int64), np.ones((3, 1), np.int64))
+    expected = np.array([[4.0, 0.0], [1.1, 1.0], [0.0, 5.0]], np.float32)
+    cases = [parity.Case("three rows", batch, expected)]
+    noisy = np.array([[4.0, 2.0], [1.0, 1.1], [3.0, 2.0]], np.float32)  # its error is 1.9
+    report = parity.compare(cases, lambda batch: noisy, "int8")
+    assert report.why == (
+        "the differences are 98.8 % of the logits' spread, not 25 % at most; of 2 changed labels 1 "
+        "changed only because the two largest logits lie nearer together than the error"
+    )
+    assert str(parity.ParityError(report)).endswith(f"{report.why}.")
+    assert parity.compare(cases, lambda batch: expected, "int8").why == ""
+    assert parity.compare(cases, lambda batch: noisy).why.startswith("three rows: difference over")
+    assert parity.compare([], reference).why == "no case"
+
+
 def test_rows_in_another_order_are_refused(cases):
     failing(lambda batch: reference(batch)[::-1], cases)
 
