@@ -18,7 +18,8 @@ import onnxruntime as ort
 
 from trainkit.bench import race
 from trainkit.bench.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
-from trainkit.bench.engines import NotThereError, Spec
+from trainkit.bench.engine import NotThereError
+from trainkit.bench.engines import Spec
 from trainkit.bench.environment import usable_cores, wait_for_calm
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.tables import table

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from trainkit.bench.engines import Engine, NotThereError, open_engine, versions_of
+from trainkit.bench.engine import Engine, NotThereError, versions_of
+from trainkit.bench.engines import open_engine
 from trainkit.bench.worker import speak
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.classifier import CPU_TOKENS, FloatArray, Runner, in_parts

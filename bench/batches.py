@@ -15,7 +15,8 @@ import click
 import msgspec
 
 from trainkit.bench import race, result
-from trainkit.bench.engines import Engine, Spec, versions_of
+from trainkit.bench.engine import Engine, versions_of
+from trainkit.bench.engines import Spec
 from trainkit.bench.environment import usable_cores, wait_for_calm
 from trainkit.bench.result import Result, Settings, WorkloadResult
 from trainkit.bench.tables import machine, noise

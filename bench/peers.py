@@ -11,14 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from trainkit.bench.engines import (
-    Engine,
-    NotThereError,
-    import_openvino,
-    limit_torch,
-    openvino_runner,
-    versions_of,
-)
+from trainkit.bench.bundle_engines import import_openvino, openvino_runner
+from trainkit.bench.engine import Engine, NotThereError, limit_torch, versions_of
 from trainkit.bench.proc import processor_flags
 from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch, Text

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from trainkit.bench.engines import Engine
+from trainkit.bench.engine import Engine
 from trainkit.bench.environment import Environment, describe
 from trainkit.bench.process import WorkerProcess
 from trainkit.bench.protocol import (

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from trainkit.bench.engines import NotThereError
+from trainkit.bench.engine import NotThereError
 from trainkit.bench.protocol import Failed, Measured, NotThere, Reply, Request
 from trainkit.serve.errors import CheckFailedError, InputError
 

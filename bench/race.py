@@ -18,7 +18,8 @@ from pathlib import Path
 
 from trainkit.bench import environment, roofline
 from trainkit.bench.arrivals import arrivals
-from trainkit.bench.engines import NotThereError, Spec, python_of
+from trainkit.bench.engine import NotThereError
+from trainkit.bench.engines import Spec, python_of
 from trainkit.bench.outcome import Raced, Running, noise_of, result_of, with_end
 from trainkit.bench.process import WorkerProcess
 from trainkit.bench.protocol import (

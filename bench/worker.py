@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trainkit.bench.engines import Engine, NotThereError, open_engine
+from trainkit.bench.engine import Engine, NotThereError
+from trainkit.bench.engines import open_engine
 from trainkit.bench.proc import peak_rss_bytes
 from trainkit.bench.protocol import (
     Done,

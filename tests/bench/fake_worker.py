@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainkit.bench.engines import Engine, NotThereError
+from trainkit.bench.engine import Engine, NotThereError
 from trainkit.bench.worker import speak
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import FloatArray

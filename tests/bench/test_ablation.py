@@ -17,7 +17,8 @@ from trainkit.bench.ablation_worker import (
     dealt,
     open_variant,
 )
-from trainkit.bench.engines import NotThereError, Spec
+from trainkit.bench.engine import NotThereError
+from trainkit.bench.engines import Spec
 from trainkit.bench.result import Settings
 from trainkit.bench.tables import markdown
 from trainkit.data.splits import load_sample

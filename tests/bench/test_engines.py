@@ -10,7 +10,8 @@ import torch
 
 from tests.bench import engine_process as process
 from trainkit.bench import cold_start, engines
-from trainkit.bench.engines import NotThereError, Spec, applicable, open_engine, parse, python_of
+from trainkit.bench.engine import NotThereError
+from trainkit.bench.engines import Spec, applicable, open_engine, parse, python_of
 from trainkit.data.splits import load_sample
 from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings

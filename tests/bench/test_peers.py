@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.bench import engine_process as process
 from tests.conftest import ROOT
-from trainkit.bench.engines import NotThereError, python_of
+from trainkit.bench.engine import NotThereError
+from trainkit.bench.engines import python_of
 from trainkit.data.splits import load_sample
 from trainkit.models.hub_classifier import load
 
