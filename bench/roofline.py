@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from trainkit.serve.classifier import FloatArray
 from trainkit.serve.errors import CheckFailedError
 
 __all__ = ["Point", "Roofline", "measure", "useful_flop"]
@@ -34,9 +36,9 @@ SCRATCH = "trainkit-scratch"
 class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The best of some repeats with so many threads.
 
-    ``gemm_flops_per_s`` of a float32 matrix product in the faster of numpy's BLAS and PyTorch's,
-    where that is installed; ``bandwidth_bytes_per_s`` of a copy in memory, read and written bytes
-    together as STREAM counts them (McCalpin 1995).
+    ``gemm_flops_per_s`` of a float32 matrix product in the fastest of numpy's BLAS, PyTorch's and
+    ONNX Runtime's, where those are installed; ``bandwidth_bytes_per_s`` of a copy in memory, read
+    and written bytes together as STREAM counts them (McCalpin 1995).
     """
 
     threads: int
@@ -130,19 +132,45 @@ def _point(threads: int) -> Point:
 
 
 def _products(size: int, threads: int) -> Iterator[tuple[int, Callable[[], object]]]:
-    """Yield a product's operations and the product, in each library that is there."""
+    """Yield a product's operations and the product, in each library that is there.
+
+    No library is the fastest on every processor: PyTorch's is slow on AMD's.
+    """
     random = np.random.default_rng(0)
     first, second = (random.random((size, size), dtype=np.float32) for _ in range(2))
     product = np.empty_like(first)
     yield 2 * size**3, lambda: np.matmul(first, second, out=product)
-    try:
-        import torch
-    except ImportError:
-        return
+    if find_spec("torch") is not None:
+        yield 2 * size**3, _in_torch(first, second, threads)
+    if find_spec("onnx") is not None:
+        yield 2 * size**3, _in_onnxruntime(first, second, threads)
+
+
+def _in_torch(first: FloatArray, second: FloatArray, threads: int) -> Callable[[], object]:
+    import torch
+
     torch.set_num_threads(threads)
     factors = torch.from_numpy(first), torch.from_numpy(second)
-    into = torch.from_numpy(product)
-    yield 2 * size**3, lambda: torch.mm(*factors, out=into)
+    into = torch.empty_like(factors[0])
+    return lambda: torch.mm(*factors, out=into)
+
+
+def _in_onnxruntime(first: FloatArray, second: FloatArray, threads: int) -> Callable[[], object]:
+    import onnx
+    import onnxruntime as ort
+    from onnx import helper
+
+    # A constant, as a model's weights are: ONNX Runtime lays those out for its product beforehand.
+    weights = onnx.numpy_helper.from_array(second, "B")
+    ports = [helper.make_tensor_value_info(name, 1, first.shape) for name in ("A", "C")]
+    node = helper.make_node("MatMul", ["A", "B"], ["C"])
+    graph = helper.make_graph([node], "product", ports[:1], ports[1:], [weights])
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return lambda: session.run(None, {"A": first})
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+
 from trainkit.bench import roofline
 from trainkit.bench.roofline import Point, Roofline
 
@@ -23,6 +25,14 @@ def test_the_peak_is_no_less_than_an_ordinary_product():
     ordinary = float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
     assert ordinary < 1.1 * again.peak(1)
     assert again.peak(1) >= peak.peak(1)
+
+
+def test_every_library_multiplies_the_same_matrices():
+    products = [product for _, product in roofline._products(96, threads=1)]
+    assert len(products) == 3
+    expected, *others = (np.asarray(product()).squeeze() for product in products)
+    for other in others:
+        np.testing.assert_allclose(other, expected, rtol=1e-4)
 
 
 def test_of_two_measurements_the_better_counts():
