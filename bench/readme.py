@@ -23,6 +23,7 @@ BLOCKS = {
         "suite-minilm-newsgroups20",
         "suite-base-trec",
         "suite-base-banking77",
+        "suite-base-newsgroups20",
     ),
 }
 

@@ -170,7 +170,7 @@ def _columns(workload: WorkloadResult, threads_differ: bool) -> Iterator[_Column
     latency = LATENCY[workload.scenario]
     if threads_differ:
         yield _Column("threads", lambda engine, _: str(engine.threads))
-    yield _Column("texts/s", lambda _, measured: f"{measured.texts_per_s:,.0f}")
+    yield _Column("texts/s", lambda _, measured: _rate(measured.texts_per_s))
     for name in ("p50", "p99"):
         yield _Column(f"{name} {latency}", _milliseconds(f"{name}_ms"))
     yield _Column(RATIO, lambda _, measured: _ratio(measured))
@@ -261,6 +261,10 @@ def _why(measured: Measurement) -> str:
     if outputs is None:
         return "its outputs could not be compared"
     return f"{outputs.why} ({outputs.max_abs:.1e})"
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 20 else f"{per_s:.1f}"
 
 
 def engine_labels(result: Result) -> list[str]:

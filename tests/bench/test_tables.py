@@ -45,6 +45,15 @@ def test_markdown_has_one_row_an_engine_and_marks_the_wrong_one() -> None:
     assert lines[-1] == "Noisy: the load average was 9.0."
 
 
+def test_a_rate_of_a_few_texts_a_second_keeps_its_first_decimal() -> None:
+    workload = MADE.workloads[0]
+    slow = msgspec.structs.replace(MEASURED[0], texts_per_s=3.44)
+    workload = msgspec.structs.replace(workload, measurements=(slow, *MEASURED[1:]))
+    assert "| PyTorch eager | 3.4 |" in markdown(
+        msgspec.structs.replace(MADE, workloads=(workload,))
+    )
+
+
 def test_a_wrong_engine_is_red_and_the_reason_stands_below() -> None:
     shown = coloured(table(MADE))
     (row,) = [line for line in shown.splitlines() if "WRONG" in line and "15" in line]
