@@ -61,6 +61,7 @@ def test_what_happened_is_counted(address):
 
 def test_unknown_paths_and_models_make_no_labels(address):
     httpx.get(f"{address}/nothing")
+    scrape(address)  # which counts itself, from the second time on
     before = scrape(address)
     for number in range(20):
         httpx.get(f"{address}/{number}")
