@@ -6,23 +6,19 @@ what serving has.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import onnxruntime as ort
 
 from trainkit.bench.engine import Engine, NotThereError, versions_of
 from trainkit.bench.engines import open_engine
 from trainkit.bench.worker import speak
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import CPU_TOKENS, FloatArray, Runner, in_parts
-from trainkit.serve.encoding import Batch, by_length
+from trainkit.serve.classifier import Runner, in_parts
 from trainkit.serve.onnx_session import onnx_runner
 
-__all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "dealt", "open_variant"]
+__all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "open_variant"]
 
 SHIPPED = "as shipped"
 
@@ -79,74 +75,16 @@ def _whole(model: Path, threads: int) -> Runner:
     return onnx_runner(model, threads=threads)
 
 
-def _one_session_a_core(model: Path, threads: int) -> Runner:
+def _a_worker_a_core(model: Path, threads: int) -> Runner:
     if threads == 1:
         raise NotThereError("with one thread it is what is shipped")
-    return dealt([onnx_runner(model, threads=1) for _ in range(threads)])
+    return in_parts(onnx_runner(model, threads=1), workers=threads)
 
 
 BATCHINGS: dict[str, Callable[[Path, int], Runner]] = {
     "batches whole": _whole,
-    "one session a core": _one_session_a_core,
+    "a worker a core": _a_worker_a_core,
 }
-
-
-class _Part(NamedTuple):
-    rows: list[int]
-    batch: Batch
-
-
-def dealt(runners: Sequence[Runner]) -> Runner:
-    """Return one runner of many, at work at once: each batch in parts, dealt by their size.
-
-    The longest part first, to whoever has the least yet (Graham 1969). A part has at most
-    ``CPU_TOKENS`` tokens and at most an even share of the batch: one that is as large as the whole
-    batch would leave the others idle.
-    """
-    pool = ThreadPoolExecutor(len(runners))
-
-    def run(batch: Batch) -> FloatArray:
-        hands = _deal(_parts(batch, len(runners)), len(runners))
-        done = pool.map(_run_all, runners, hands)
-        found = [one for hand in done for one in hand]
-        parts = [part for hand in hands for part in hand]
-        logits = np.empty((len(batch.input_ids), found[0].shape[1]), dtype=found[0].dtype)
-        for part, values in zip(parts, found, strict=True):
-            logits[part.rows] = values
-        return logits
-
-    return run
-
-
-def _parts(batch: Batch, hands: int) -> list[_Part]:
-    """Cut rows of like length out of ``batch``, to the last token that a mask shows."""
-    width = batch.input_ids.shape[1]
-    lengths = width - batch.attention_mask[:, ::-1].argmax(axis=1)
-    share = -(-int(lengths.sum()) // hands)
-    chosen = by_length(lengths.tolist(), len(lengths), min(CPU_TOKENS, share))
-    return [
-        _Part(
-            rows,
-            Batch._make(
-                None if array is None else array[rows, : lengths[rows].max()] for array in batch
-            ),
-        )
-        for rows in chosen
-    ]
-
-
-def _deal(parts: Sequence[_Part], hands: int) -> list[list[_Part]]:
-    dealt_parts: list[list[_Part]] = [[] for _ in range(hands)]
-    tokens = [0] * hands
-    for part in sorted(parts, key=lambda part: part.batch.input_ids.size, reverse=True):
-        least = tokens.index(min(tokens))
-        dealt_parts[least].append(part)
-        tokens[least] += part.batch.input_ids.size
-    return dealt_parts
-
-
-def _run_all(run: Runner, parts: Sequence[_Part]) -> list[FloatArray]:
-    return [run(part.batch) for part in parts]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from trainkit.bench.tables import engine_labels
 
 __all__ = ["OTHERS", "OURS", "markdown"]
 
-OURS = "onnx"
+WORKERS = "onnx-workers"
+OURS = ("onnx", WORKERS)
 OTHERS = (
     "huggingface",
     "compile",
@@ -66,7 +67,7 @@ def markdown(results: Mapping[str, Result]) -> str:
             wrong += [
                 f"{engine_labels(result)[one.engine]} ({run})"
                 for one in workload.measurements
-                if one.wrong and result.engines[one.engine].runtime in (OURS, *OTHERS)
+                if one.wrong and result.engines[one.engine].runtime in (*OURS, *OTHERS)
             ]
     goals = [one for one in found if one.goal]
     lines += ["", f"{sum(one.missed for one in goals)} of {len(goals)} goals are missed."]
@@ -89,8 +90,8 @@ def _goals(data: str, batch_size: int) -> Goals:
 
 def _figures(result: Result, workload: WorkloadResult) -> tuple[Figure, ...]:
     goals = _goals(result.data, workload.batch_size)
-    ours = _fastest(result, workload, (OURS,), "fp32")
-    ours8 = _fastest(result, workload, (OURS,), "int8")
+    ours = _fastest(result, workload, OURS, "fp32")
+    ours8 = _fastest(result, workload, OURS, "int8")
     others = _fastest(result, workload, OTHERS, "fp32")
     others8 = _fastest(result, workload, OTHERS, "int8")
     return (
@@ -126,7 +127,9 @@ def _ratio(
         return Figure("not measured", wanted, goal is not None)
     ratio = Ratio.of_rounds(speeds(workload, ours), speeds(workload, other))
     median, low = (f"{_down(100 * value) / 100:.2f}" for value in (ratio.median, ratio.low))
-    reached = f"{median} ({low} to {ratio.high:.2f}), {engine_labels(result)[other.engine]}"
+    whom = engine_labels(result)[other.engine]
+    how = " with workers" if result.engines[ours.engine].runtime == WORKERS else ""
+    reached = f"{median} ({low} to {ratio.high:.2f}){how}, {whom}"
     return Figure(reached, wanted, goal is not None and ratio.median < goal)
 
 

@@ -10,8 +10,16 @@ from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.classifier import FloatArray, Runner, in_parts
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.onnx_session import onnx_runner
 
-__all__ = ["import_openvino", "of_bundle", "onnx_on", "openvino_bundle", "openvino_runner"]
+__all__ = [
+    "import_openvino",
+    "of_bundle",
+    "onnx_on",
+    "onnx_workers",
+    "openvino_bundle",
+    "openvino_runner",
+]
 
 
 def of_bundle(source: Path, threads: int, title: str, package: str) -> Engine:
@@ -27,6 +35,15 @@ def of_bundle(source: Path, threads: int, title: str, package: str) -> Engine:
     return _engine(title, bundle, run, package)
 
 
+def onnx_workers(source: Path, threads: int) -> Engine:
+    """Open an ONNX bundle for as many forwards at once as ``threads``, with one thread each."""
+    bundle = open_bundle(source)
+    if bundle.manifest.equal_lengths:
+        raise NotThereError("the model reads its padding: a batch cannot be shared out")
+    run = in_parts(onnx_runner(bundle.model_path, threads=1), workers=threads)
+    return _engine("ONNX Runtime workers", bundle, run, "onnxruntime")
+
+
 def _engine(title: str, bundle: Bundle, run: Runner, *packages: str) -> Engine:
     precision = bundle.manifest.precision
     name = title if precision == "fp32" else f"{title} {precision}"
@@ -36,8 +53,6 @@ def _engine(title: str, bundle: Bundle, run: Runner, *packages: str) -> Engine:
 def onnx_on(source: Path, threads: int, title: str, providers: tuple[str, ...]) -> Engine:
     """Open it on a GPU; ``InputError`` where ONNX Runtime falls back to the CPU."""
     import onnxruntime as ort
-
-    from trainkit.serve.onnx_session import onnx_runner
 
     if providers[0] not in ort.get_available_providers():
         raise NotThereError(

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from trainkit.bench.bundle_engines import of_bundle, onnx_on, openvino_bundle
+from trainkit.bench.bundle_engines import of_bundle, onnx_on, onnx_workers, openvino_bundle
 from trainkit.bench.engine import KINDS, ON_TORCH, Engine, Kind, NotThereError, kind_of
 from trainkit.bench.peers import CONVERSIONS
 from trainkit.bench.torch_engines import compiled, eager, huggingface, pipeline
@@ -142,6 +142,7 @@ RUNTIMES: dict[str, Runtime] = {
     "pt2": _opened("torch.export", "pt2", "torch"),
     "aoti": _opened("AOTInductor", "aoti", "torch"),
     "onnx": _opened("ONNX Runtime", "onnx", "onnxruntime"),
+    "onnx-workers": Runtime(onnx_workers, ("onnx",), ("onnxruntime",)),
     "openvino": Runtime(
         openvino_bundle, ("onnx",), ("openvino",), "pip install 'trainkit[openvino]'"
     ),

@@ -16,6 +16,7 @@ BLOCKS = {
     "README.md": ("accuracy", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
     "docs/load.md": ("serving",),
+    "docs/rewrites.md": ("growth",),
     "docs/runtimes.md": (
         "ahead",
         "suite-minilm-trec",

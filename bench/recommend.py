@@ -29,7 +29,11 @@ __all__ = [
 
 # The runtimes that Classifier.load can open just as they were measured, and what ONNX Runtime
 # calls where they run.
-PROVIDERS = {"onnx": "CPUExecutionProvider", "onnx-cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "onnx": "CPUExecutionProvider",
+    "onnx-workers": "CPUExecutionProvider",
+    "onnx-cuda": "CUDAExecutionProvider",
+}
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -359,7 +363,11 @@ def write(recommendation: Recommendation, bundle: Path) -> Manifest:
         raise InputError(
             f"{bundle} holds another model than the one that was measured; run the benchmark again."
         )
+    at_once = choice.runtime == "onnx-workers"
     serving = Serving(
-        threads=choice.threads, batch_size=choice.batch_size, provider=PROVIDERS[choice.runtime]
+        threads=1 if at_once else choice.threads,
+        workers=choice.threads if at_once else 1,
+        batch_size=choice.batch_size,
+        provider=PROVIDERS[choice.runtime],
     )
     return write_serving(bundle, serving)

@@ -64,18 +64,23 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axes: tuple[str | int, ...]
 
 
-class Serving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Serving(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """How a benchmark found this bundle to serve best; defaults of ``Classifier.load``.
 
-    ``provider`` is ONNX Runtime's name of it, as "CPUExecutionProvider".
+    ``threads`` are those of each of ``workers``. ``provider`` is ONNX Runtime's name of it, as
+    "CPUExecutionProvider". A default is left out of the JSON: a bundle that was sealed before there
+    was the field keeps its hash.
     """
 
     threads: int
     batch_size: int
     provider: str
+    workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("threads", "batch_size"):
+        for name in ("threads", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"serving {name} must be at least 1, not {getattr(self, name)}")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, overload
 
@@ -37,26 +38,58 @@ CPU = "CPUExecutionProvider"
 PROVIDERS = (CPU,)
 
 
-def in_parts(run: Runner, max_tokens: int = CPU_TOKENS) -> Runner:
+def in_parts(run: Runner, max_tokens: int = CPU_TOKENS, workers: int = 1) -> Runner:
     """Return ``run`` on parts of a batch: rows of like length, ``max_tokens`` at most.
 
-    A row is cut after the last token that its mask shows. Not for a model that reads its padding.
+    With ``workers`` above 1 so many parts are computed at once, each in a thread, and none is more
+    than an even share of the batch. A row is cut after the last token that its mask shows. Not for
+    a model that reads its padding.
     """
+    compute = _Forwards(run, workers)
 
     def run_parts(batch: Batch) -> FloatArray:
         rows, width = batch.input_ids.shape
-        if rows * width <= max_tokens or rows == 1:
+        if rows == 1 or (workers == 1 and rows * width <= max_tokens):
             return run(batch)
         # The first that is shown, from the end; a row that shows nothing is kept whole.
         lengths = width - batch.attention_mask[:, ::-1].argmax(axis=1)
-        parts = list(by_length(lengths.tolist(), rows, max_tokens))
-        found = [run(_part(batch, part, int(lengths[part].max()))) for part in parts]
-        logits = np.empty((rows, *found[0].shape[1:]), dtype=found[0].dtype)
+        tokens = compute.budget(lengths.tolist(), max_tokens)
+        parts = list(by_length(lengths.tolist(), rows, tokens))
+        return compute(parts, lambda part: _part(batch, part, int(lengths[part].max())))
+
+    return run_parts
+
+
+class _Forwards:
+    """Runs the parts of a batch, ``workers`` at once, and puts their logits together."""
+
+    def __init__(self, run: Runner, workers: int) -> None:
+        self.run, self.workers = run, workers
+        self._pool = ThreadPoolExecutor(workers, "trainkit-forward") if workers > 1 else None
+
+    def budget(self, lengths: Sequence[int], max_tokens: int) -> int:
+        """Return the tokens of a part at most: where several are computed at once, an even share.
+
+        A part as large as the whole would leave the other workers idle.
+        """
+        return min(max_tokens, max(1, -(-sum(lengths) // self.workers)))
+
+    def __call__(
+        self, parts: Sequence[Sequence[int]], made: Callable[[Sequence[int]], Batch]
+    ) -> FloatArray:
+        """Return the logits of all rows, in their order; ``made`` makes a part's batch."""
+
+        def compute(part: Sequence[int]) -> FloatArray:
+            return self.run(made(part))
+
+        if self._pool is None:
+            found = [compute(part) for part in parts]
+        else:  # the longest first, so that it is not what all wait for in the end
+            found = list(self._pool.map(compute, parts[::-1]))[::-1]
+        logits = np.empty((sum(map(len, parts)), *found[0].shape[1:]), dtype=found[0].dtype)
         for part, values in zip(parts, found, strict=True):
             logits[part] = values
         return logits
-
-    return run_parts
 
 
 def _part(batch: Batch, rows: Sequence[int], width: int) -> Batch:
@@ -109,8 +142,10 @@ class Classifier:
         *,
         max_tokens: int = MAX_TOKENS,
         temperature: float = 1.0,
+        workers: int = 1,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+        given = (("batch_size", batch_size), ("max_tokens", max_tokens), ("workers", workers))
+        for name, value in given:
             if value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}.")
         check_temperature(temperature, problem_type)
@@ -122,6 +157,7 @@ class Classifier:
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.temperature = temperature
+        self._forwards = _Forwards(run, workers)
 
     @classmethod
     def load(
@@ -133,6 +169,7 @@ class Classifier:
         batch_size: int | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
+        workers: int | None = None,
     ) -> "Classifier":
         """Open an ONNX bundle; every file's hash is checked first.
 
@@ -140,6 +177,9 @@ class Classifier:
         cores, the CPU, and batches of 32 rows at most, of 512 tokens on a CPU and 2048 elsewhere.
         ``threads`` is the number of intra-op threads, 0 for all cores. ``temperature`` None is that
         of the training, where the bundle has one; 1 gives plain probabilities.
+
+        ``workers`` batches are computed at once, one where it is None, with ``threads`` each, then
+        1 where that is None: more texts a second where many come together, longer for one alone.
 
         ``InputError`` where the bundle is damaged, of a newer format or not ONNX, holds an operator
         that ONNX Runtime does not know, or a provider is missing.
@@ -152,14 +192,22 @@ class Classifier:
         opened.check_served()
         serving = opened.manifest.serving
         if serving is not msgspec.UNSET:
-            threads = serving.threads if threads is None else threads
+            if threads is None and workers is None:
+                threads, workers = serving.threads, serving.workers
             providers = (serving.provider,) if providers is None else providers
+        if threads is None and workers is not None:
+            threads = 1
         providers = providers or PROVIDERS
         if max_tokens is None and providers[0] != CPU:
             max_tokens = MAX_TOKENS
         run = onnx_runner(opened.model_path, threads=threads, providers=providers)
         return cls.of_bundle(
-            opened, run, batch_size, max_tokens=max_tokens, temperature=temperature
+            opened,
+            run,
+            batch_size,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            workers=1 if workers is None else workers,
         )
 
     @classmethod
@@ -171,6 +219,7 @@ class Classifier:
         *,
         max_tokens: int | None = None,
         temperature: float | None = None,
+        workers: int = 1,
     ) -> "Classifier":
         """Put a bundle's encoder and labels around its model, which ``run`` computes.
 
@@ -194,6 +243,7 @@ class Classifier:
             manifest.equal_lengths,
             max_tokens=max_tokens,
             temperature=temperature,
+            workers=workers,
         )
 
     # A str is itself a sequence of str, which no type can exclude; it is matched first.
@@ -293,13 +343,16 @@ class Classifier:
 
     def logits_of(self, rows: Sequence[Tokens]) -> FloatArray:
         """Return the logits of encoded texts, (N, C), computed in batches of similar length."""
-        logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        if not rows:
+            return np.empty((0, len(self.labels)), dtype=np.float32)
         lengths = [len(row.ids) for row in rows]
-        for chosen in by_length(
-            lengths, self.batch_size, self.max_tokens, equal_lengths=self.equal_lengths
-        ):
-            logits[chosen] = self.run(self.encoder.pad([rows[i] for i in chosen]))
-        return logits
+        parts = by_length(
+            lengths,
+            self.batch_size,
+            self._forwards.budget(lengths, self.max_tokens),
+            equal_lengths=self.equal_lengths,
+        )
+        return self._forwards(list(parts), lambda part: self.encoder.pad([rows[i] for i in part]))
 
     def predictions(self, rows: Sequence[Tokens], logits: FloatArray) -> list[Prediction]:
         """Say what the logits of encoded texts mean, (N, C) for N of them."""

@@ -178,7 +178,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
     serving = manifest.serving
     threads, providers = settings.threads, settings.providers
     if serving is not msgspec.UNSET:
-        threads = threads or min(serving.threads, usable_cores())
+        threads = threads or min(serving.threads * serving.workers, usable_cores())
         providers = providers or (serving.provider,)
     classifier = Classifier.of_bundle(opened, _holds_no_model)
     engine = Engine(

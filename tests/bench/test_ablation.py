@@ -1,3 +1,5 @@
+"""Variants of what is shipped: each is what it says, and computes the same."""
+
 import shutil
 
 import msgspec
@@ -14,7 +16,6 @@ from trainkit.bench.ablation_worker import (
     BATCHINGS,
     SESSIONS,
     SHIPPED,
-    dealt,
     open_variant,
 )
 from trainkit.bench.engine import NotThereError
@@ -29,7 +30,6 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.source import open_source
 from trainkit.serve.bundle import open_bundle, write_manifest
 from trainkit.serve.classifier import CPU_TOKENS
-from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
 
 EXAMPLES = load_sample()[:60]
@@ -127,47 +127,10 @@ def test_what_is_optimised_ahead_has_a_file_of_its_own(made):
     assert saved.read_bytes()[4:8] == b"ORTM"  # how the format begins
 
 
-def test_parts_are_dealt_evenly_and_every_row_is_answered_in_its_place():
-    lengths = np.random.default_rng(0).integers(1, 120, size=50)
-    mask = (np.arange(120) < lengths[:, None]).astype(np.int64)
-    ids = np.arange(50)[:, None] * mask
-    tokens = [0, 0, 0]
-
-    def runner(place):
-        def run(part):
-            assert part.input_ids.size <= CPU_TOKENS
-            assert part.attention_mask[:, -1].any()  # cut after the last token
-            tokens[place] += part.input_ids.size
-            return part.input_ids[:, :1].astype(np.float32)
-
-        return run
-
-    logits = dealt([runner(place) for place in range(3)])(Batch(ids, mask))
-    assert logits[:, 0].tolist() == list(range(50))
-    assert max(tokens) - min(tokens) <= CPU_TOKENS
-    assert min(tokens) > 0
-
-
-def test_a_small_batch_is_divided_too_and_one_text_is_not():
-    widths = []
-
-    def run(part):
-        widths.append(part.input_ids.shape)
-        return np.zeros((len(part.input_ids), 2), np.float32)
-
-    both = dealt([run, run])
-    ones = np.ones((8, 16), np.int64)
-    assert both(Batch(ones, ones)).shape == (8, 2)
-    assert sorted(widths) == [(4, 16), (4, 16)]
-    widths.clear()
-    both(Batch(ones[:1], ones[:1]))
-    assert widths == [(1, 16)]
-
-
 def test_a_variant_that_a_bundle_cannot_have_says_why(made, copied):
     specs, _ = made
     with pytest.raises(NotThereError, match="with one thread"):
-        open_variant(*specs["one session a core"], threads=1)
+        open_variant(*specs["a worker a core"], threads=1)
     folder = copied("onnx")
     manifest = open_bundle(folder).manifest
     write_manifest(folder, msgspec.structs.replace(manifest, equal_lengths=True))
@@ -178,12 +141,12 @@ def test_a_variant_that_a_bundle_cannot_have_says_why(made, copied):
 
 def test_a_race_has_ratios_and_lists_what_is_absent(made):
     specs, _ = made
-    names = [SHIPPED, "no rewrites", "without merge_qkv", "one session a core"]
+    names = [SHIPPED, "no rewrites", "without merge_qkv", "a worker a core"]
     measured = raced([specs[name] for name in names], {"without merge_qkv": "no such product"})
     result.check(measured)
     (workload,) = measured.workloads
     engines = [engine.name for engine in measured.engines]
-    assert engines == [SHIPPED, "no rewrites", "one session a core"]
+    assert engines == [SHIPPED, "no rewrites", "a worker a core"]
     assert [one.ratio is None for one in workload.measurements] == [True, False, False]
     assert [one.runtime for one in measured.absent] == ["without merge_qkv"]
     assert "Not measured: without merge_qkv: no such product" in markdown(measured)

@@ -97,6 +97,13 @@ def test_wrong_engines_do_not_count_and_are_named() -> None:
     assert "2 of 4 goals are missed." in said
 
 
+def test_workers_count_where_they_are_faster() -> None:
+    workers = results.slower(ONNX, 0.8)._replace(runtime="onnx-workers")
+    assert row(made(*ENGINES, workers))[1].startswith("3.12 (3.12 to 3.12) with workers, ")
+    workers = results.slower(ONNX, 1.2)._replace(runtime="onnx-workers")
+    assert row(made(*ENGINES, workers))[1].startswith("2.50 (2.50 to 2.50), ")
+
+
 def test_a_share_above_the_peak_shows_nothing() -> None:
     assert row(made(share=1.21))[4] == (
         "121 %, so the peak was measured too low; goal 85 %, **missed**"
@@ -114,6 +121,6 @@ def test_noisy_runs_are_named_and_other_scenarios_left_out() -> None:
 
 
 def test_each_runtime_is_trainkits_or_anothers() -> None:
-    trainkits = {"eager", "torchscript", "pt2", "aoti", "onnx", "openvino"}
+    trainkits = {"eager", "torchscript", "pt2", "aoti", *ahead.OURS, "openvino"}
     on_gpu = {"eager-cuda", "onnx-cuda", "onnx-tensorrt"}
     assert {*RUNTIMES} == trainkits | on_gpu | {*ahead.OTHERS}

@@ -63,6 +63,7 @@ def work(folder):
         ("torchscript", "torchscript"),
         ("pt2", "pt2"),
         ("onnx", "onnx"),
+        ("onnx-workers", "onnx"),
         ("openvino", "onnx"),
         ("transformers-exporters", ""),
         ("ort-optimizer", ""),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -173,6 +174,19 @@ def test_writing_makes_it_the_default_of_loading(copied, monkeypatch):
     assert classify("How far is Mars?").label in classify.labels
     other = Classifier.load(folder, threads=2, batch_size=3)
     assert (opened[-1][0], other.batch_size) == (2, 3)
+
+
+def test_workers_are_written_and_loaded(copied):
+    folder = copied("onnx")
+    measured = measured_on(folder)
+    torch, onnx = measured.engines
+    workers = msgspec.structs.replace(onnx, runtime="onnx-workers", threads=2)
+    write(chosen(msgspec.structs.replace(measured, engines=(torch, workers))), folder)
+    serving = Serving(threads=1, workers=2, batch_size=8, provider="CPUExecutionProvider")
+    assert open_bundle(folder).manifest.serving == serving
+    texts = ["How far is Mars?", "Who was Galileo?"]
+    one = Classifier.load(folder, threads=1)
+    assert Classifier.load(folder)(texts)[0].label == one(texts)[0].label
 
 
 def test_only_the_recommended_bundle_is_written(copied, tiny_bundles, tmp_path):

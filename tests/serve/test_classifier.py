@@ -109,6 +109,32 @@ def test_a_batch_in_parts_gives_what_it_gives_whole(classify):
     assert shapes == [batch.input_ids.shape]
 
 
+def test_workers_compute_an_even_share_at_once(classify):
+    both = threading.Barrier(2)
+    shares = []
+
+    def run(batch):
+        shares.append(int(batch.attention_mask.sum()))
+        both.wait(timeout=20)  # one alone would wait in vain
+        return classify.run(batch)
+
+    equal = [TEXTS[0]] * 12  # two parts, each of half of them
+    expected = classify.logits(equal)
+    parallel = Classifier(classify.encoder, run, classify.labels, workers=2)
+    np.testing.assert_allclose(parallel.logits(equal), expected, rtol=1e-4, atol=1e-5)
+    assert shares[0] == shares[1]
+    batch = classify.encoder.encode(equal)
+    np.testing.assert_allclose(in_parts(run, workers=2)(batch), expected, rtol=1e-4, atol=1e-5)
+    assert len(shares) == 4
+
+
+def test_the_number_of_workers_changes_nothing(classify, tiny_bundles):
+    parallel = Classifier.load(tiny_bundles["onnx"], workers=3, temperature=1)
+    np.testing.assert_allclose(parallel.logits(TEXTS), classify.logits(TEXTS), rtol=1e-4, atol=1e-5)
+    assert parallel("How far is Mars?").label == classify("How far is Mars?").label
+    assert parallel.logits([]).shape == (0, len(classify.labels))
+
+
 def test_one_length_a_batch_where_the_model_reads_its_padding(classify):
     batches = by_length([5, 3, 5, 5, 3, 5], 3, max_tokens=100, equal_lengths=True)
     assert list(batches) == [[1, 4], [0, 2, 3], [5]]
@@ -125,7 +151,7 @@ def test_one_length_a_batch_where_the_model_reads_its_padding(classify):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 0}, {"max_tokens": 0}, {"threads": -1}, {"temperature": 0.0}],
+    [{"batch_size": 0}, {"max_tokens": 0}, {"threads": -1}, {"temperature": 0.0}, {"workers": 0}],
 )
 def test_a_setting_that_cannot_be_is_refused(wrong, tiny_bundles):
     (name,) = wrong
@@ -392,6 +418,8 @@ def test_a_bundle_brings_its_threads_batch_size_and_provider(copied, monkeypatch
     write_serving(folder, Serving(threads=3, batch_size=5, provider="CUDAExecutionProvider"))
     assert Classifier.load(folder).batch_size == 5
     assert opened.pop() == {"threads": 3, "providers": ("CUDAExecutionProvider",)}
+    assert Classifier.load(folder, workers=2).batch_size == 5
+    assert opened.pop() == {"threads": 1, "providers": ("CUDAExecutionProvider",)}
     given = {"threads": 0, "providers": ("CPUExecutionProvider",)}
     assert Classifier.load(folder, batch_size=7, **given).batch_size == 7
     assert opened.pop() == given
