@@ -15,6 +15,7 @@ __all__ = ["BLOCKS", "filled"]
 BLOCKS = {
     "README.md": ("accuracy", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
+    "bench/NOTES.md": ("ablation-trec",),
     "docs/load.md": ("serving",),
     "docs/rewrites.md": ("growth",),
     "docs/runtimes.md": (
