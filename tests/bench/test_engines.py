@@ -125,7 +125,13 @@ def test_what_cannot_be_run_is_said_at_once(folder, tmp_path):
 
 def test_a_source_has_its_runtimes(folder, tiny_run):
     assert applicable(tiny_run) == ["eager", "compile", "eager-cuda"]
-    assert applicable(folder / "onnx") == ["onnx", "openvino", "onnx-cuda", "onnx-tensorrt"]
+    assert applicable(folder / "onnx") == [
+        "onnx",
+        "onnx-workers",
+        "openvino",
+        "onnx-cuda",
+        "onnx-tensorrt",
+    ]
     assert applicable(folder / "pt2") == ["pt2"]
     assert {"huggingface", "pipeline", "optimum-o2", "ort-optimizer"} < set(applicable(folder))
 
@@ -144,7 +150,8 @@ def test_a_runtime_that_is_not_there_says_how_to_get_it(name, below, said, folde
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(engines, "limit_torch", lambda threads: None)  # of this whole process
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # of this whole process
+    monkeypatch.setattr(torch, "set_num_interop_threads", lambda threads: None)
     with pytest.raises(NotThereError, match=said):
         open_engine(name, folder / below, 1)
 
