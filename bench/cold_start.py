@@ -24,7 +24,8 @@ __all__ = ["ColdRun", "ColdStart", "HelpTime", "help_seconds", "measure"]
 PROGRAM = """
 import sys
 from trainkit.serve import Classifier
-print(Classifier.load(sys.argv[1])(sys.argv[2]).label, flush=True)
+classifier = Classifier.load(sys.argv[1])  # kept: its memory is measured below
+print(classifier(sys.argv[2]).label, flush=True)
 found = [name for name in ("torch", "transformers", "onnx") if name in sys.modules]
 import json
 from trainkit.bench.proc import peak_rss_bytes, rss_bytes

@@ -74,6 +74,9 @@ def test_serving_it_is_light(folder):
     assert cold.heavy_modules == ()
     assert cold.peak_rss_bytes is not None
     assert cold.peak_rss_bytes < MOST_RESIDENT_BYTES
+    # Memory is measured while the model is held: its weights, and 50 MB of packages at the least.
+    weights = (folder / "onnx/model.onnx").stat().st_size
+    assert all((run.rss_bytes or 0) > weights + 50e6 for run in cold.runs)
 
 
 def test_another_backbone_is_refused(folder, tmp_path):
