@@ -20,7 +20,7 @@ from trainkit.bench import race
 from trainkit.bench.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
 from trainkit.bench.engine import NotThereError
 from trainkit.bench.engines import Spec
-from trainkit.bench.environment import usable_cores, wait_for_calm
+from trainkit.bench.environment import wait_for_calm
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.tables import table
 from trainkit.console import stdout, steps
@@ -36,6 +36,7 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.source import Source, open_source
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Manifest, open_bundle, write_manifest
+from trainkit.serve.cores import usable_cores
 
 __all__ = ["GRAPHS", "main", "variants", "worker"]
 

@@ -17,7 +17,7 @@ import msgspec
 from trainkit.bench import race, result
 from trainkit.bench.engine import Engine, versions_of
 from trainkit.bench.engines import Spec
-from trainkit.bench.environment import usable_cores, wait_for_calm
+from trainkit.bench.environment import wait_for_calm
 from trainkit.bench.result import Result, Settings, WorkloadResult
 from trainkit.bench.tables import machine, noise
 from trainkit.bench.worker import speak
@@ -27,6 +27,7 @@ from trainkit.data.splits import load as load_splits
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import CPU_TOKENS, MAX_TOKENS, in_parts
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.onnx_session import onnx_runner

@@ -4,7 +4,6 @@ Nothing goes in; out comes one :class:`Environment`, small enough to stand in ev
 no host name, user name or path, so that a report can be published as it is.
 """
 
-import math
 import os
 import platform
 import shutil
@@ -19,11 +18,11 @@ import numpy as np
 import psutil
 
 from trainkit.bench.proc import colon_separated, processor_flags
+from trainkit.serve.cores import affinity_cores, quota_cores
 
 __all__ = [
     "Environment",
     "describe",
-    "usable_cores",
     "wait_for_calm",
     "watch_theft",
 ]
@@ -124,8 +123,8 @@ def describe() -> Environment:
     return Environment(
         processor=cpuinfo.get("model name") or platform.machine(),
         flags=tuple(flag for flag in FLAGS if flag in present),
-        cores=_affinity_cores(),
-        quota_cores=_quota_cores(),
+        cores=affinity_cores(),
+        quota_cores=quota_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         load_average=os.getloadavg(),
         python=platform.python_version(),
@@ -136,33 +135,6 @@ def describe() -> Environment:
         governor=_first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         providers=_providers(),
     )
-
-
-def usable_cores() -> int:
-    """Return how many threads can run at once: the cores allowed, fewer under a cgroup quota."""
-    cores, quota = _affinity_cores(), _quota_cores()
-    return cores if quota is None else min(cores, math.ceil(quota))
-
-
-def _affinity_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Read the CPU limit of cgroup v2, or of v1; None where there is none."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "cpu/cpu.cfs_period_us").read_text()
-        except OSError:
-            return None
-    if quota == "max" or int(quota) <= 0:  # v2 and v1 for "no limit"
-        return None
-    return int(quota) / int(period)
 
 
 def _version(package: str) -> str | None:

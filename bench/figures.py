@@ -17,7 +17,7 @@ from trainkit.bench import cold_start, race
 from trainkit.bench import result as report
 from trainkit.bench.cold_start import ColdStart, HelpTime
 from trainkit.bench.engines import Spec
-from trainkit.bench.environment import Environment, describe, usable_cores
+from trainkit.bench.environment import Environment, describe
 from trainkit.bench.tables import markdown
 from trainkit.console import TrainingBar, stderr, steps
 from trainkit.data.columns import Columns
@@ -28,6 +28,7 @@ from trainkit.export.source import open_source
 from trainkit.models.config import Kind
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Format
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run import ModelChoice, start

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trainkit.bench import race
 from trainkit.bench.engines import Spec
-from trainkit.bench.environment import usable_cores, wait_for_calm
+from trainkit.bench.environment import wait_for_calm
 from trainkit.bench.plots import Panel, Plot, Point, Series, svg
 from trainkit.bench.result import Measurement, Ratio, Result, Settings
 from trainkit.bench.samples import bootstrap_interval
@@ -28,6 +28,7 @@ from trainkit.bench.tables import engine_labels, machine, noise
 from trainkit.console import steps
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
 

@@ -27,7 +27,7 @@ import msgspec
 from trainkit.bench import load as generator
 from trainkit.bench import load_result
 from trainkit.bench.engines import PEERS
-from trainkit.bench.environment import describe, usable_cores, wait_for_calm
+from trainkit.bench.environment import describe, wait_for_calm
 from trainkit.bench.process import last_line
 from trainkit.bench.serving_measure import (
     PAUSE_SECONDS,
@@ -59,6 +59,7 @@ from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.http.model import default_threads

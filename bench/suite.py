@@ -23,7 +23,7 @@ from transformers import (
 
 from trainkit.bench import race
 from trainkit.bench.engines import Spec, applicable
-from trainkit.bench.environment import usable_cores, wait_for_calm
+from trainkit.bench.environment import wait_for_calm
 from trainkit.bench.grown import grow
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.tables import table
@@ -37,6 +37,7 @@ from trainkit.export.source import open_source
 from trainkit.models.backbone import quiet, resolve
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import MANIFEST
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 
 __all__ = ["main"]

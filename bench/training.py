@@ -17,7 +17,6 @@ import numpy as np
 from trainkit.bench.environment import (
     Environment,
     describe,
-    usable_cores,
     wait_for_calm,
     watch_theft,
 )
@@ -26,6 +25,7 @@ from trainkit.bench.samples import bootstrap_interval
 from trainkit.bench.training_run import Engine, Job, Timed
 from trainkit.console import steps
 from trainkit.one_sentence import OneSentence
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
 

@@ -6,35 +6,21 @@ workers, and their answers are written in the file's order: so is the result.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import Classifier
-from trainkit.serve.encoding import Text
 from trainkit.serve.errors import InputError
+from trainkit.serve.file_answers import answers
 from trainkit.serve.text_file import Chunk, TextFile
 
-__all__ = ["answers", "ray_answers", "write"]
+__all__ = ["ray_answers"]
 
 MOST_BLOCKS = 1000  # Ray keeps a record of each
-
-Classify = Callable[[Sequence[Text]], Sequence[Any]]
-
-
-def answers(classify: Classify, file: TextFile, chunk: Chunk) -> bytes:
-    """Return a JSON line for each text of the chunk: its line in the file and the prediction."""
-    rows = file.read(chunk)
-    predictions = classify([row.text for row in rows])
-    lines = (
-        msgspec.json.encode({**row._asdict(), **prediction._asdict()})
-        for row, prediction in zip(rows, predictions, strict=True)
-    )
-    return b"\n".join(lines) + b"\n"
 
 
 class Worker:
@@ -91,24 +77,3 @@ def ray_answers(
             yield row["answers"]
     finally:
         ray.shutdown()
-
-
-def write(path: Path, parts: Iterable[bytes]) -> int:
-    """Write the parts one after the other, whole or not at all; returns the number of lines."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    count = 0
-    try:
-        try:
-            file = partial.open("wb")
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be written ({error.strerror}); check the path."
-            ) from None
-        with file:
-            for part in parts:
-                file.write(part)
-                count += part.count(b"\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count

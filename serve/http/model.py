@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +11,7 @@ import numpy as np
 
 from trainkit.serve.bundle import Manifest, open_bundle
 from trainkit.serve.classifier import PROVIDERS, Classifier
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch, Text, Tokens, characters
 from trainkit.serve.errors import InputError
@@ -21,7 +21,7 @@ from trainkit.serve.http.failures import InferenceError, UnavailableError
 from trainkit.serve.http.inference_process import Launch
 from trainkit.serve.http.settings import Settings
 
-__all__ = ["Answer", "BatchFacts", "Model", "Models", "default_threads", "usable_cores"]
+__all__ = ["Answer", "BatchFacts", "Model", "Models", "default_threads"]
 
 logger = logging.getLogger("trainkit.serve")
 
@@ -29,16 +29,6 @@ WARM_WORDS = (1, 16, 128)
 # So many characters take 0.15 ms, as the hop to a thread and back does: they are tokenised at once.
 SHORT = 256
 QUIET_S = 2.0  # a model that was replaced goes when nobody has asked it for so long
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, and a container's quota of time."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except OSError:  # not Linux, or no such limit
-        return count or 1
-    return max(1, min(count or 1, int(quota) // int(period))) if quota != "max" else count or 1
 
 
 class Model:

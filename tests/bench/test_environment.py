@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from trainkit.bench import environment, proc
+from trainkit.serve.cores import usable_cores
 
 
 def test_the_environment_names_versions_and_no_person_or_place() -> None:
     found = environment.describe()
     assert found.versions["numpy"] is not None
-    assert found.cores >= environment.usable_cores() >= 1
+    assert found.cores >= usable_cores() >= 1
     assert found.memory_bytes > 2**28
     encoded = msgspec.json.encode(found).decode()
     assert str(Path.home()) + "/" not in encoded
@@ -38,25 +39,6 @@ def test_describing_the_environment_imports_no_torch() -> None:
         [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
     )
     assert printed.stdout == "[]\n"
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, None),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
-    ],
-)
-def test_the_cpu_quota_of_both_cgroup_versions_is_read(
-    tmp_path: Path, files: dict[str, str], cores: float | None
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert environment._quota_cores(tmp_path) == cores
 
 
 def test_a_driverless_nvidia_smi_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,15 @@ def test_standard_input_that_is_not_utf8(refused, tiny_bundles):
     refused("predict", tiny_bundles["onnx"], stdin=b"Who ?\nCaf\xe9 ?\n", told=["UTF-8"])
 
 
+def test_workers_of_a_bundle_that_pytorch_computes(refused, tiny_bundles, tmp_path):
+    file = tmp_path / "questions.txt"
+    file.write_text("Who ?\n")
+    options = ("--file", file, "--output", tmp_path / "out.jsonl", "--workers", 2)
+    told = ["--workers is for ONNX bundles", "export to ONNX"]
+    refused("predict", tiny_bundles["torchscript"], *options, told=told)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_an_argument_that_is_not_utf8(refused, tiny_bundles):
     """Python hands on the bytes of such an argument as lone surrogates."""
     refused("predict", tiny_bundles["onnx"], "Who ?", "Caf\udce9 ?", told=["text 2 of 2"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.errors import InputError
-from trainkit.serve.ray_predict import answers, write
+from trainkit.serve.file_answers import answers, thread_answers, write
 from trainkit.serve.text_file import Row, TextFile
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
@@ -136,6 +137,24 @@ def test_answers_are_the_classifiers_with_the_lines_number(tmp_path):
     for one, expected in zip(found, classify(TEXTS), strict=True):
         assert one["label"] == expected.label
         assert one["scores"] == pytest.approx(expected.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 3, None])
+def test_the_number_of_threads_changes_no_byte(workers, tmp_path):
+    classify = Classifier.load(GOLDEN, threads=1)
+    file = csv_file(tmp_path, TEXTS)
+    chunks = file.chunks(3)
+    expected = [answers(classify, file, chunk) for chunk in chunks]
+    assert list(thread_answers(GOLDEN, file, chunks, workers)) == expected
+
+
+def test_a_file_that_changes_meanwhile_ends_the_threads(tmp_path):
+    file = csv_file(tmp_path, TEXTS)
+    chunks = file.chunks(3)
+    file.path.write_text("text\n")
+    with pytest.raises(InputError, match="was changed"):
+        list(thread_answers(GOLDEN, file, chunks, 2))
+    assert not [one for one in threading.enumerate() if one.name.startswith("trainkit-answers")]
 
 
 def test_an_output_is_whole_or_as_it_was(tmp_path, tree):

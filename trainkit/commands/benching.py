@@ -82,12 +82,12 @@ def bench_run(
     """
     from trainkit.bench import race
     from trainkit.bench.engines import applicable, parse
-    from trainkit.bench.environment import usable_cores
     from trainkit.bench.result import Settings, check, save
     from trainkit.bench.tables import table
     from trainkit.console import stdout, steps
     from trainkit.data.splits import load_split
     from trainkit.serve.bundle import MODEL_FILES
+    from trainkit.serve.cores import usable_cores
 
     if not engines:
         latest = Path("runs/latest")

@@ -4,10 +4,14 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trainkit.serve.errors import InputError
+
+if TYPE_CHECKING:
+    from trainkit.serve.text_file import Chunk, TextFile
 
 __all__ = ["predict"]
 
@@ -28,7 +32,9 @@ CHUNK = 1024  # lines read and answered at a time, however long the input is
 )
 @click.option("--ray", is_flag=True, help="Classify FILE in several processes, with Ray Data.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Of --ray.  [default: one for each core]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Parts of FILE classified at once, on one core each.  [default: one for each core]",
 )
 def predict(
     bundle: Path,
@@ -50,15 +56,13 @@ def predict(
     trainkit predict runs/latest/onnx < questions.txt
     trainkit predict runs/latest/onnx --ray --file questions.csv --output answers.jsonl
     """
-    if workers and not ray:
-        raise InputError("--workers is for --ray; give both or neither.")
     if file is not None and output is not None:
         if texts:
             raise InputError("give texts or --file, not both.")
         predict_file(bundle, file, text_column or "text", output, workers, ray=ray)
         return
-    if file is not None or output is not None or ray or text_column:
-        raise InputError("--ray and --text-column need --file and --output; give both.")
+    if file is not None or output is not None or ray or workers or text_column:
+        raise InputError("--ray, --workers and --text-column need --file and --output; give both.")
     import msgspec
 
     from trainkit.export.runtimes import open_classifier
@@ -76,19 +80,34 @@ def predict_file(
     bundle: Path, path: Path, column: str, output: Path, workers: int | None, *, ray: bool
 ) -> None:
     """Check the whole file, then answer it: in this process, or with Ray."""
-    from trainkit.serve.ray_predict import answers, ray_answers, write
+    from trainkit.serve.file_answers import write
     from trainkit.serve.text_file import TextFile
 
     file = TextFile(path, column)
-    chunks = file.chunks()
-    if ray:
-        parts = ray_answers(bundle, file, chunks, workers)
-    else:
-        from trainkit.export.runtimes import open_classifier
-
-        classifier = open_classifier(bundle)
-        parts = (answers(classifier, file, chunk) for chunk in chunks)
+    parts = _parts(bundle, file, file.chunks(), workers, ray=ray)
     click.echo(f"{write(output, parts)} answers in {output}", err=True)
+
+
+def _parts(
+    bundle: Path, file: "TextFile", chunks: "list[Chunk]", workers: int | None, *, ray: bool
+) -> Iterator[bytes]:
+    """Choose how the chunks are answered; PyTorch computes one after the other on all cores."""
+    from trainkit.export.runtimes import open_classifier
+    from trainkit.serve.bundle import MANIFEST, open_bundle
+    from trainkit.serve.file_answers import answers, thread_answers
+    from trainkit.serve.ray_predict import ray_answers
+
+    if ray:
+        return ray_answers(bundle, file, chunks, workers)
+    if (bundle / MANIFEST).is_file() and open_bundle(bundle).manifest.format == "onnx":
+        return thread_answers(bundle, file, chunks, workers)
+    if workers:
+        raise InputError(
+            f"--workers is for ONNX bundles, and PyTorch computes {bundle} on all cores; leave it "
+            "out, or export to ONNX."
+        )
+    classifier = open_classifier(bundle)
+    return (answers(classifier, file, chunk) for chunk in chunks)
 
 
 def lines(stream: Iterable[bytes]) -> Iterator[str]:
