@@ -5,14 +5,14 @@ is the fastest, by its median rate, of what trainkit did not make.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trainkit.bench.compare import speeds
 from trainkit.bench.result import Measurement, Ratio, Result, WorkloadResult
 from trainkit.bench.tables import engine_labels
 
-__all__ = ["OTHERS", "OURS", "markdown"]
+__all__ = ["HEADINGS", "OTHERS", "OURS", "WORKERS", "Goals", "figures", "markdown", "summary"]
 
 WORKERS = "onnx-workers"
 OURS = ("onnx", WORKERS)
@@ -47,6 +47,12 @@ class Figure(NamedTuple):
     goal: str
     missed: bool
 
+    def __str__(self) -> str:
+        """Say both, and whether the goal is missed."""
+        if not self.goal:
+            return self.reached
+        return f"{self.reached}; goal {self.goal}{', **missed**' if self.missed else ''}"
+
 
 def markdown(results: Mapping[str, Result]) -> str:
     """Return a table with one row a run and batch size; a figure that misses its goal says so."""
@@ -61,16 +67,15 @@ def markdown(results: Mapping[str, Result]) -> str:
             if workload.scenario != "offline":
                 continue
             run = f"{model}, {result.data}, {workload.batch_size}"
-            figures = _figures(result, workload)
-            lines.append(f"| {run} | {' | '.join(map(_cell, figures))} |")
-            found += figures
+            row = figures(result, workload, _goals(result.data, workload.batch_size))
+            lines.append(f"| {run} | {' | '.join(map(str, row))} |")
+            found += row
             wrong += [
                 f"{engine_labels(result)[one.engine]} ({run})"
                 for one in workload.measurements
                 if one.wrong and result.engines[one.engine].runtime in (*OURS, *OTHERS)
             ]
-    goals = [one for one in found if one.goal]
-    lines += ["", f"{sum(one.missed for one in goals)} of {len(goals)} goals are missed."]
+    lines += ["", summary(found)]
     if wrong:
         lines += ["", f"Left out, for their outputs are wrong: {', '.join(wrong)}."]
     if noisy:
@@ -88,8 +93,14 @@ def _goals(data: str, batch_size: int) -> Goals:
     return Goals(peak_share=0.85)
 
 
-def _figures(result: Result, workload: WorkloadResult) -> tuple[Figure, ...]:
-    goals = _goals(result.data, workload.batch_size)
+def summary(found: Sequence[Figure]) -> str:
+    """Say how many of the figures that have a goal miss it."""
+    goals = [one for one in found if one.goal]
+    return f"{sum(one.missed for one in goals)} of {len(goals)} goals are missed."
+
+
+def figures(result: Result, workload: WorkloadResult, goals: Goals) -> tuple[Figure, ...]:
+    """Return the figures under ``HEADINGS`` of one workload."""
     ours = _fastest(result, workload, OURS, "fp32")
     ours8 = _fastest(result, workload, OURS, "int8")
     others = _fastest(result, workload, OTHERS, "fp32")
@@ -144,8 +155,3 @@ def _share(share: float | None, goal: float | None) -> Figure:
 def _down(number: float) -> int:
     """Round down, so that what misses a goal never reads like it; but not for the last bit."""
     return math.floor(round(number, 6))
-
-
-def _cell(figure: Figure) -> str:
-    goal = f"; goal {figure.goal}{', **missed**' if figure.missed else ''}" if figure.goal else ""
-    return figure.reached + goal
