@@ -12,7 +12,17 @@ from trainkit.bench.compare import speeds
 from trainkit.bench.result import Measurement, Ratio, Result, WorkloadResult
 from trainkit.bench.tables import engine_labels
 
-__all__ = ["HEADINGS", "OTHERS", "OURS", "WORKERS", "Goals", "figures", "markdown", "summary"]
+__all__ = [
+    "HEADINGS",
+    "OTHERS",
+    "OURS",
+    "WORKERS",
+    "Figure",
+    "Goals",
+    "figures",
+    "markdown",
+    "summary",
+]
 
 WORKERS = "onnx-workers"
 OURS = ("onnx", WORKERS)

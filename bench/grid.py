@@ -105,7 +105,7 @@ def _shape(workload: WorkloadResult) -> tuple[int, int]:
 def markdown(result: Result) -> str:
     """Return a table with one row a shape; a figure that misses its goal says so."""
     lines = [f"| batch x length | {' | '.join(ahead.HEADINGS)} |", "|---|---|---|---|---|"]
-    found = []
+    found: list[ahead.Figure] = []
     for workload in sorted(result.workloads, key=_shape):
         batch_size, length = _shape(workload)
         row = ahead.figures(result, workload, _goals(batch_size, length))
