@@ -38,6 +38,7 @@ OTHERS = (
     "openvino-converter",
     "sentence-transformers",
 )
+NAMES = {"minilm": "MiniLM-L6", "base": "BERT-base's size"}
 HEADINGS = ("fp32 against fp32", "int8 against fp32", "int8 against int8", "fp32: share of peak")
 
 
@@ -90,6 +91,20 @@ def markdown(results: Mapping[str, Result]) -> str:
         lines += ["", f"Left out, for their outputs are wrong: {', '.join(wrong)}."]
     if noisy:
         lines += ["", f"Noisy, for the reasons below their tables: {'; '.join(noisy)}."]
+    return "\n".join(lines)
+
+
+def headline(results: Mapping[str, Result]) -> str:
+    """Return a small table of how far it is ahead on newsgroups posts, without goals."""
+    lines = ["| newsgroups posts | float32 | int8, against float32 |", "|---|---:|---:|"]
+    for model, name in NAMES.items():
+        result = results[f"suite-{model}-newsgroups20"]
+        for workload in sorted(result.workloads, key=lambda one: -one.batch_size):
+            size = workload.batch_size
+            row = figures(result, workload, Goals())[:2]
+            cells = [one.reached.partition(" (")[0].replace("not measured", "-") for one in row]
+            how = f"batches of {size}" if size > 1 else "one at a time"
+            lines.append(f"| {name}, {how} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
 
 

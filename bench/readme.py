@@ -13,7 +13,7 @@ from trainkit.serve.files import write_atomically
 __all__ = ["BLOCKS", "filled"]
 
 BLOCKS = {
-    "README.md": ("accuracy", "start", "runtimes"),
+    "README.md": ("headline", "accuracy", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
     "bench/NOTES.md": ("ablation-trec",),
     "docs/load.md": ("serving",),
@@ -48,9 +48,9 @@ def _block(name: str, results: Path) -> str:
         return accuracy_markdown(load_figures(results / "trec.json"))
     if name == "start":
         return start_markdown(load_figures(results / "trec.json"))
-    if name == "ahead":
-        suites = sorted(results.glob("suite-*.json"))
-        return ahead.markdown({path.stem: load(path) for path in suites})
+    if name in ("ahead", "headline"):
+        suites = {path.stem: load(path) for path in sorted(results.glob("suite-*.json"))}
+        return ahead.markdown(suites) if name == "ahead" else ahead.headline(suites)
     path = results / f"{name}.json"
     if name == "batches":
         return batches.markdown(batches.load(path))

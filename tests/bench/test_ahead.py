@@ -124,3 +124,12 @@ def test_each_runtime_is_trainkits_or_anothers() -> None:
     trainkits = {"eager", "torchscript", "pt2", "aoti", *ahead.OURS, "openvino"}
     on_gpu = {"eager-cuda", "onnx-cuda", "onnx-tensorrt"}
     assert {*RUNTIMES} == trainkits | on_gpu | {*ahead.OTHERS}
+
+
+def test_the_headline_has_a_row_a_batch_size_and_hides_no_loss() -> None:
+    slow = made(*ENGINES[:-2], results.slower(ONNX, 3.0), size=1)
+    shown = ahead.headline({NAME: made(), "suite-base-newsgroups20": slow})
+    assert shown.splitlines()[2:] == [
+        "| MiniLM-L6, batches of 24 | 2.50 | 4.00 |",
+        "| BERT-base's size, one at a time | 0.83 | - |",
+    ]
