@@ -14,9 +14,10 @@ import httpx
 import psutil
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.core.parameters import ParameterLocation
 
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.http.openapi import document
@@ -77,6 +78,23 @@ def address(fuzzed):
     return fuzzed.address
 
 
+def right_as_it_is_sent(case):
+    """Tell whether all that is wrong is a list of one number in a header: sent, it is a number."""
+    wrong = [
+        location
+        for location, part in case.meta.components.items()
+        if part.mode is GenerationMode.NEGATIVE
+    ]
+    return wrong == [ParameterLocation.HEADER] and all(map(is_number, case.headers.values()))
+
+
+def is_number(text):
+    try:
+        return float(text) >= 0
+    except ValueError:
+        return False
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_answers_are_as_described(label, mode, address, fuzzed):
@@ -88,6 +106,7 @@ def test_answers_are_as_described(label, mode, address, fuzzed):
     @SETTINGS
     @given(operation.as_strategy(generation_mode=mode), st.booleans())
     def answer(case, served):
+        assume(not right_as_it_is_sent(case))
         if served and mode is GenerationMode.POSITIVE:
             right = {"model": "golden", "version": version}
             case.path_parameters = {name: right[name] for name in case.path_parameters or {}}
