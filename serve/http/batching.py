@@ -9,6 +9,7 @@ longest of them.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter  # uvloop's own time has milliseconds only
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -163,12 +164,12 @@ class Batcher:
         assert rows
         if self._closing:
             raise UnavailableError("the model is stopping")
-        now = self._loop.time()
+        now = perf_counter()
         request = _Request(rows, now, now + timeout_s)
         if self.queued_tokens and self.queued_tokens + request.tokens > self.rules.queue_tokens:
             raise QueueFullError(self._retry_after_s(request.tokens))
         self._enter(request)
-        timer = self._loop.call_at(request.deadline, self._expire, request)
+        timer = self._loop.call_later(timeout_s, self._expire, request)
         try:
             return await request.done
         finally:
@@ -236,7 +237,7 @@ class Batcher:
         """Wait until a batch is full, but not longer than the first request may be kept."""
         while self._ring and not self._closing:
             oldest = min(request.arrived_at for request in self._ring)
-            left_s = oldest + self.rules.max_wait_ms / 1000 - self._loop.time()
+            left_s = oldest + self.rules.max_wait_ms / 1000 - perf_counter()
             enough = (
                 self.queued_rows >= self.rules.batch_rows
                 or self.queued_tokens >= self.rules.batch_tokens
@@ -255,7 +256,7 @@ class Batcher:
         A request whose next row does not fit keeps its place before those that came after it, and
         so is the first of a later batch at the latest: no length waits for ever.
         """
-        now = self._loop.time()
+        now = perf_counter()
         load, batch, kept = _Load(self.rules), list[_Row](), list[_Request]()
         # Not all of a long queue is tried for the last free tokens of a batch.
         while self._ring and max(load.rows, len(kept)) < self.rules.batch_rows:
@@ -288,7 +289,7 @@ class Batcher:
 
     async def _answer(self, batch: list[_Row]) -> None:
         """Run a batch; where it fails, run each of its requests apart to find the guilty one."""
-        started_at = self._loop.time()
+        started_at = perf_counter()
         try:
             logits = await self._run([request.rows[number] for request, number in batch])
         except InferenceError as error:
@@ -305,7 +306,7 @@ class Batcher:
                 _fail(request, error)
                 self._leave(request)
         else:
-            infer_s = self._loop.time() - started_at
+            infer_s = perf_counter() - started_at
             self._hand_out(batch, logits)
             self._measure(batch, started_at, infer_s)
 
@@ -318,7 +319,7 @@ class Batcher:
         self.on_batch(BatchFacts(len(batch), tokens, waited_s, infer_s))
 
     def _hand_out(self, batch: list[_Row], logits: FloatArray) -> None:
-        now = self._loop.time()
+        now = perf_counter()
         for (request, number), row in zip(batch, logits, strict=True):
             if request.logits is None:
                 request.logits = np.empty((len(request.rows), len(row)), dtype=np.float32)
