@@ -4,7 +4,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.bench import ahead, batches, exports, families, footprint, growth, serving_result
+from trainkit.bench import (
+    ahead,
+    batches,
+    exports,
+    families,
+    footprint,
+    grid,
+    growth,
+    serving_result,
+)
 from trainkit.bench.figures import RESULTS, accuracy_markdown, load_figures, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
@@ -60,6 +69,8 @@ def _block(name: str, results: Path) -> str:
         return families.markdown(families.load(path))
     if name == "footprint":
         return footprint.markdown(footprint.load(path))
+    if name.startswith("grid-"):
+        return grid.markdown(load(path))
     if name == "growth":
         return growth.markdown(growth.load(path))
     if name == "serving":
