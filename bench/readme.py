@@ -25,6 +25,7 @@ BLOCKS = {
     "README.md": ("headline", "accuracy", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
     "bench/NOTES.md": ("ablation-trec",),
+    "docs/library.md": ("footprint",),
     "docs/load.md": ("serving",),
     "docs/rewrites.md": ("growth",),
     "docs/runtimes.md": (
