@@ -30,6 +30,7 @@ BLOCKS = {
     "docs/rewrites.md": ("growth",),
     "docs/runtimes.md": (
         "ahead",
+        "grid-minilm",
         "suite-minilm-trec",
         "suite-minilm-banking77",
         "suite-minilm-newsgroups20",
