@@ -20,6 +20,7 @@ __all__ = [
     "Figure",
     "Goals",
     "figures",
+    "headline",
     "markdown",
     "summary",
 ]
