@@ -72,6 +72,8 @@ class _Forwards:
 
         A part as large as the whole would leave the other workers idle.
         """
+        if self.workers == 1:
+            return max_tokens
         return min(max_tokens, max(1, -(-sum(lengths) // self.workers)))
 
     def __call__(

@@ -109,6 +109,27 @@ def test_a_batch_in_parts_gives_what_it_gives_whole(classify):
     assert shapes == [batch.input_ids.shape]
 
 
+def test_without_workers_a_part_is_as_large_as_it_may_be(classify):
+    """A short text beside a long one costs a little padding, and not a forward of its own."""
+    texts = ["Who ?", "How far is it from Denver to Aspen by car ?"]
+    shapes = []
+
+    def run(batch):
+        shapes.append(batch.input_ids.shape)
+        return classify.run(batch)
+
+    Classifier(classify.encoder, run, classify.labels)(texts)
+    assert [rows for rows, _ in shapes] == [2]
+    shapes.clear()
+    rows = classify.tokens(texts)
+    batch = classify.encoder.pad([*[rows[0]] * 15, rows[1]])  # 16 rows, of which one is long
+    limit = batch.input_ids.size - 1
+    in_parts(run, limit)(batch)
+    longest = max(len(row.ids) for row in rows)
+    fitting = limit // longest
+    assert max(rows for rows, _ in shapes) >= fitting
+
+
 def test_workers_compute_an_even_share_at_once(classify):
     both = threading.Barrier(2)
     shares = []
