@@ -50,12 +50,18 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     precision: str
+    external_data: bool  # the weights lie beside the graph, and are mapped
     model_sha256: str
     model_bytes: int
     start: ColdStart
     sampled_every: int
     rss_bytes: tuple[int, ...]
     seconds: float
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in tables."""
+        return self.precision + (", external data" if self.external_data else "")
 
     @property
     def resident_bytes(self) -> float | None:
@@ -124,11 +130,12 @@ def measure(bundle: Path, runs: int, count: int) -> Measured:
         raise CheckFailedError(f"serving {bundle} ended with status {ended.returncode}: {said}")
     served = msgspec.json.decode(ended.stdout, type=_Served)
     opened = open_bundle(bundle)
-    model = opened.manifest.files[opened.model_path.name]
+    files = opened.model_files
     return Measured(
         precision=opened.manifest.precision,
-        model_sha256=model.sha256,
-        model_bytes=model.size_bytes,
+        external_data=len(files) > 1,
+        model_sha256=files[opened.model_path.name].sha256,
+        model_bytes=sum(facts.size_bytes for facts in files.values()),
         start=start,
         sampled_every=SAMPLE_EVERY,
         rss_bytes=served.rss_bytes,
@@ -139,7 +146,7 @@ def measure(bundle: Path, runs: int, count: int) -> Measured:
 def check(footprint: Footprint) -> None:
     """Raise ``CheckFailedError`` where memory grows after the settling requests, by over 5 %."""
     faults = [
-        f"{one.precision} by {100 * one.growth:.1f} %"
+        f"{one.name} by {100 * one.growth:.1f} %"
         for one in footprint.measured
         if one.growth > MAX_GROWTH
     ]
@@ -171,7 +178,7 @@ def _row(one: Measured) -> str:
     start_s, most_bytes = (f"{goal.start_s} s", _megabytes(goal.rss_bytes)) if goal else ("-", "-")
     settled = SETTLED // one.sampled_every
     cells = (
-        one.precision,
+        one.name,
         f"{one.start.median_s:.2f} s",
         start_s,
         _megabytes(one.resident_bytes),
@@ -191,9 +198,8 @@ def _megabytes(size_bytes: float | None) -> str:
 
 def _note(footprint: Footprint) -> str:
     here = footprint.environment
-    files = " and ".join(
-        f"{one.model_bytes / 1e6:.0f} MB ({one.precision})" for one in footprint.measured
-    )
+    sizes = {one.precision: one.model_bytes for one in footprint.measured}
+    files = " and ".join(f"{size / 1e6:.0f} MB ({name})" for name, size in sizes.items())
     return (
         f"The median of {len(footprint.measured[0].start.runs)} fresh processes; "
         f"{footprint.requests:,} requests. Model files of {files}. {here.processor}, {here.cores} "

@@ -1,4 +1,4 @@
-"""An ONNX graph to its file: checked, and with weights over 2 GB beside it. Needs no torch."""
+"""An ONNX graph to its file, or to one for the graph and one for its weights. Needs no torch."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,11 +12,15 @@ __all__ = ["INLINE_LIMIT_BYTES", "operators", "save_graph"]
 INLINE_LIMIT_BYTES = 2**31 - 2**20
 
 
-def save_graph(graph: ir.Model, path: Path) -> None:
-    """Write ``graph``, over 2 GB with its weights beside it, and check it with full checks."""
+def save_graph(graph: ir.Model, path: Path, *, external_data: bool = False) -> None:
+    """Write ``graph`` and check it with full checks.
+
+    Its weights lie beside it where they are over 2 GB, or where ``external_data`` asks for it.
+    """
     tensors = (value.const_value for value in graph.graph.initializers.values())
     weights_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    external = f"{path.name}.data" if weights_bytes > INLINE_LIMIT_BYTES else None
+    beside = external_data or weights_bytes > INLINE_LIMIT_BYTES
+    external = f"{path.name}.data" if beside else None
     if external is None:
         # Weights may lie beside another file, which the new one must not point to.
         ir.external_data.load_to_model(graph)

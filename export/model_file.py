@@ -47,6 +47,7 @@ COMPILED = "Compiled for this machine's kind of processor; the manifest names it
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How to export.
 
+    ``external_data`` puts an ONNX graph's weights into a file beside it, however few they are.
     ``max_accuracy_drop`` in percentage points and ``min_label_agreement`` in percent are the gate
     on the user's texts for precisions below fp32; in fp32 every decision must be the same.
     """
@@ -55,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision = "fp32"
     opset: int = OPSET
     optimize: bool = True
+    external_data: bool = False
     max_accuracy_drop: float = 0.5
     min_label_agreement: float = 97.0
 
@@ -66,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             faults.append(f"--precision {self.precision} goes with --format onnx alone")
         if self.format != "onnx" and self.opset != OPSET:
             faults.append("--opset goes with --format onnx alone")
+        if self.format != "onnx" and self.external_data:
+            faults.append("--external-data goes with --format onnx or triton alone")
         if self.max_accuracy_drop < 0:
             faults.append(f"--max-accuracy-drop must be 0 or more, not {self.max_accuracy_drop:g}")
         if not 0 <= self.min_label_agreement <= 100:
@@ -194,7 +198,7 @@ def _write_onnx(proof: _Proof, gate: Gate | None, settings: Settings) -> Written
             stages.append(Stage(name=name, rewritten=0, declined=outcome.declined))
             continue
         stages.append(proof.stage(name, few=True, outcome=outcome, graph=graph))
-    save_graph(graph, proof.path)
+    save_graph(graph, proof.path, external_data=settings.external_data)
     if settings.precision == "fp32":
         return Written(tuple(stages))
     search, outcome = _lower(proof, graph, gate, settings)
@@ -210,7 +214,7 @@ def _lower(
         if settings.precision == "fp16":
             batches = [case.batch for case in parity.short(proof.cases)]
             outcome = to_fp16(graph, overflowing(graph, batches, Path(scratch)))
-            save_graph(graph, proof.path)
+            save_graph(graph, proof.path, external_data=settings.external_data)
             return None, outcome
         found = _search(proof, gate, settings, Path(scratch))
         found.result.check()
@@ -223,7 +227,7 @@ def _lower(
                 f"the int8 graph is not the fp32 graph: {faults[0]} ({len(faults)} such); "
                 "no bundle was written."
             )
-        save_graph(found.model, proof.path)
+        save_graph(found.model, proof.path, external_data=settings.external_data)
     return msgspec.to_builtins(found.result), found.outcome
 
 

@@ -52,7 +52,7 @@ def write_repository(
     with staged(out / name, force=force) as stage:
         version = stage / "1"
         version.mkdir()
-        for file in _model_files(bundle):
+        for file in bundle.model_files:
             shutil.copyfile(bundle.folder / file, version / file)
         for file in FOR_THE_CLIENT:
             shutil.copyfile(bundle.folder / file, stage / file)
@@ -83,12 +83,6 @@ def _check(bundle: Bundle, name: str, max_batch_size: int) -> None:
             raise InputError(
                 f"label {label!r} is not one line, as Triton's label file needs; rename it."
             )
-
-
-def _model_files(bundle: Bundle) -> list[str]:
-    """Return the model file, and what lies beside it where weights are over 2 GB."""
-    model = bundle.model_path.name
-    return [file for file in bundle.manifest.files if file in (model, f"{model}.data")]
 
 
 def _example(bundle: Bundle) -> dict[str, IntArray]:

@@ -37,6 +37,7 @@ __all__ = [
     "Precision",
     "Serving",
     "Tensor",
+    "check_file",
     "check_target",
     "open_bundle",
     "staged",
@@ -137,6 +138,13 @@ class Bundle(NamedTuple):
         """Return the path of the model file."""
         return self.folder / MODEL_FILES[self.manifest.format]
 
+    @property
+    def model_files(self) -> dict[str, FileFacts]:
+        """Return the model file, and that of its weights where they lie beside it, by name."""
+        model = self.model_path.name
+        names = (model, f"{model}.data")
+        return {name: found for name, found in self.manifest.files.items() if name in names}
+
     def check_served(self) -> None:
         """Raise ``InputError`` where it takes torch to run it."""
         if self.manifest.format != "onnx":
@@ -182,11 +190,12 @@ def open_bundle(folder: Path) -> Bundle:
     if not manifest.is_intact:
         raise InputError(f"{path} was changed after the export; export the bundle again.")
     for name, expected in manifest.files.items():
-        _check_file(folder / name, expected)
+        check_file(folder / name, expected)
     return Bundle(folder, manifest)
 
 
-def _check_file(path: Path, expected: FileFacts) -> None:
+def check_file(path: Path, expected: FileFacts) -> None:
+    """Raise ``InputError`` where ``path`` is not this file."""
     try:
         found = facts(path)
     except OSError as error:

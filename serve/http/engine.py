@@ -39,7 +39,7 @@ class Engine:
         self.launch = launch
         self.restarts = 0
         try:
-            self._file = None if launch.by_path else os.open(launch.model, os.O_RDONLY)
+            self._file = None if launch.files else os.open(launch.model, os.O_RDONLY)
         except OSError as error:
             raise InputError(f"{launch.model} cannot be read ({error.strerror}).") from None
         self._turn = asyncio.Lock()

@@ -17,6 +17,7 @@ import msgspec
 
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import FileFacts
 from trainkit.serve.http.connections import Batches, LostError, Pings
 from trainkit.serve.http.worker import Failed, Logits, Order, ragged
 
@@ -31,7 +32,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """What to run and how. ``return_s``: a batch waits so long for a new process."""
 
     model: Path
-    by_path: bool = False  # its weights lie beside it, which a descriptor cannot name
+    files: dict[str, FileFacts] = {}
+    """Where its weights lie beside it, which a descriptor cannot name: both are opened by their
+    paths then, if they are still these."""
     pad_id: int
     token_types: bool
     threads: int
@@ -179,6 +182,7 @@ def _spawn(
         pings=their_pings.fileno(),
         model=str(launch.model),
         file=file,
+        files=launch.files,
         threads=launch.threads,
         providers=launch.providers,
         pad_id=launch.pad_id,

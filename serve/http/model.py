@@ -170,11 +170,12 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
     if serving is not msgspec.UNSET:
         threads = threads or min(serving.threads * serving.workers, usable_cores())
         providers = providers or (serving.provider,)
+    files = opened.model_files
     classifier = Classifier.of_bundle(opened, _holds_no_model)
     engine = Engine(
         Launch(
             model=opened.model_path,
-            by_path=f"{opened.model_path.name}.data" in manifest.files,
+            files=files if len(files) > 1 else {},
             pad_id=manifest.pad_id,
             token_types=classifier.encoder.token_types,
             threads=threads or default_threads(usable_cores()),

@@ -7,8 +7,8 @@ their own, one byte each, and a thread sends them back: the session may run for 
 should not pay for a hop between threads.
 
 The model is read from a descriptor that the front holds open: a restart then works when the
-bundle's folder is gone. Only a model whose weights lie in a file beside it (over 2 GB) is opened by
-its path, and its restart needs the folder.
+bundle's folder is gone. Only a model whose weights lie in a file beside it is opened by its path,
+and its restart needs the folder, with the same files in it.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ import numpy as np
 
 from trainkit.serve.encoding import IntArray, Tokens, pad
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import FileFacts
 
 __all__ = [
     "Failed",
@@ -51,6 +52,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     pings: int
     model: str  # the path, as messages name it
     file: int | None  # the open model file; None: open the path
+    files: dict[str, FileFacts]  # what must lie there then
     threads: int
     providers: tuple[str, ...]
     pad_id: int
@@ -163,10 +165,13 @@ def _received(connection: socket.socket) -> Iterator[Run]:
 
 
 def _open(order: Order) -> Callable[[Run], Logits | Failed]:
+    from trainkit.serve.bundle import check_file
     from trainkit.serve.classifier import CPU, in_parts
     from trainkit.serve.onnx_session import onnx_runner
 
     path = order.model
+    for name, expected in order.files.items():
+        check_file(Path(path).with_name(name), expected)
     if order.file is not None:
         folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
         path = f"{folder}/{order.file}"

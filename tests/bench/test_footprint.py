@@ -22,6 +22,7 @@ def found(rss_mb: list[float], precision: str = "fp32") -> Footprint:
     start = ColdStart(median_s=0.5, peak_rss_bytes=210 * MB, heavy_modules=(), runs=(run,) * 15)
     one = Measured(
         precision=precision,
+        external_data=False,
         model_sha256="0" * 64,
         model_bytes=91 * MB,
         start=start,

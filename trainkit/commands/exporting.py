@@ -62,6 +62,11 @@ FORMATS = ["onnx", "torchscript", "pt2", "aoti", "triton"]
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset, 18 to 23.")
 @click.option("--no-optimize", is_flag=True, help="Leave the ONNX graph as PyTorch exported it.")
 @click.option(
+    "--external-data",
+    is_flag=True,
+    help="Write the ONNX weights to model.onnx.data, which processes map and share.",
+)
+@click.option(
     "--max-length",
     type=click.IntRange(min=1),
     help="Where a text is cut, in tokens, for a Hugging Face model. [default: its own, up to 512]",
@@ -92,6 +97,7 @@ def export(
     min_label_agreement: float,
     opset: int,
     no_optimize: bool,
+    external_data: bool,
     max_length: int | None,
     base: str | None,
     trust_remote_code: bool,
@@ -129,6 +135,7 @@ def export(
         precision=precision,
         opset=opset,
         optimize=not no_optimize,
+        external_data=external_data,
         max_accuracy_drop=max_accuracy_drop,
         min_label_agreement=min_label_agreement,
     )

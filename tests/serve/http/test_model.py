@@ -189,6 +189,29 @@ def test_it_comes_back_when_its_folder_is_gone(bundle, expected):
     served(scenario, bundle)
 
 
+def test_other_weights_beside_the_graph_are_not_taken_when_it_comes_back(bundle, expected):
+    """A process that maps them is started by path; they may be another version's by then."""
+    import onnx_ir
+
+    manifest = open_bundle(bundle).manifest
+    graph = onnx_ir.load(bundle / "model.onnx")
+    onnx_ir.save(graph, bundle / "model.onnx", external_data="model.onnx.data")
+    write_manifest(bundle, manifest)
+
+    async def scenario(model):
+        await ask(model, 0, 9, expected)
+        weights = (bundle / "model.onnx.data").rename(bundle / "kept")
+        (bundle / "model.onnx.data").write_bytes(bytes(reversed(weights.read_bytes())))
+        os.kill(model.pid, signal.SIGKILL)
+        with pytest.raises(UnavailableError, match="did not come back in 2 s"):
+            await ask(model, 0, 9, expected)
+        weights.replace(bundle / "model.onnx.data")
+        await asyncio.sleep(1)
+        await ask(model, 0, 9, expected)
+
+    served(scenario, bundle, msgspec.structs.replace(SETTINGS, timeout_s=2))
+
+
 def test_a_reload_under_load_loses_nothing(bundle, expected, caplog, monkeypatch):
     monkeypatch.setattr(model_module, "QUIET_S", 0.2)
 

@@ -54,6 +54,7 @@ class Peer:
                 pings=their_pings.fileno(),
                 model=str(model),
                 file=file.fileno(),
+                files={},
                 threads=1,
                 providers=("CPUExecutionProvider",),
                 pad_id=0,
