@@ -74,6 +74,10 @@ class TrainingBar:
         """Print the epoch's line."""
         stderr.print(f"{result}{'  *' if result.best else ''}", highlight=False, soft_wrap=True)
 
+    def refit(self) -> None:
+        """Say that it begins anew."""
+        stderr.print("Anew, on train and validation together, up to the best epoch (*):")
+
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:

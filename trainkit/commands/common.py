@@ -139,6 +139,12 @@ SETTINGS = (
         "--patience-epochs", type=int, help="Stop after so many without a better accuracy."
     ),
     click.option(
+        "--refit",
+        is_flag=True,
+        default=None,
+        help="Then train anew on train and validation together, up to the best epoch.",
+    ),
+    click.option(
         "--batch-tokens",
         type=int,
         help="Computed at once, padding counted; larger batches in parts. [default: 4096]",

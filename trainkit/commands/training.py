@@ -89,7 +89,11 @@ def train(
         data = source_of(source, test, labels, text_column, label_column)
         folder = runs / (name or f"{choice.kind}-{datetime.now():%Y%m%d-%H%M%S}")
         task = _Task(choice, training, data, folder, automatic=automatic)
-    run = _run(task, save_every, tensorboard)
+    try:
+        run = _run(task, save_every, tensorboard)
+    except KeyboardInterrupt:
+        _say_interrupted(task.folder)
+        raise SystemExit(130) from None
     if run is None:
         return
     _say(run, as_json)
@@ -197,11 +201,18 @@ def _say(run: "Run", as_json: bool) -> None:
     for note in run.notes:
         stderr.print(f"note: {note}", highlight=False, soft_wrap=True)
     if run.trained.interrupted:
-        stderr.print(
-            "Interrupted: the best epoch so far was kept. To go on: "
-            f"trainkit train --resume {run.folder}",
-            soft_wrap=True,
-        )
+        stderr.print("Interrupted: the best epoch so far was kept.")
+        _say_interrupted(run.folder)
+
+
+def _say_interrupted(folder: Path) -> None:
+    """Say how to go on with a training that Ctrl-C ended, where anything was saved of it."""
+    from trainkit.console import stderr
+
+    if folder.exists():
+        stderr.print(f"To go on: trainkit train --resume {folder}", soft_wrap=True)
+    else:
+        stderr.print("Interrupted before anything was saved.")
 
 
 def watched(bar: "Progress", folder: Path, tensorboard: bool) -> "AbstractContextManager[Progress]":

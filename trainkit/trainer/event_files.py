@@ -32,6 +32,7 @@ class EventFiles:
         self.folder = run / EVENTS
         self.then = then
         self.writer: SummaryWriter | None = None
+        self.prefix = ""
 
     def __enter__(self) -> "EventFiles":
         return self
@@ -49,8 +50,8 @@ class EventFiles:
         """Write the epoch's means so far."""
         number = (epoch - 1) * total + done
         writer = self._open(number)
-        writer.add_scalar("step/loss", loss, number)
-        writer.add_scalar("step/accuracy", accuracy, number)
+        writer.add_scalar(f"{self.prefix}step/loss", loss, number)
+        writer.add_scalar(f"{self.prefix}step/accuracy", accuracy, number)
         writer.flush()  # whatever ends the training, the writer's own thread has nothing to do then
         self.then.step(epoch, done, total, loss, accuracy)
 
@@ -60,9 +61,15 @@ class EventFiles:
         for split in ("train", "valid"):
             for name in ("loss", "accuracy"):
                 value = getattr(result, f"{split}_{name}")
-                writer.add_scalar(f"{name}/{split}", value, result.epoch)
+                if value is not None:
+                    writer.add_scalar(f"{self.prefix}{name}/{split}", value, result.epoch)
         writer.flush()
         self.then.epoch(result)
+
+    def refit(self) -> None:
+        """Write what follows under names of its own, ``refit/loss/train`` and so on."""
+        self.prefix = "refit/"
+        self.then.refit()
 
     def _open(self, number: int) -> "SummaryWriter":
         """Open the file at the first step, when the run's folder is there.

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,6 +62,7 @@ def train(
     progress: Progress | None = None,
     save_every_s: float = SAVE_EVERY_S,
     group: Group = ALONE,
+    until: int | None = None,
 ) -> Trained:
     """Train ``new`` and keep its best epoch in ``folder``.
 
@@ -68,15 +70,16 @@ def train(
     it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
     Processes of a ``group`` come to the weights of one process that has no dropout, to rounding.
 
-    Best is the highest validation accuracy, then the lowest validation loss. An interrupt (Ctrl-C)
-    ends the training of one process as if it were over. The state is kept: whoever has done what
-    comes after the training forgets it. ``DivergedError`` where the loss stops being a number,
-    ``InputError`` where the state cannot be written.
+    Best is the highest validation accuracy, then the lowest validation loss; with ``until``, it is
+    that epoch, with which the training ends, and no validation text is looked at. An interrupt
+    (Ctrl-C) ends the training of one process as if it were over. The state is kept: whoever has
+    done what comes after the training forgets it. ``DivergedError`` where the loss stops being a
+    number, ``InputError`` where the state cannot be written.
     """
     # Not the same numbers in each process: dropout would drop the same units of their texts.
     seed_everything((config.seed + group.rank) % 2**32)
     new.model.to(choose_device(config.device))
-    loop = _Loop(new, splits, config, folder, progress or Unwatched(), save_every_s, group)
+    loop = _Loop(new, splits, config, folder, progress or Unwatched(), save_every_s, group, until)
     interrupted = False
     try:
         while loop.has_more():
@@ -100,10 +103,11 @@ class _Loop:
         progress: Progress,
         save_every_s: float,
         group: Group,
+        until: int | None,
     ) -> None:
         model, self.encoder = new
         self.config, self.folder, self.group = config, folder, group
-        self.progress, self.save_every_s = progress, save_every_s
+        self.progress, self.save_every_s, self.until = progress, save_every_s, until
         self.train_data = encode(splits.train, self.encoder, model.config.labels)
         self.valid_data = encode(splits.valid, self.encoder, model.config.labels)
         self.batch_tokens = config.batch_tokens or BATCH_TOKENS
@@ -129,6 +133,8 @@ class _Loop:
     def has_more(self) -> bool:
         """Tell whether there is a next epoch; none after so many that were no better."""
         best, ended = self.best, self.position.epoch - 1
+        if self.until is not None:
+            return ended < self.until
         patient = best is None or ended - best.epoch < self.config.patience_epochs
         return ended < self.config.epochs and patient
 
@@ -182,11 +188,15 @@ class _Loop:
 
     def _scored(self) -> Epoch:
         """Score the validation texts, and compare with the best epoch so far."""
+        now = self.position
+        reached = now.epoch, now.loss_sum / now.seen, now.correct / now.seen
+        if self.until is not None:
+            return Epoch(*reached, None, None, best=now.epoch == self.until)
         loss, accuracy = score(self._candidate(), self.valid_data, self.batch_tokens, self.group)
-        best, now = self.best, self.position
-        is_best = best is None or (accuracy, -loss) > (best.valid_accuracy, -best.valid_loss)
-        train_loss, train_accuracy = now.loss_sum / now.seen, now.correct / now.seen
-        return Epoch(now.epoch, train_loss, train_accuracy, loss, accuracy, is_best)
+        result = Epoch(*reached, loss, accuracy, best=True)
+        if self.best is None or result.rank > self.best.rank:
+            return result
+        return msgspec.structs.replace(result, best=False)
 
     def _keep(self, result: Epoch) -> None:
         """Write the checkpoint of a best epoch, and the history."""
@@ -199,10 +209,7 @@ class _Loop:
                 self.encoder,
                 self.config,
                 epoch=result.epoch,
-                metrics={
-                    "valid_loss": result.valid_loss,
-                    "valid_accuracy": result.valid_accuracy,
-                },
+                metrics=result.validation,
             )
         write_atomically(self.folder / HISTORY, pretty_json(self.history))
 

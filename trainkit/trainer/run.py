@@ -27,16 +27,17 @@ from trainkit.trainer.group import ALONE, Group
 from trainkit.trainer.loop import SAVE_EVERY_S, Trained, train
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
-from trainkit.trainer.progress import Progress
+from trainkit.trainer.progress import Epoch, Progress, Unwatched
 from trainkit.trainer.settings import CONFIG, to_toml
 from trainkit.trainer.setup import seed_everything
 
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest
 
-__all__ = ["EVALUATION", "VALIDATION", "ModelChoice", "Run", "follow", "start"]
+__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "ModelChoice", "Run", "follow", "start"]
 
 VALIDATION = "valid.json"
+VALIDATED = "validated"  # the model that validation scores, where the kept one is a refit
 EVALUATION = "test.json"
 SCRATCH_MAX_LENGTH = 128
 REPORTED_TEXTS = 20_000  # of train, which are looked through for wrong labels
@@ -92,40 +93,101 @@ def start(
             write_atomically(folder / CONFIG, to_toml(choice, config))
             if tested is not None:
                 tested.write(folder)
-        seed_everything(config.seed)
-        new = make_model(choice, splits)
-        trained = train(new, splits, config, folder, progress, save_every_s, group)
-        return _finish(new, trained, splits, plan, folder, report)
+        fitting = _Fitting(choice, config, folder, progress or Unwatched(), save_every_s, group)
+        answer, trained = fitting.validated(splits)
+        validated = _validate(answer, splits.valid)
+        if config.refit is True:
+            answer, kept = fitting.refit(splits, trained.best)
+            trained = trained._replace(model=kept.model)
+        return _finish(answer, trained, validated, splits, plan, folder, report)
 
 
 def follow(
     choice: ModelChoice, splits: Splits, config: TrainConfig, folder: Path, group: Group
 ) -> None:
     """Train along with the process of ``group`` that leads, which writes ``folder``."""
-    seed_everything(config.seed)
-    new = make_model(choice, splits)
-    train(new, splits, config, folder, save_every_s=math.inf, group=group)
+    fitting = _Fitting(choice, config, folder, Unwatched(), math.inf, group)
+    trained = fitting.validated(splits)[1]
+    if config.refit is True:
+        fitting.refit(splits, trained.best)
+
+
+class _Fitting(NamedTuple):
+    """How the one or two trainings of a run are made: each into a folder of its own."""
+
+    choice: ModelChoice
+    config: TrainConfig
+    folder: Path
+    progress: Progress
+    save_every_s: float
+    group: Group
+
+    def validated(self, splits: Splits) -> tuple[Classifier, Trained]:
+        """Train the model that the validation texts choose the epoch of."""
+        if self.config.refit is not True:
+            return self._fit(splits, self.folder)
+        answer, trained = self._fit(splits, self.folder / VALIDATED)
+        if trained.interrupted:  # the model that is to be kept has not begun
+            raise KeyboardInterrupt
+        return answer, trained
+
+    def refit(self, splits: Splits, best: Epoch) -> tuple[Classifier, Trained]:
+        """Train anew on the validation texts too, up to the epoch that they chose."""
+        self.progress.refit()
+        whole = Splits(splits.train + splits.valid, (), splits.test)
+        return self._fit(whole, self.folder, best.epoch)
+
+    def _fit(
+        self, splits: Splits, folder: Path, until: int | None = None
+    ) -> tuple[Classifier, Trained]:
+        if self.group.leads:
+            folder.mkdir(exist_ok=True)
+        seed_everything(self.config.seed)
+        new = make_model(self.choice, splits)
+        trained = train(
+            new, splits, self.config, folder, self.progress, self.save_every_s, self.group, until
+        )
+        runner = classifier.torch_runner(trained.model)
+        return Classifier(new.encoder, runner, new.model.config.labels), trained
+
+
+class _Validated(NamedTuple):
+    """What the validation texts said: (N, C) logits, their scores, and the fitted temperature."""
+
+    logits: FloatArray
+    scores: Evaluation
+    temperature: float
+    no_temperature: str
+
+
+def _validate(answer: Classifier, examples: Sequence[Example]) -> _Validated:
+    logits = _logits(answer, examples)
+    columns = [answer.labels.index(example.label) for example in examples]
+    temperature, no_temperature = 1.0, ""
+    try:
+        temperature = fit_temperature(logits, columns)
+    except NoBestTemperatureError as error:
+        no_temperature = str(error)
+    scores = _evaluate(answer, logits, examples, temperature)
+    return _Validated(logits, scores, temperature, no_temperature)
 
 
 def _finish(
-    new: NewModel, trained: Trained, splits: Splits, plan: Plan, folder: Path, report: bool
+    answer: Classifier,
+    trained: Trained,
+    validated: _Validated,
+    splits: Splits,
+    plan: Plan,
+    folder: Path,
+    report: bool,
 ) -> Run:
     """Score and calibrate what was trained, and write what the run's folder holds beside it."""
-    answer = Classifier(
-        new.encoder, classifier.torch_runner(trained.model), new.model.config.labels
-    )
-    valid_logits = _logits(answer, splits.valid)
-    columns = [answer.labels.index(example.label) for example in splits.valid]
-    temperature, no_temperature = 1.0, ""
-    try:
-        temperature = fit_temperature(valid_logits, columns)
-    except NoBestTemperatureError as error:
-        no_temperature = str(error)
-    valid = _evaluate(answer, valid_logits, splits.valid, temperature)
+    _, valid, temperature, no_temperature = validated
     checkpoint.calibrate(
         folder,
         msgspec.UNSET if no_temperature else temperature,
         {
+            **trained.best.validation,
             "valid_raw_calibration_error": valid.raw_calibration_error,
             "valid_calibration_error": valid.calibration_error,
         },
@@ -133,16 +195,17 @@ def _finish(
     test_logits = _logits(answer, splits.test)
     test = _evaluate(answer, test_logits, splits.test, temperature)
     texts = [example.text for example in splits.test[:COMPARED_TEXTS]]
-    note = write_adapter(folder, trained.model, new.encoder, texts)
+    note = write_adapter(folder, trained.model, answer.encoder, texts)
     notes = () if note is None else (note,)
     run = Run(folder, trained, valid, test, no_temperature, notes)
     if report:
-        _write_report(run, plan, splits, answer, (valid_logits, test_logits))
+        _write_report(run, plan, splits, answer, (validated.logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
     if not trained.interrupted:
         state.forget(folder)
+        state.forget(folder / VALIDATED)
     return run
 
 
@@ -235,6 +298,8 @@ def _fresh(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not any((folder / name).exists() for name in (checkpoint.CHECKPOINT, state.STATE)):
+        homes = (folder, folder / VALIDATED)
+        kept = (checkpoint.CHECKPOINT, state.STATE)
+        if not any((home / name).exists() for home in homes for name in kept):
             shutil.rmtree(folder)
             remove_empty(made)
