@@ -2,12 +2,14 @@
 
 Trains every model of :data:`TASKS` with the seeds 0, 1, 2 and its own settings, chooses the epoch
 on validation and scores the test set once, beside a linear SVM on tf-idf of words and word pairs.
-Writes ``bench/results/accuracy.json``. It takes hours; what is finished in ``--work`` is not
-trained again, and what was cut off goes on.
+Writes ``bench/results/accuracy.json``. It takes hours, a training a core; what is finished in
+``--work`` is not trained again, and what was cut off goes on.
 """
 
+import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +17,14 @@ import click
 import msgspec
 import numpy as np
 
+from trainkit.bench.engine import limit_torch
 from trainkit.bench.environment import Environment, describe
-from trainkit.console import TrainingBar, stderr
+from trainkit.console import stderr
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
-from trainkit.data.splits import Splits, load
+from trainkit.data.splits import load
 from trainkit.one_sentence import OneSentence
+from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer import checkpoint, plan
@@ -46,6 +50,15 @@ class Task(NamedTuple):
     folder: str
     columns: Columns
     models: tuple[tuple[dict[str, Any], float], ...]
+
+
+class Job(NamedTuple):
+    """One training: of ``settings`` with ``seed``, on the texts of ``task``, into ``folder``."""
+
+    task: Task
+    settings: dict[str, Any]
+    seed: int
+    folder: Path
 
 
 SIMPLE = {"model": "simple"}
@@ -94,6 +107,8 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     schema: str
     command: tuple[str, ...]
     environment: Environment
+    threads: int
+    """Of each training: to the bit, a run is repeated with as many."""
     models: tuple[Model, ...]
     baselines: tuple[Baseline, ...]
 
@@ -101,14 +116,25 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 @click.command(cls=OneSentence)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(data: Path, work: Path, out: Path) -> None:
-    """Train all models on the data sets in the folder DATA, and compare with the goals."""
+def main(data: Path, work: Path, threads: int, out: Path) -> None:
+    """Train all models on the data sets in the folder DATA, and compare with the goals.
+
+    As many trainings run at once as there are cores for so many threads each.
+    """
+    models = [(task, settings, goal) for task in TASKS for settings, goal in task.models]
+    jobs = [_jobs(task, settings, data, work) for task, settings, _ in models]
+    trained = _train_all([job for of_model in jobs for job in of_model], data, threads)
     found = Accuracy(
-        schema="trainkit-accuracy/1",
+        schema="trainkit-accuracy/2",
         command=("python", "-m", "trainkit.bench.accuracy"),
         environment=describe(),
-        models=tuple(_models(data, work)),
+        threads=threads,
+        models=tuple(
+            _model(task, settings, goal, of_model, trained)
+            for (task, settings, goal), of_model in zip(models, jobs, strict=True)
+        ),
         baselines=tuple(_baseline(task, data) for task in TASKS),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -117,44 +143,69 @@ def main(data: Path, work: Path, out: Path) -> None:
     check(found)
 
 
-def _models(data: Path, work: Path) -> Iterator[Model]:
-    for task in TASKS:
-        for settings, goal in task.models:
-            yield _model(task, settings, goal, data, work)
+def _jobs(task: Task, settings: dict[str, Any], data: Path, work: Path) -> list[Job]:
+    return [
+        Job(task, settings, seed, work / f"{task.name}-{settings['model']}-{seed}")
+        for seed in SEEDS
+    ]
 
 
-def _model(task: Task, settings: dict[str, Any], goal: float, data: Path, work: Path) -> Model:
-    runs = []
-    for seed in SEEDS:
-        splits = load(data / task.folder, task.columns, seed)
-        choice, config = resolve({**settings, "seed": seed})
-        folder = work / f"{task.name}-{choice.kind}-{seed}"
-        _train(choice, config, splits, folder)
-        runs.append(_trained(folder, seed))
-    model = checkpoint.load(folder).model
-    trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
+def _train_all(jobs: Sequence[Job], data: Path, threads: int) -> dict[Path, Trained]:
+    """Train several at once; return what each came to, by its folder."""
+    pool = ProcessPoolExecutor(
+        max(1, usable_cores() // threads),
+        multiprocessing.get_context("spawn"),
+        initializer=limit_torch,
+        initargs=(threads,),
+    )
+    trained = {}
+    with pool:
+        running = {pool.submit(_train, job, data): job for job in jobs}
+        try:
+            for done in as_completed(running):
+                folder = running[done].folder
+                trained[folder] = done.result()
+                accuracy = 100 * trained[folder].valid_accuracy
+                stderr.print(f"{folder.name}: {accuracy:.1f} % on validation", highlight=False)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that run keep their state
+            raise
+    return trained
+
+
+def _train(job: Job, data: Path) -> Trained:
+    """Train into the job's folder what is not there yet."""
+    splits = load(data / job.task.folder, job.task.columns, job.seed)
+    choice, config = resolve({**job.settings, "seed": job.seed})
+    resumed = (job.folder / plan.PLAN).is_file()
+    wanted = Plan(model=choice, training=config, data_sha256=plan.fingerprint(splits))
+    if resumed:
+        wanted.check_resumed(job.folder)
+    if not (job.folder / EVALUATION).is_file():
+        start(choice, splits, config, job.folder, resume=resumed)
+    return _trained(job.folder, job.seed)
+
+
+def _model(
+    task: Task,
+    settings: dict[str, Any],
+    goal: float,
+    jobs: Sequence[Job],
+    trained: dict[Path, Trained],
+) -> Model:
+    """Gather the seeds of one kind of model on one data set."""
+    choice, config = resolve({**settings, "seed": SEEDS[0]})
+    model = checkpoint.load(jobs[0].folder).model
+    count = sum(w.numel() for w in model.parameters() if w.requires_grad)
     return Model(
         task=task.name,
         choice=choice,
-        training=msgspec.structs.replace(config, seed=SEEDS[0]),
+        training=config,
         goal=goal,
-        trained_parameters=trained,
-        backbone_parameters=sum(w.numel() for w in model.parameters()) - trained,
-        runs=tuple(runs),
+        trained_parameters=count,
+        backbone_parameters=sum(w.numel() for w in model.parameters()) - count,
+        runs=tuple(trained[job.folder] for job in jobs),
     )
-
-
-def _train(choice: ModelChoice, config: TrainConfig, splits: Splits, folder: Path) -> None:
-    """Train into ``folder`` what is not there yet."""
-    resumed = (folder / plan.PLAN).is_file()
-    wanted = Plan(model=choice, training=config, data_sha256=plan.fingerprint(splits))
-    if resumed:
-        wanted.check_resumed(folder)
-    if (folder / EVALUATION).is_file():
-        return
-    stderr.print(f"{folder.name}: training")
-    with TrainingBar(config.epochs) as bar:
-        start(choice, splits, config, folder, bar, resume=resumed)
 
 
 def _trained(folder: Path, seed: int) -> Trained:
