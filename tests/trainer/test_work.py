@@ -14,6 +14,7 @@ from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import score
 from trainkit.trainer.run import ModelChoice, make_model, start
+from trainkit.trainer.steps import Tables
 
 SIMPLE = ModelChoice(kind="simple", max_length=24, dropout=0.0)
 CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=1e-3, device="cpu")
@@ -87,6 +88,36 @@ def test_a_batch_in_parts_comes_to_the_same_weights(few, tmp_path):
     assert whole.trained.history[-1].train_loss == pytest.approx(
         parts.trained.history[-1].train_loss, rel=1e-5
     )
+
+
+def test_gradients_of_embeddings_by_row_are_the_dense_ones(few):
+    new = make_model(SIMPLE, few)
+    model = new.model.train()
+    table = model.encoder.tokens.weight
+    data = encode(few.train, new.encoder, model.config.labels)
+
+    def backward():
+        model.zero_grad()
+        for chosen in (range(8), range(4, 12)):  # two parts of a batch, with texts in both
+            ids, mask, labels = data.part(chosen)
+            nn.functional.cross_entropy(model(ids, mask), labels).backward()
+
+    backward()
+    dense = table.grad
+    tables = Tables(model)
+    for _ in range(2):  # nothing is left of the step before
+        backward()
+        assert table.grad.is_sparse
+        tables.fill()
+        torch.testing.assert_close(table.grad, dense)
+        tables.clear()
+        assert not table.grad.any()
+    backward()
+    tables.fill()
+    backward()
+    tables.fill()
+    with pytest.raises(AssertionError):  # not set to zero between: the comparison can fail
+        torch.testing.assert_close(table.grad, dense)
 
 
 def test_bf16_rounds_the_forward_pass_and_keeps_float32_weights(few, tmp_path, monkeypatch):

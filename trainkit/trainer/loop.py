@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 import msgspec
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainkit.data.splits import Splits
 from trainkit.models.classifier import NewModel, TextClassifier
@@ -33,7 +33,7 @@ from trainkit.trainer.setup import (
     seed_everything,
 )
 from trainkit.trainer.state import Position, Training
-from trainkit.trainer.steps import Stepper, make_gradients
+from trainkit.trainer.steps import Stepper, Tables, make_gradients
 
 __all__ = ["DivergedError", "Epoch", "Progress", "Trained", "train"]
 
@@ -123,7 +123,10 @@ class _Loop:
         gradients = make_gradients(model, self.train_data, self.config, self.group)
         begun = (self.position.epoch - 1) * self.steps + self.position.done
         schedule = make_schedule(optimizer, self.config, self.steps * self.config.epochs, begun)
-        return Stepper(self.training, gradients, schedule, self.config.max_gradient_norm)
+        # Dense gradients are what processes exchange, and what a compiler and CUDA are made for.
+        alone = self.group.size == 1 and gradients.device.type == "cpu"
+        tables = Tables(model if alone and self.config.compile is not True else nn.Module())
+        return Stepper(self.training, gradients, schedule, self.config.max_gradient_norm, tables)
 
     @property
     def best(self) -> Epoch | None:
