@@ -123,6 +123,8 @@ def _run(folder: Path) -> Source:
     config, training = loaded.checkpoint.model, loaded.checkpoint.training
     if config.backbone is not None:
         architecture = dict(config.backbone.architecture)
+    elif config.phrases is not msgspec.UNSET:
+        architecture = {"model_type": "trainkit-phrases", **msgspec.to_builtins(config.phrases)}
     else:
         architecture = {"model_type": "trainkit-scratch", **msgspec.to_builtins(config.scratch)}
     facts = {

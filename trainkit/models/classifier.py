@@ -1,6 +1,7 @@
 """The classifier that is trained, saved and exported: encoder, masked mean, linear head.
 
-Or, where its configuration says so, the encoder and the head that transformers builds on it.
+Or, where its configuration says so, words and phrases without a mean, or an encoder and the head
+that transformers builds on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trainkit.data.vocabulary import UNK_ID
 from trainkit.models import backbone
 from trainkit.models.backbone import BackboneEncoder
-from trainkit.models.config import Kind, ModelConfig, ScratchConfig
+from trainkit.models.config import Kind, ModelConfig, PhraseConfig, ScratchConfig
+from trainkit.models.phrases import PhraseEncoder
 from trainkit.models.pooling import masked_mean
 from trainkit.models.scratch import ScratchEncoder
 from trainkit.serve.classifier import FloatArray, Runner
@@ -25,7 +28,9 @@ __all__ = ["NewModel", "TextClassifier", "build", "new", "torch_runner"]
 class TextClassifier(nn.Module):
     """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, C) ``logits``, C labels."""
 
-    def __init__(self, encoder: BackboneEncoder | ScratchEncoder, config: ModelConfig) -> None:
+    def __init__(
+        self, encoder: BackboneEncoder | PhraseEncoder | ScratchEncoder, config: ModelConfig
+    ) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -39,9 +44,14 @@ class TextClassifier(nn.Module):
         if self.head is None:
             assert isinstance(self.encoder, BackboneEncoder)  # the configuration sees to it
             return self.encoder.logits(input_ids, attention_mask)
+        logits: Tensor
+        if isinstance(self.encoder, PhraseEncoder):
+            features, wide = self.encoder(input_ids, attention_mask)
+            logits = self.head(self.dropout(features)) + wide
+            return logits
         states = self.encoder(input_ids, attention_mask)  # (B, S, H)
         pooled = masked_mean(states, attention_mask)  # (B, H)
-        logits: Tensor = self.head(self.dropout(pooled))
+        logits = self.head(self.dropout(pooled))
         return logits
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
@@ -102,15 +112,24 @@ def new(
     are dropped either.
     """
     scratch = pretrained = config = None
+    phrases: PhraseConfig | msgspec.UnsetType = msgspec.UNSET
     if backbone_name is not None and kind != "simple":
         pretrained, config = backbone.load_pretrained(backbone_name)
         reserved = prefix_length if head == "own" else 0  # positions that the prefix takes
         encoder = backbone.load_tokenizer(backbone_name, pretrained, reserved=reserved)
     elif vocabulary is not None:
         encoder = vocabulary
-        scratch = ScratchConfig(vocabulary_size=encoder.tokenizer.get_vocab_size())
-        if not dropout:
-            scratch = msgspec.structs.replace(scratch, word_dropout=0.0)
+        size = encoder.tokenizer.get_vocab_size()
+        if kind == "simple":
+            phrases = PhraseConfig(vocabulary_size=size, unknown_id=UNK_ID)
+            if not dropout:
+                phrases = msgspec.structs.replace(
+                    phrases, word_dropout=0.0, rare_word_dropout=0.0, wide_dropout=0.0
+                )
+        else:
+            scratch = ScratchConfig(vocabulary_size=size)
+            if not dropout:
+                scratch = msgspec.structs.replace(scratch, word_dropout=0.0)
     else:
         raise ValueError("give a backbone's name or a vocabulary")
     limits = [encoder.max_length] if max_length is None else [encoder.max_length, max_length]
@@ -125,6 +144,7 @@ def new(
         scratch=scratch,
         backbone=config,
         head=head,
+        phrases=phrases,
     )
     if pretrained is not None:
         return NewModel(_on_backbone(pretrained, settings, prefix_hidden), encoder)
@@ -136,6 +156,10 @@ def build(config: ModelConfig) -> TextClassifier:
 
     ``InputError`` where the frozen backbone is not the one that the prefix was trained on.
     """
+    if config.phrases is not msgspec.UNSET:
+        return TextClassifier(
+            PhraseEncoder(config.phrases, len(config.labels), config.dropout), config
+        )
     if config.scratch is not None:
         encoder = ScratchEncoder(
             config.scratch, config.max_length, config.dropout, config.prefix_length

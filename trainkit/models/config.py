@@ -6,13 +6,42 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["BackboneConfig", "Kind", "ModelConfig", "ScratchConfig"]
+__all__ = ["BackboneConfig", "Kind", "ModelConfig", "PhraseConfig", "ScratchConfig"]
 
 Kind = Literal["simple", "prefix", "finetune"]
 
 
+class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes of the encoder of words and phrases that is trained from scratch.
+
+    ``windows`` are the convolutions' sizes in tokens, each with as many ``filters``; pairs of words
+    are looked for up to ``reach`` tokens apart, and hashed to so many ``rows``.
+    """
+
+    vocabulary_size: int
+    unknown_id: int
+    embedding_size: int = 128
+    windows: tuple[int, ...] = (2, 3, 4)
+    filters: int = 100
+    reach: int = 4
+    rows: int = 65_536
+    word_dropout: float = 0.1
+    rare_word_dropout: float = 1.0
+    wide_dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("vocabulary_size", "embedding_size")}
+        sizes |= {name: getattr(self, name) for name in ("filters", "reach", "rows")}
+        sizes |= {f"windows[{i}]": size for i, size in enumerate(self.windows)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise InputError(f"{name} must be at least 1, not {size}.")
+        if not self.windows:
+            raise InputError("windows must name the size of one convolution at least.")
+
+
 class ScratchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of the encoder that is trained from scratch."""
+    """Sizes of the transformer that is trained from scratch."""
 
     vocabulary_size: int
     hidden_size: int = 128
@@ -49,7 +78,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One text classifier.
 
     ``max_length`` counts tokens, special tokens included; ``prefix_length`` counts trained
-    positions (0 except for ``prefix``). Exactly one of ``scratch`` and ``backbone`` is set.
+    positions (0 except for ``prefix``). Exactly one of ``scratch``, ``phrases`` and ``backbone`` is
+    set.
     ``head`` is UNSET for a linear one over the states' mean, ``own`` for the one that transformers
     builds on the backbone, the text's positions counted behind the prefix: what PEFT computes.
     """
@@ -63,6 +93,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     scratch: ScratchConfig | None = None
     backbone: BackboneConfig | None = None
     head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET
+    # Unset and not None: checkpoints from before there was this field keep their hash.
+    phrases: PhraseConfig | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         faults = []
@@ -74,8 +106,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             faults.append(f"dropout must be in [0, 1), not {self.dropout}")
         if (self.kind == "prefix") != (self.prefix_length > 0):
             faults.append(f"kind {self.kind!r} does not go with prefix_length {self.prefix_length}")
-        if (self.scratch is None) == (self.backbone is None):
-            faults.append("exactly one of scratch and backbone must be given")
+        if [self.scratch, self.backbone, self.phrases or None].count(None) != 2:
+            faults.append("exactly one of scratch, phrases and backbone must be given")
+        if self.phrases and self.kind != "simple":
+            faults.append("phrases go with kind 'simple'")
         if self.kind == "simple" and self.backbone is not None:
             faults.append("kind 'simple' is trained from scratch and takes no backbone")
         if self.kind == "finetune" and self.backbone is None:

@@ -78,7 +78,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 # `trainkit train --help` shows how to change them.
 DEFAULTS: dict[Kind, TrainConfig] = {
     "simple": TrainConfig(
-        epochs=15, learning_rate=1e-3, weight_decay=0.05, average_decay=0.995, patience_epochs=8
+        epochs=10, learning_rate=1e-3, weight_decay=0.05, average_decay=0.995, patience_epochs=8
     ),
     "prefix": TrainConfig(epochs=15, learning_rate=1e-2, patience_epochs=6),
     "finetune": TrainConfig(epochs=5, learning_rate=5e-5),

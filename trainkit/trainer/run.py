@@ -14,6 +14,7 @@ from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.models import classifier
 from trainkit.models.classifier import NewModel
+from trainkit.models.phrases import PhraseEncoder
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.decision import FloatArray
@@ -264,7 +265,7 @@ def make_model(choice: ModelChoice, splits: Splits) -> NewModel:
         vocabulary = TextEncoder(word_tokenizer(texts, choice.min_count), limit, PAD_ID)
     # A model from scratch sees few texts and forgets to generalise without more dropout.
     dropout = choice.dropout if choice.dropout is not None else 0.1 if choice.backbone else 0.5
-    return classifier.new(
+    new = classifier.new(
         choice.kind,
         splits.label_names,
         backbone_name=choice.backbone,
@@ -275,6 +276,9 @@ def make_model(choice: ModelChoice, splits: Splits) -> NewModel:
         dropout=dropout,
         head="own" if choice.head == "own" else msgspec.UNSET,
     )
+    if isinstance(new.model.encoder, PhraseEncoder):
+        new.model.encoder.count(new.encoder.token_ids([example.text for example in splits.train]))
+    return new
 
 
 @contextmanager
