@@ -130,7 +130,7 @@ def measure(kind: Kind, splits: Splits, folder: Path) -> ModelFigures:
         trained_parameters=sum(w.numel() for w in parameters if w.requires_grad),
         seconds=seconds,
         best_epoch=run.trained.best.epoch,
-        valid_accuracy=run.trained.best.valid_accuracy,
+        valid_accuracy=run.valid.accuracy,
         test_accuracy=run.test.accuracy,
         test_macro_f1=run.test.macro_f1,
         exports=tuple(_export(folder, splits)),

@@ -77,6 +77,9 @@ class Clock:
     def epoch(self, result: Epoch) -> None:
         """Do nothing."""
 
+    def refit(self) -> None:
+        """Do nothing."""
+
 
 def main(job: Job) -> Timed:
     """Train, and return the times."""

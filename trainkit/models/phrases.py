@@ -120,5 +120,5 @@ class PhraseEncoder(nn.Module):
 
     def _weights(self, keys: Tensor, real: Tensor, apart: int) -> Tensor:
         rows = (keys * SPREAD + apart * SALT) % self.config.rows
-        weights = self.wide_dropout(self.wide(rows))  # (B, S, C)
+        weights: Tensor = self.wide_dropout(self.wide(rows))  # (B, S, C)
         return (weights * real.unsqueeze(-1)).sum(dim=1)

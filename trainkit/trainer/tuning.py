@@ -139,7 +139,7 @@ class Watch(Unwatched):
 
     def epoch(self, result: Epoch) -> None:
         """Report the accuracy; raise where the pruner says so."""
-        self.trial.report(result.valid_accuracy, result.epoch)
+        self.trial.report(result.validation["valid_accuracy"], result.epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"pruned after epoch {result.epoch}")
 
@@ -183,7 +183,7 @@ def _accuracy(settings: Mapping[str, Any], splits: Splits, watch: Watch) -> floa
         trained = train(new, splits, config, Path(folder), watch, save_every_s=math.inf)
     if trained.interrupted:
         raise KeyboardInterrupt
-    return trained.best.valid_accuracy
+    return trained.best.validation["valid_accuracy"]
 
 
 def _finished(study: optuna.Study) -> int:
