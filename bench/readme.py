@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainkit.bench import (
+    accuracy,
     ahead,
     batches,
     exports,
@@ -13,8 +14,9 @@ from trainkit.bench import (
     grid,
     growth,
     serving_result,
+    training,
 )
-from trainkit.bench.figures import RESULTS, accuracy_markdown, load_figures, start_markdown
+from trainkit.bench.figures import RESULTS, load_figures, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
 from trainkit.serve.files import write_atomically
@@ -28,6 +30,7 @@ BLOCKS = {
     "docs/library.md": ("footprint",),
     "docs/load.md": ("serving",),
     "docs/rewrites.md": ("growth",),
+    "docs/training.md": ("training",),
     "docs/runtimes.md": (
         "ahead",
         "grid-minilm",
@@ -56,7 +59,7 @@ def filled(text: str, names: Sequence[str], results: Path = RESULTS) -> str:
 
 def _block(name: str, results: Path) -> str:
     if name == "accuracy":
-        return accuracy_markdown(load_figures(results / "trec.json"))
+        return accuracy.markdown(accuracy.load_accuracy(results / "accuracy.json"))
     if name == "start":
         return start_markdown(load_figures(results / "trec.json"))
     if name in ("ahead", "headline"):
@@ -75,6 +78,8 @@ def _block(name: str, results: Path) -> str:
         return grid.markdown(load(path))
     if name == "growth":
         return growth.markdown(growth.load(path))
+    if name == "training":
+        return training.markdown(training.load(path))
     if name == "serving":
         return serving_result.markdown(serving_result.load(path))
     return markdown(load(path)).strip()

@@ -144,7 +144,7 @@ def _run(folder: Path) -> Source:
         encoder=loaded.encoder,
         labels=config.labels,
         problem_type="single_label_classification",
-        pooling="masked mean" if config.head is msgspec.UNSET else OWN_HEAD,
+        pooling=loaded.model.pooling or OWN_HEAD,
         architecture=architecture,
         facts=facts,
         temperature=loaded.checkpoint.temperature,

@@ -408,7 +408,7 @@ def test_one_changed_byte_in_a_bundle(format, name, share, copied, refused_bundl
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (b'"masked mean"', "was changed after the export"),
+        (b'"highest value of each filter"', "was changed after the export"),
         (b'"ABBR"', "was changed after the export"),
         (b'"label_agreement": 1', "was changed after the export"),
         (b'"sha256": "', "was changed after the export"),

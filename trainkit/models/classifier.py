@@ -54,6 +54,15 @@ class TextClassifier(nn.Module):
         logits = self.head(self.dropout(pooled))
         return logits
 
+    @property
+    def pooling(self) -> str | None:
+        """Say how a text's states become one; None where the backbone's own head does it."""
+        if self.head is None:
+            return None
+        if isinstance(self.encoder, PhraseEncoder):
+            return "highest value of each filter"
+        return "masked mean"
+
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Return what is trained at the head's rate."""
         if self.head is not None:
