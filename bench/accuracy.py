@@ -1,6 +1,6 @@
 """What each kind of model reaches over several seeds: ``python -m trainkit.bench.accuracy``.
 
-Trains every model of :data:`TASKS` with the seeds 0, 1, 2 and its own settings, chooses the epoch
+Trains every model of :data:`TASKS` with the seeds 0, 1, ... and its own settings, chooses the epoch
 on validation and scores the test set once, beside a linear SVM on tf-idf of words and word pairs.
 Writes ``bench/results/accuracy.json``. It takes hours, a training a core; what is finished in
 ``--work`` is not trained again, and what was cut off goes on.
@@ -37,7 +37,7 @@ from trainkit.trainer.settings import resolve
 __all__ = ["Accuracy", "load_accuracy", "main", "markdown"]
 
 RESULTS = Path("bench/results/accuracy.json")
-SEEDS = (0, 1, 2)
+SEEDS = 3
 
 
 class Task(NamedTuple):
@@ -136,19 +136,20 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 @click.command(cls=OneSentence)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(data: Path, work: Path, threads: int, out: Path) -> None:
+def main(data: Path, work: Path, seeds: int, threads: int, out: Path) -> None:
     """Train all models on the data sets in the folder DATA, and compare with the goals.
 
     As many trainings run at once as there are cores for so many threads each.
     """
     models = [(task, settings, goal) for task in TASKS for settings, goal in task.models]
-    jobs = [_jobs(task, settings, data, work) for task, settings, _ in models]
+    jobs = [_jobs(task, settings, work, seeds) for task, settings, _ in models]
     trained = _train_all([job for of_model in jobs for job in of_model], data, threads)
     found = Accuracy(
         schema="trainkit-accuracy/2",
-        command=("python", "-m", "trainkit.bench.accuracy"),
+        command=("python", "-m", "trainkit.bench.accuracy", *sys.argv[1:]),
         environment=describe(),
         threads=threads,
         models=tuple(
@@ -163,10 +164,10 @@ def main(data: Path, work: Path, threads: int, out: Path) -> None:
     check(found)
 
 
-def _jobs(task: Task, settings: dict[str, Any], data: Path, work: Path) -> list[Job]:
+def _jobs(task: Task, settings: dict[str, Any], work: Path, seeds: int) -> list[Job]:
     return [
         Job(task, settings, seed, work / f"{task.name}-{settings['model']}-{seed}")
-        for seed in SEEDS
+        for seed in range(seeds)
     ]
 
 
@@ -214,7 +215,7 @@ def _model(
     trained: dict[Path, Trained],
 ) -> Model:
     """Gather the seeds of one kind of model on one data set."""
-    choice, config = resolve({**settings, "seed": SEEDS[0]})
+    choice, config = resolve({**settings, "seed": 0})
     model = checkpoint.load(jobs[0].folder).model
     count = sum(w.numel() for w in model.parameters() if w.requires_grad)
     return Model(
@@ -247,7 +248,7 @@ def _baseline(task: Task, data: Path) -> Baseline:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.svm import LinearSVC
 
-    splits = load(data / task.folder, task.columns, SEEDS[0])
+    splits = load(data / task.folder, task.columns, seed=0)
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
 
     def texts(examples: Sequence[Example]) -> list[str]:
@@ -292,12 +293,13 @@ def check(accuracy: Accuracy) -> None:
 def markdown(accuracy: Accuracy) -> str:
     """Lay the accuracies out as a table."""
     lines = [
-        "| texts | model | trained parameters | test: mean | range | validation: mean | goal |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| texts | model | trained parameters | seeds | test: mean | range | validation: mean "
+        "| goal |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for baseline in accuracy.baselines:
         lines.append(
-            f"| {baseline.task} | tf-idf, linear SVM | | {100 * baseline.test_accuracy:.1f} % "
+            f"| {baseline.task} | tf-idf, linear SVM | | | {100 * baseline.test_accuracy:.1f} % "
             "| | | |"
         )
         lines += [_row(model) for model in accuracy.models if model.task == baseline.task]
@@ -313,6 +315,7 @@ def _row(model: Model) -> str:
     share = model.trained_parameters / (model.trained_parameters + model.backbone_parameters)
     return (
         f"| {model.task} | {name} | {model.trained_parameters:,} ({100 * share:.2g} %) | "
+        f"{len(scores)} | "
         f"{mean(model):.1f} % | {min(scores):.1f} to {max(scores):.1f} % | {valid:.1f} % | "
         f"{model.goal:g} % |"
     )

@@ -22,7 +22,7 @@ from trainkit.bench.engine import NotThereError
 from trainkit.bench.engines import Spec
 from trainkit.bench.result import Settings
 from trainkit.bench.tables import markdown
-from trainkit.data.splits import load_sample
+from trainkit.data.splits import Splits, load_sample
 from trainkit.export import model_file
 from trainkit.export.export import export, prepare
 from trainkit.export.graph_file import operators
@@ -31,6 +31,8 @@ from trainkit.export.source import open_source
 from trainkit.serve.bundle import open_bundle, write_manifest
 from trainkit.serve.classifier import CPU_TOKENS
 from trainkit.serve.errors import CheckFailedError
+from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.run import ModelChoice, start
 
 EXAMPLES = load_sample()[:60]
 QUICK = Settings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
@@ -84,15 +86,17 @@ def test_every_rewrite_of_the_exporter_has_its_variant(made):
     assert set(specs) == {SHIPPED, *ablation.GRAPHS, *SESSIONS, *BATCHINGS}
 
 
-def test_a_rewrite_that_does_nothing_to_a_model_is_absent_with_its_reason(
-    made, tiny_run, tiny_bundles, tmp_path
-):
+def test_a_rewrite_that_does_nothing_to_a_model_is_absent_with_its_reason(made, splits, tmp_path):
     _, absent = made
     same = "the graph is the same with it: "
     assert absent == {"without fold_constants": f"{same}nothing is left to fold"}
     # A model that averages all tokens: no layer can be narrowed.
-    source = open_source(str(tiny_run))
-    specs, absent = ablation.variants(source, tiny_bundles["onnx"], tmp_path)
+    few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
+    choice = ModelChoice(kind="prefix", prefix_length=2)
+    run = start(choice, few, TrainConfig(epochs=1), tmp_path / "run").folder
+    source = open_source(str(run))
+    shipped = export(prepare(source), tmp_path / "shipped", model_file.Settings()).folder
+    specs, absent = ablation.variants(source, shipped, tmp_path)
     assert absent["without narrow_last_layer"].startswith(f"{same}the head does not take one token")
     assert "without fuse_attention" not in absent
     assert {*absent} <= {spec.runtime for spec in specs}
