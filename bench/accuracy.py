@@ -137,15 +137,18 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True)
+@click.option("--finished-only", is_flag=True, help="Train nothing: take what WORK holds.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(data: Path, work: Path, seeds: int, threads: int, out: Path) -> None:
+def main(data: Path, work: Path, seeds: int, finished_only: bool, threads: int, out: Path) -> None:
     """Train all models on the data sets in the folder DATA, and compare with the goals.
 
     As many trainings run at once as there are cores for so many threads each.
     """
     models = [(task, settings, goal) for task in TASKS for settings, goal in task.models]
     jobs = [_jobs(task, settings, work, seeds) for task, settings, _ in models]
+    if finished_only:
+        jobs = [[job for job in some if (job.folder / EVALUATION).is_file()] for some in jobs]
     trained = _train_all([job for of_model in jobs for job in of_model], data, threads)
     found = Accuracy(
         schema="trainkit-accuracy/2",
@@ -155,6 +158,7 @@ def main(data: Path, work: Path, seeds: int, threads: int, out: Path) -> None:
         models=tuple(
             _model(task, settings, goal, of_model, trained)
             for (task, settings, goal), of_model in zip(models, jobs, strict=True)
+            if of_model
         ),
         baselines=tuple(_baseline(task, data) for task in TASKS),
     )

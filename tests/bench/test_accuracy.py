@@ -34,8 +34,8 @@ def made(monkeypatch, tmp_path, splits):
         tmp_path / "a.json",
     ]
 
-    def run():
-        done = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+    def run(*more):
+        done = CliRunner().invoke(main, list(map(str, [*arguments, *more])), catch_exceptions=False)
         assert done.exit_code == 0
         return load_accuracy(tmp_path / "a.json")
 
@@ -50,7 +50,10 @@ def test_what_is_finished_is_not_trained_again(made):
     again = run()
     assert again == msgspec.structs.replace(found, environment=again.environment)
     assert weights == {path: path.stat().st_mtime_ns for path in work.rglob("weights-*")}
+    (work / "questions-simple-1" / "test.json").unlink()
+    (partly,) = run("--finished-only").models
     (model,) = found.models
+    assert partly.runs == model.runs[:1]
     assert [one.seed for one in model.runs] == [0, 1]
     assert mean(model) == pytest.approx(50 * sum(one.test_accuracy for one in model.runs))
     stated = checkpoint.load(work / "questions-simple-1").checkpoint

@@ -319,9 +319,9 @@ def test_a_truncated_checkpoint(kept_share, copied, refused_run):
         pytest.param(["model", "labels"], ["HUM"], "labels"),
         pytest.param(["model", "labels"], ["A", "B", "C", "D", "E", "F", "G"], "again"),
         pytest.param(["model", "max_length"], 64, "again"),
-        pytest.param(["model", "scratch", "hidden_size"], 64, "again"),
-        pytest.param(["model", "scratch", "heads"], 0, "heads"),
-        pytest.param(["model", "scratch", "vocabulary_size"], -1, "vocabulary_size"),
+        pytest.param(["model", "phrases", "embedding_size"], 64, "again"),
+        pytest.param(["model", "phrases", "filters"], 0, "filters"),
+        pytest.param(["model", "phrases", "vocabulary_size"], -1, "vocabulary_size"),
     ],
     ids=str,
 )
