@@ -317,8 +317,9 @@ def _row(model: Model) -> str:
         f" on {model.choice.backbone}" if model.choice.backbone else ""
     )
     share = model.trained_parameters / (model.trained_parameters + model.backbone_parameters)
+    percent = f"{100 * share:.2f}" if model.backbone_parameters else "100"
     return (
-        f"| {model.task} | {name} | {model.trained_parameters:,} ({100 * share:.2g} %) | "
+        f"| {model.task} | {name} | {model.trained_parameters:,} ({percent} %) | "
         f"{len(scores)} | "
         f"{mean(model):.1f} % | {min(scores):.1f} to {max(scores):.1f} % | {valid:.1f} % | "
         f"{model.goal:g} % |"

@@ -64,6 +64,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 @click.option("--backbone", default="minilm", show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
+@click.option("--newsgroups-rounds", default=3, show_default=True)
 @click.option("--trec-steps", default=45, show_default=True, help="Of which the first 5 warm up.")
 @click.option("--newsgroups-steps", default=8, show_default=True, help="The first 2 warm up.")
 @click.option("--calm-minutes", default=0.0, help="To wait for a calm machine, each time.")
@@ -74,6 +75,7 @@ def main(
     backbone: str,
     batch_size: int,
     rounds: int,
+    newsgroups_rounds: int,
     trec_steps: int,
     newsgroups_steps: int,
     calm_minutes: float,
@@ -84,7 +86,13 @@ def main(
     theft = watch_theft()
 
     def corpus(
-        name: str, goal: float, data: str, count: int, warm_up: int, told: Callable[[str], None]
+        name: str,
+        goal: float,
+        data: str,
+        rounds: int,
+        count: int,
+        warm_up: int,
+        told: Callable[[str], None],
     ) -> Corpus:
         runs: dict[Engine, list[Timed]] = {engine: [] for engine in get_args(Engine)}
         for turn in range(rounds):
@@ -111,12 +119,12 @@ def main(
 
     with steps() as told:
         corpora = (
-            corpus("TREC", 1.5, trec, trec_steps, 5, told),
-            corpus("newsgroups", 1.0, newsgroups, newsgroups_steps, 2, told),
+            corpus("TREC", 1.5, trec, rounds, trec_steps, 5, told),
+            corpus("newsgroups", 1.0, newsgroups, newsgroups_rounds, newsgroups_steps, 2, told),
         )
     found = Training(
         schema="trainkit-training/1",
-        command=("python", "-m", "trainkit.bench.training"),
+        command=("python", "-m", "trainkit.bench.training", *sys.argv[1:]),
         environment=describe(),
         noisy_because=theft(),
         backbone=backbone,

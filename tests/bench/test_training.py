@@ -61,8 +61,19 @@ def test_a_goal_that_is_missed_is_an_error():
 def test_both_engines_train_on_the_same_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "check", lambda found: None)
     out = tmp_path / "training.json"
-    arguments = ["--trec", "sample", "--newsgroups", "sample", "--rounds", "1", "--batch-size", "4"]
-    arguments += ["--trec-steps", "8", "--newsgroups-steps", "4", "--out", str(out)]
+    arguments = ["--trec", "sample", "--newsgroups", "sample", "--rounds", "1"]
+    arguments += [
+        "--newsgroups-rounds",
+        "1",
+        "--batch-size",
+        "4",
+        "--trec-steps",
+        "8",
+        "--newsgroups-steps",
+        "4",
+        "--out",
+        str(out),
+    ]
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     found = training.load(out)
