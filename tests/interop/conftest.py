@@ -54,7 +54,7 @@ def folder(request):
 def is_hugging_faces(folder):
     """Tell whether the architecture is one that Hugging Face's libraries know."""
     config = json.loads((folder / "config.json").read_bytes())
-    return config["model_type"] != "trainkit-scratch"
+    return not config["model_type"].startswith("trainkit-")
 
 
 @pytest.fixture(scope="session")
