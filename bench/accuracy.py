@@ -148,7 +148,9 @@ def main(data: Path, work: Path, seeds: int, finished_only: bool, threads: int, 
     models = [(task, settings, goal) for task in TASKS for settings, goal in task.models]
     jobs = [_jobs(task, settings, work, seeds) for task, settings, _ in models]
     if finished_only:
-        jobs = [[job for job in some if (job.folder / EVALUATION).is_file()] for some in jobs]
+        absent = [j for some in jobs for j in some if not (j.folder / EVALUATION).is_file()]
+        stderr.print(f"Not trained: {', '.join(job.folder.name for job in absent) or 'nothing'}")
+        jobs = [[job for job in some if job not in absent] for some in jobs]
     trained = _train_all([job for of_model in jobs for job in of_model], data, threads)
     found = Accuracy(
         schema="trainkit-accuracy/2",

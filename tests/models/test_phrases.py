@@ -100,7 +100,9 @@ def test_rare_words_are_taken_for_the_unknown_one_while_it_is_trained(model):
     assert "encoder.drop_share" not in model.saved_state()
 
 
-@pytest.mark.parametrize("wrong", [{"filters": 0}, {"windows": ()}, {"windows": (2, 0)}])
+@pytest.mark.parametrize(
+    "wrong", [{"filters": 0}, {"windows": ()}, {"windows": (2, 0)}, {"wide_dropout": 1.0}]
+)
 def test_sizes_that_do_not_work_are_refused(wrong):
     with pytest.raises(InputError, match="must"):
         msgspec.structs.replace(SIZES, **wrong)

@@ -11,6 +11,12 @@ __all__ = ["BackboneConfig", "Kind", "ModelConfig", "PhraseConfig", "ScratchConf
 Kind = Literal["simple", "prefix", "finetune"]
 
 
+def _check_sizes(config: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        if (size := getattr(config, name)) < 1:
+            raise InputError(f"{name} must be at least 1, not {size}.")
+
+
 class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the encoder of words and phrases that is trained from scratch.
 
@@ -30,14 +36,18 @@ class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     wide_dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("vocabulary_size", "embedding_size")}
-        sizes |= {name: getattr(self, name) for name in ("filters", "reach", "rows")}
-        sizes |= {f"windows[{i}]": size for i, size in enumerate(self.windows)}
-        for name, size in sizes.items():
-            if size < 1:
-                raise InputError(f"{name} must be at least 1, not {size}.")
-        if not self.windows:
-            raise InputError("windows must name the size of one convolution at least.")
+        _check_sizes(self, "vocabulary_size", "embedding_size", "filters", "reach", "rows")
+        if not self.windows or min(self.windows) < 1:
+            raise InputError(f"windows must be sizes of at least 1, not {list(self.windows)}.")
+        for name in ("word_dropout", "wide_dropout"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise InputError(f"{name} must be in [0, 1), not {share}.")
+        if not self.rare_word_dropout >= 0:
+            raise InputError(f"rare_word_dropout must be 0 or more, not {self.rare_word_dropout}.")
+        if not 0 <= self.unknown_id < self.vocabulary_size:
+            raise InputError(
+                f"unknown_id must be one of {self.vocabulary_size} tokens, not {self.unknown_id}."
+            )
 
 
 class ScratchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,9 +61,7 @@ class ScratchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     word_dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary_size", "hidden_size", "layers", "heads", "feed_forward_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        _check_sizes(self, "vocabulary_size", "hidden_size", "layers", "heads", "feed_forward_size")
         if self.hidden_size % self.heads:
             raise InputError(
                 f"hidden size {self.hidden_size} is not a multiple of {self.heads} heads; "

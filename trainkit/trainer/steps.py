@@ -52,8 +52,8 @@ class Tables:
     """Gradients of embeddings whose memory is kept from step to step.
 
     A batch has tokens of few rows of a large table, but each backward would take fresh memory for
-    all rows and fill it with zeros: a seventh of a step on TREC. Backward gives the rows alone
-    (``sparse``), which are added into the kept gradient, and set back to zero after the step.
+    all rows and fill it with zeros. Backward gives the rows alone (``sparse``), which are added
+    into the kept gradient, and set back to zero after the step.
     """
 
     def __init__(self, model: nn.Module) -> None:
