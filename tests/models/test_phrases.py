@@ -1,4 +1,6 @@
-"""Words, phrases and pairs: against a plain implementation, text by text, without padding."""
+"""Words and phrases: against a plain implementation, text by text, without padding."""
+
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -7,14 +9,16 @@ from torch import nn
 
 from trainkit.models.classifier import build
 from trainkit.models.config import ModelConfig, PhraseConfig
+from trainkit.models.pairs import PairClassifier
 from trainkit.serve.errors import InputError
 
 SIZES = PhraseConfig(
-    vocabulary_size=50, unknown_id=1, embedding_size=8, filters=5, windows=(1, 2, 3), rows=64
+    vocabulary_size=50, unknown_id=1, embedding_size=8, filters=5, windows=(1, 2, 3), pairs=4
 )
 CONFIG = ModelConfig(
     kind="simple", labels=("a", "b", "c"), max_length=12, pad_id=0, dropout=0.0, phrases=SIZES
 )
+PAIRS = [(9, 3), (7, 9), (5, 4), (41, 5)]
 TEXTS = [[7, 9, 3, 9, 22, 41, 5], [4], [30, 7, 9], [11, 49, 1, 2]]
 
 
@@ -22,7 +26,11 @@ TEXTS = [[7, 9, 3, 9, 22, 41, 5], [4], [30, 7, 9], [11, 49, 1, 2]]
 def model():
     torch.manual_seed(0)
     made = build(CONFIG)
-    nn.init.normal_(made.encoder.wide.weight)  # zeros would hide which row is read
+    linear = made.encoder.linear
+    linear.place(torch.tensor([first * 50 + second for first, second in PAIRS]))
+    linear.scale[:-1].uniform_(0.1, 1)  # zeros would hide which row is read
+    linear.weight[:-1].normal_()
+    linear.bias.normal_()
     nn.init.normal_(made.encoder.tokens.weight)
     return made.eval()
 
@@ -47,13 +55,10 @@ def plainly(model, text):
         filters = convolution.parts.weight.view(k, f, -1).permute(1, 2, 0)  # (F, H, K)
         values = nn.functional.conv1d(words, filters, convolution.bias, padding=k - 1)
         features.append(values.relu().amax(dim=2)[0])
-    logits = model.head(torch.cat(features))
-    for i, first in enumerate(text):
-        logits = logits + encoder.wide.weight[first * 40_503 % SIZES.rows]
-        for apart, second in enumerate(text[i + 1 : i + 1 + SIZES.reach], start=1):
-            pair = (first * 1_000_003 + second) % (2**31 - 1)
-            logits = logits + encoder.wide.weight[(pair * 40_503 + apart * 9_973) % SIZES.rows]
-    return logits
+    linear = encoder.linear
+    rows = [*text, *(50 + PAIRS.index(two) for two in pairwise(text) if two in PAIRS)]
+    weights = linear.weight[rows].sum(dim=0) / linear.scale[rows].norm() + linear.bias
+    return (model.head(torch.cat(features)) + weights) / 2
 
 
 @pytest.mark.parametrize("length", [7, 12])
@@ -77,8 +82,25 @@ def test_left_padding_changes_nothing(model):
 def test_a_blank_row_gets_the_bias_alone(model):
     with torch.no_grad():
         blank = model(torch.full((2, 3), 9), torch.tensor([[0, 0, 0], [0, 1, 0]]))
-        torch.testing.assert_close(blank[0], model.head.bias)
+        bias = (model.head.bias + model.encoder.linear.bias) / 2
+        torch.testing.assert_close(blank[0], bias)
         torch.testing.assert_close(blank[1], plainly(model, [9]))
+
+
+def test_what_is_trained_has_logits_of_its_own(model):
+    model.train()
+    model.encoder.linear.forward = None  # and is not computed
+    loss = model(*padded(TEXTS, 7)).sum()
+    loss.backward()
+    assert model.head.weight.grad is not None
+
+
+def test_a_pair_whose_slot_a_commoner_one_has_is_unknown():
+    linear = PairClassifier(50, 2, 3)
+    first, second = 7 * 50 + 9, 7 * 50 + 9 + len(linear.slots)
+    linear.place(torch.tensor([first, second]))
+    ids = torch.tensor([divmod(first, 50), divmod(second, 50)])
+    assert linear.rows(ids, torch.ones_like(ids))[:, 2].tolist() == [50, linear.unknown]
 
 
 def test_rare_words_are_taken_for_the_unknown_one_while_it_is_trained(model):
@@ -101,7 +123,8 @@ def test_rare_words_are_taken_for_the_unknown_one_while_it_is_trained(model):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"filters": 0}, {"windows": ()}, {"windows": (2, 0)}, {"wide_dropout": 1.0}]
+    "wrong",
+    [{"filters": 0}, {"windows": ()}, {"windows": (2, 0)}, {"word_dropout": 1.0}, {"pairs": -1}],
 )
 def test_sizes_that_do_not_work_are_refused(wrong):
     with pytest.raises(InputError, match="must"):

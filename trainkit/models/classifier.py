@@ -46,9 +46,12 @@ class TextClassifier(nn.Module):
             return self.encoder.logits(input_ids, attention_mask)
         logits: Tensor
         if isinstance(self.encoder, PhraseEncoder):
-            features, wide = self.encoder(input_ids, attention_mask)
-            logits = self.head(self.dropout(features)) + wide
-            return logits
+            logits = self.head(self.dropout(self.encoder(input_ids, attention_mask)))
+            if self.training:  # what is trained gets a loss of its own
+                return logits
+            # The geometric mean of both probabilities (a product of experts, Hinton 2002).
+            weighed: Tensor = self.encoder.linear(input_ids, attention_mask)
+            return (logits + weighed) / 2
         states = self.encoder(input_ids, attention_mask)  # (B, S, H)
         pooled = masked_mean(states, attention_mask)  # (B, H)
         logits = self.head(self.dropout(pooled))
@@ -108,6 +111,7 @@ def new(
     *,
     backbone_name: str | None = None,
     vocabulary: TextEncoder | None = None,
+    pairs: int = 0,
     prefix_length: int = 16,
     prefix_hidden: int = 0,
     max_length: int | None = None,
@@ -116,6 +120,7 @@ def new(
 ) -> NewModel:
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
+    ``pairs`` of words are weighed by ``simple``, which its encoder has still to be told.
     ``max_length`` (tokens) can only lower the encoder's own limit. ``prefix_hidden`` > 0: a network
     with so many hidden units makes the prefix until it is folded. ``dropout`` 0: no words
     are dropped either.
@@ -130,11 +135,9 @@ def new(
         encoder = vocabulary
         size = encoder.tokenizer.get_vocab_size()
         if kind == "simple":
-            phrases = PhraseConfig(vocabulary_size=size, unknown_id=UNK_ID)
+            phrases = PhraseConfig(vocabulary_size=size, unknown_id=UNK_ID, pairs=pairs)
             if not dropout:
-                phrases = msgspec.structs.replace(
-                    phrases, word_dropout=0.0, rare_word_dropout=0.0, wide_dropout=0.0
-                )
+                phrases = msgspec.structs.replace(phrases, word_dropout=0.0, rare_word_dropout=0.0)
         else:
             scratch = ScratchConfig(vocabulary_size=size)
             if not dropout:

@@ -20,28 +20,27 @@ def _check_sizes(config: msgspec.Struct, *names: str) -> None:
 class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the encoder of words and phrases that is trained from scratch.
 
-    ``windows`` are the convolutions' sizes in tokens, each with as many ``filters``; pairs of words
-    are looked for up to ``reach`` tokens apart, and hashed to so many ``rows``.
+    ``windows`` are the convolutions' sizes in tokens, each with as many ``filters``; the linear
+    half weighs the words and so many ``pairs``.
     """
 
     vocabulary_size: int
     unknown_id: int
+    pairs: int
     embedding_size: int = 128
     windows: tuple[int, ...] = (2, 3, 4)
     filters: int = 100
-    reach: int = 4
-    rows: int = 65_536
     word_dropout: float = 0.1
     rare_word_dropout: float = 1.0
-    wide_dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "vocabulary_size", "embedding_size", "filters", "reach", "rows")
+        _check_sizes(self, "vocabulary_size", "embedding_size", "filters")
+        if self.pairs < 0:
+            raise InputError(f"pairs must be at least 0, not {self.pairs}.")
         if not self.windows or min(self.windows) < 1:
             raise InputError(f"windows must be sizes of at least 1, not {list(self.windows)}.")
-        for name in ("word_dropout", "wide_dropout"):
-            if not 0 <= (share := getattr(self, name)) < 1:
-                raise InputError(f"{name} must be in [0, 1), not {share}.")
+        if not 0 <= self.word_dropout < 1:
+            raise InputError(f"word_dropout must be in [0, 1), not {self.word_dropout}.")
         if not self.rare_word_dropout >= 0:
             raise InputError(f"rare_word_dropout must be 0 or more, not {self.rare_word_dropout}.")
         if not 0 <= self.unknown_id < self.vocabulary_size:

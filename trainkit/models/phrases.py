@@ -1,10 +1,9 @@
 """Words and phrases to a text's features: what ``simple`` is trained as, from scratch.
 
 Convolutions over word embeddings, of which each filter keeps its highest value in the text (Kim
-2014), beside weights for each word, pair of neighbours and pair with a gap, which count towards the
-labels directly, as in a linear model (wide and deep, Cheng et al. 2016). Pairs share a table of
-hashed rows (Weinberger et al. 2009). On few texts this does better than attention does
-(bench/NOTES.md).
+2014), beside a linear classifier of words and pairs, which is not trained with them but solved
+(:mod:`trainkit.models.pairs`): the two err on different texts. On few texts this does better than
+attention does (bench/NOTES.md).
 
 B batch, S sequence, T packed tokens, H embedding size, K window, F filters, C labels.
 """
@@ -18,11 +17,9 @@ from torch import Tensor, nn
 
 from trainkit.models.attention import MaskPlan
 from trainkit.models.config import PhraseConfig
+from trainkit.models.pairs import PairClassifier
 
 __all__ = ["PhraseEncoder"]
-
-# A pair's row: two linear congruences, of which no step leaves int64.
-MULTIPLIER, PRIME, SPREAD, SALT = 1_000_003, 2**31 - 1, 40_503, 9_973
 
 
 class Convolution(nn.Module):
@@ -57,9 +54,9 @@ class Convolution(nn.Module):
 
 
 class PhraseEncoder(nn.Module):
-    """Token ids and mask, (B, S) each, to features (B, ``hidden_size``) and logits (B, C).
+    """Token ids and mask, (B, S) each, to features (B, ``hidden_size``), for a head.
 
-    The logits are those of the words and pairs; a head adds its own, from the features.
+    ``linear`` is the other half, from the same ids to logits (B, C).
     """
 
     drop_share: Tensor
@@ -72,12 +69,10 @@ class PhraseEncoder(nn.Module):
         self.convolutions = nn.ModuleList(
             Convolution(config.embedding_size, window, config.filters) for window in config.windows
         )
-        self.wide = nn.Embedding(config.rows, labels)
+        self.linear = PairClassifier(config.vocabulary_size, config.pairs, labels)
         self.dropout = nn.Dropout(dropout)
         self.word_dropout = nn.Dropout1d(config.word_dropout)
-        self.wide_dropout = nn.Dropout(config.wide_dropout)
         nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.zeros_(self.wide.weight)
         # Of training alone, and made from its texts: not a part of what is saved.
         self.register_buffer("drop_share", torch.zeros(config.vocabulary_size), persistent=False)
 
@@ -94,8 +89,8 @@ class PhraseEncoder(nn.Module):
         if a:
             self.drop_share.copy_(torch.from_numpy(a / (a + counts)))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features and logits."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the features."""
         plan = MaskPlan(attention_mask)
         ids = input_ids
         if self.training:
@@ -103,22 +98,4 @@ class PhraseEncoder(nn.Module):
             ids = ids.masked_fill(rare & plan.mask, self.config.unknown_id)
         words = self.dropout(self.word_dropout(self.tokens(ids)))  # (B, S, H)
         packed = plan.pack(words)  # (1, T, H)
-        features = torch.cat([convolve(packed, plan) for convolve in self.convolutions], dim=1)
-        return features, self._wide(input_ids, plan.mask)
-
-    def _wide(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Add up the weights of words, and of pairs up to ``reach`` tokens apart: (B, C)."""
-        length, reach = ids.shape[1], self.config.reach
-        later = F.pad(ids, (0, reach))
-        real = F.pad(mask, (0, reach), value=False)
-        logits = self._weights(ids, mask, 0)
-        for apart in range(1, reach + 1):
-            pair = (ids * MULTIPLIER + later[:, apart : apart + length]) % PRIME
-            there = mask & real[:, apart : apart + length]
-            logits = logits + self._weights(pair, there, apart)
-        return logits
-
-    def _weights(self, keys: Tensor, real: Tensor, apart: int) -> Tensor:
-        rows = (keys * SPREAD + apart * SALT) % self.config.rows
-        weights: Tensor = self.wide_dropout(self.wide(rows))  # (B, S, C)
-        return (weights * real.unsqueeze(-1)).sum(dim=1)
+        return torch.cat([convolve(packed, plan) for convolve in self.convolutions], dim=1)

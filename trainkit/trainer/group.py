@@ -34,7 +34,8 @@ class Group(NamedTuple):
         if self.size == 1:
             return model
         ids = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        # Buffers are solved or counted before, alike in all processes, and never change.
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def apart(self, forward: nn.Module) -> AbstractContextManager[None]:
         """Return a block whose backward adds to this process's own gradients, not yet averaged."""

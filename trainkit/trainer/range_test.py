@@ -87,7 +87,7 @@ def choose(
     """Test with a model of its own, and return the settings with the rate that was chosen."""
     with _random_numbers_kept():
         seed_everything(config.seed)
-        test = range_test(make_model(choice, splits), splits, config)
+        test = range_test(make_model(choice, splits, config), splits, config)
     return msgspec.structs.replace(config, learning_rate=test.learning_rate), test
 
 

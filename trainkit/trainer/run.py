@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+import torch
 
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
-from trainkit.data.vocabulary import PAD_ID, word_tokenizer
+from trainkit.data.vocabulary import PAD_ID, UNK_ID, word_tokenizer
 from trainkit.models import classifier
 from trainkit.models.classifier import NewModel
 from trainkit.models.phrases import PhraseEncoder
@@ -26,7 +27,9 @@ from trainkit.trainer.adapter import write_adapter
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.group import ALONE, Group
 from trainkit.trainer.loop import SAVE_EVERY_S, Trained, train
+from trainkit.trainer.losses import balanced_weights
 from trainkit.trainer.metrics import Evaluation, evaluate
+from trainkit.trainer.pairs import fit, frequent_pairs
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
 from trainkit.trainer.progress import Epoch, Progress, Unwatched
 from trainkit.trainer.settings import CONFIG, to_toml
@@ -144,7 +147,7 @@ class _Fitting(NamedTuple):
         if self.group.leads:
             folder.mkdir(exist_ok=True)
         seed_everything(self.config.seed)
-        new = make_model(self.choice, splits)
+        new = make_model(self.choice, splits, self.config)
         trained = train(
             new, splits, self.config, folder, self.progress, self.save_every_s, self.group, until
         )
@@ -256,28 +259,51 @@ def _check_unfinished(folder: Path) -> None:
         raise InputError(f"{folder} is finished; there is nothing to go on with.")
 
 
-def make_model(choice: ModelChoice, splits: Splits) -> NewModel:
-    """Make the untrained model that ``choice`` names, with a vocabulary where it needs one."""
-    vocabulary = None
+def make_model(choice: ModelChoice, splits: Splits, config: TrainConfig | None = None) -> NewModel:
+    """Make the untrained model that ``choice`` names, with a vocabulary where it needs one.
+
+    What is solved and not trained, the linear half of ``simple``, is complete in it; it takes the
+    class weights that ``config`` asks for, where there is one.
+    """
     if choice.backbone is None:
-        texts = [example.text for example in splits.train]
-        limit = SCRATCH_MAX_LENGTH if choice.max_length is None else choice.max_length
-        vocabulary = TextEncoder(word_tokenizer(texts, choice.min_count), limit, PAD_ID)
-    # A model from scratch sees few texts and forgets to generalise without more dropout.
-    dropout = choice.dropout if choice.dropout is not None else 0.1 if choice.backbone else 0.5
-    new = classifier.new(
+        balanced = config is not None and config.class_weights == "balanced"
+        return _from_scratch(choice, splits, balanced)
+    return classifier.new(
         choice.kind,
         splits.label_names,
         backbone_name=choice.backbone,
-        vocabulary=vocabulary,
         prefix_length=choice.prefix_length,
         prefix_hidden=choice.projection_size,
         max_length=choice.max_length,
-        dropout=dropout,
+        dropout=0.1 if choice.dropout is None else choice.dropout,
+        head="own" if choice.head == "own" else msgspec.UNSET,
+    )
+
+
+def _from_scratch(choice: ModelChoice, splits: Splits, balanced: bool) -> NewModel:
+    texts = [example.text for example in splits.train]
+    limit = SCRATCH_MAX_LENGTH if choice.max_length is None else choice.max_length
+    vocabulary = TextEncoder(word_tokenizer(texts, choice.min_count), limit, PAD_ID)
+    rows = vocabulary.token_ids(texts)
+    pairs = frequent_pairs(rows, vocabulary.tokenizer.get_vocab_size(), UNK_ID)
+    new = classifier.new(
+        choice.kind,
+        splits.label_names,
+        vocabulary=vocabulary,
+        pairs=len(pairs),
+        prefix_length=choice.prefix_length,
+        prefix_hidden=choice.projection_size,
+        max_length=choice.max_length,
+        # A model from scratch sees few texts and forgets to generalise without more dropout.
+        dropout=0.5 if choice.dropout is None else choice.dropout,
         head="own" if choice.head == "own" else msgspec.UNSET,
     )
     if isinstance(new.model.encoder, PhraseEncoder):
-        new.model.encoder.count(new.encoder.token_ids([example.text for example in splits.train]))
+        new.model.encoder.count(rows)
+        names = new.model.config.labels
+        labels = torch.tensor([names.index(example.label) for example in splits.train])
+        weights = balanced_weights(labels, len(names)) if balanced else None
+        fit(new.model.encoder.linear, rows, pairs, labels, UNK_ID, weights)
     return new
 
 

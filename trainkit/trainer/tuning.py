@@ -178,7 +178,7 @@ def _accuracy(settings: Mapping[str, Any], splits: Splits, watch: Watch) -> floa
     """Train as a run does; return the best epoch's validation accuracy."""
     choice, config = resolve(settings)
     seed_everything(config.seed)
-    new = make_model(choice, splits)
+    new = make_model(choice, splits, config)
     with tempfile.TemporaryDirectory() as folder:
         trained = train(new, splits, config, Path(folder), watch, save_every_s=math.inf)
     if trained.interrupted:
