@@ -134,7 +134,8 @@ def test_bf16_rounds_the_forward_pass_and_keeps_float32_weights(few, tmp_path, m
     monkeypatch.setattr(nn.functional, "linear", watched)
     rounded, weights = trained(few, tmp_path / "bf16", precision="bf16")
     assert seen == {torch.bfloat16}
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    kept = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
+    assert kept == {torch.float32}
     first, second = (run.trained.history[-1] for run in (exact, rounded))
     assert first.train_loss == pytest.approx(second.train_loss, rel=0.02)
     assert any(not torch.equal(weights[name], exact_weights[name]) for name in weights)
