@@ -72,7 +72,7 @@ TASKS = (
         Columns(),
         (
             (SIMPLE | REFIT | {"epochs": 10}, 90.8),
-            (PREFIX | REFIT | {"epochs": 12}, 96.5),
+            (PREFIX | REFIT | {"epochs": 10, "batch_size": 16, "average_decay": 0.99}, 96.5),
             (FINETUNE | REFIT | {"epochs": 4}, 97.2),
         ),
     ),
@@ -223,14 +223,16 @@ def _model(
     """Gather the seeds of one kind of model on one data set."""
     choice, config = resolve({**settings, "seed": 0})
     model = checkpoint.load(jobs[0].folder).model
-    count = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    kept = [tensor for tensor in model.saved_state().values() if tensor.is_floating_point()]
+    count = sum(tensor.numel() for tensor in kept)
+    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
     return Model(
         task=task.name,
         choice=choice,
         training=config,
         goal=goal,
         trained_parameters=count,
-        backbone_parameters=sum(w.numel() for w in model.parameters()) - count,
+        backbone_parameters=frozen,
         runs=tuple(trained[job.folder] for job in jobs),
     )
 
