@@ -72,7 +72,7 @@ TASKS = (
         Columns(),
         (
             (SIMPLE | REFIT | {"epochs": 10}, 90.8),
-            (PREFIX | REFIT | {"epochs": 10, "batch_size": 16, "average_decay": 0.99}, 96.5),
+            (PREFIX | REFIT | {"epochs": 8, "batch_size": 16, "average_decay": 0.99}, 96.5),
             (FINETUNE | REFIT | {"epochs": 4, "average_decay": 0.99}, 97.2),
         ),
     ),
