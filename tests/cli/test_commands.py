@@ -77,6 +77,30 @@ def test_training_tells_the_same_as_json(trainkit, questions, tmp_path):
     assert found["test"] == json.loads((tmp_path / "runs" / "new" / "test.json").read_text())
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_refit_says_how_to_go_on(trainkit, questions, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    with monkeypatch.context() as patch:
+        patch.setattr("trainkit.console.TrainingBar.refit", interrupted)
+        result = trainkit(*simple(questions, runs, "--refit"))
+    assert result.exit_code == 130
+    assert result.stderr.endswith(f"To go on: trainkit train --resume {runs / 'new'}\n")
+    assert not (runs / "latest").exists()
+    assert trainkit("train", "--resume", runs / "new").exit_code == 0
+    assert (runs / "latest").resolve() == runs / "new"
+
+
+def test_ctrl_c_in_the_first_epoch_leaves_nothing(trainkit, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainkit.console.TrainingBar.step", interrupted)
+    result = trainkit(*simple(questions, tmp_path / "runs"))
+    assert result.exit_code == 130
+    assert result.stderr.endswith("Interrupted before anything was saved.\n")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("brackets", ["[{}]", "[/{}]", "[bold]{}"])
 def test_brackets_in_labels_and_paths_are_no_markup(brackets, trainkit, tmp_path):
     data, runs = tmp_path / "data.jsonl", tmp_path / brackets.format("runs")
