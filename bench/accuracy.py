@@ -1,7 +1,7 @@
 """What each kind of model reaches over several seeds: ``python -m trainkit.bench.accuracy``.
 
-Trains every model of :data:`TASKS` with the seeds 0, 1, ... and its own settings, chooses the epoch
-on validation and scores the test set once, beside a linear SVM on tf-idf of words and word pairs.
+Trains every model of :data:`TASKS` with the seeds 0, 1, ... and its own settings, chosen on
+validation, and scores the test set once, beside a linear SVM on tf-idf of words and word pairs.
 Writes ``bench/results/accuracy.json``. It takes hours, a training a core; what is finished in
 ``--work`` is not trained again, and what was cut off goes on.
 """
@@ -34,7 +34,7 @@ from trainkit.trainer.plan import ModelChoice, Plan
 from trainkit.trainer.run import EVALUATION, VALIDATION, start
 from trainkit.trainer.settings import resolve
 
-__all__ = ["Accuracy", "load_accuracy", "main", "markdown"]
+__all__ = ["TASKS", "Accuracy", "jobs_of", "load_accuracy", "main", "markdown", "train_all"]
 
 RESULTS = Path("bench/results/accuracy.json")
 SEEDS = 3
@@ -146,12 +146,12 @@ def main(data: Path, work: Path, seeds: int, finished_only: bool, threads: int, 
     As many trainings run at once as there are cores for so many threads each.
     """
     models = [(task, settings, goal) for task in TASKS for settings, goal in task.models]
-    jobs = [_jobs(task, settings, work, seeds) for task, settings, _ in models]
+    jobs = [jobs_of(task, settings, work, seeds) for task, settings, _ in models]
     if finished_only:
         absent = [j for some in jobs for j in some if not (j.folder / EVALUATION).is_file()]
         stderr.print(f"Not trained: {', '.join(job.folder.name for job in absent) or 'nothing'}")
         jobs = [[job for job in some if job not in absent] for some in jobs]
-    trained = _train_all([job for of_model in jobs for job in of_model], data, threads)
+    trained = train_all([job for of_model in jobs for job in of_model], data, threads)
     found = Accuracy(
         schema="trainkit-accuracy/2",
         command=("python", "-m", "trainkit.bench.accuracy", *sys.argv[1:]),
@@ -170,14 +170,15 @@ def main(data: Path, work: Path, seeds: int, finished_only: bool, threads: int, 
     check(found)
 
 
-def _jobs(task: Task, settings: dict[str, Any], work: Path, seeds: int) -> list[Job]:
+def jobs_of(task: Task, settings: dict[str, Any], work: Path, seeds: int) -> list[Job]:
+    """Name a training a seed, each with its folder in ``work``."""
     return [
         Job(task, settings, seed, work / f"{task.name}-{settings['model']}-{seed}")
         for seed in range(seeds)
     ]
 
 
-def _train_all(jobs: Sequence[Job], data: Path, threads: int) -> dict[Path, Trained]:
+def train_all(jobs: Sequence[Job], data: Path, threads: int) -> dict[Path, Trained]:
     """Train several at once; return what each came to, by its folder."""
     pool = ProcessPoolExecutor(
         max(1, usable_cores() // threads),

@@ -76,7 +76,7 @@ class TrainingBar:
 
     def refit(self) -> None:
         """Say that it begins anew."""
-        stderr.print("Anew, on train and validation together, up to the best epoch (*):")
+        stderr.print("Anew, on train and validation together:")
 
 
 @contextmanager

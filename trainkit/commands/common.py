@@ -142,7 +142,7 @@ SETTINGS = (
         "--refit",
         is_flag=True,
         default=None,
-        help="Then train anew on train and validation together, up to the best epoch.",
+        help="Then train anew on train and validation together: that model is kept.",
     ),
     click.option(
         "--batch-tokens",

@@ -36,8 +36,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     patience_epochs: int = 5
     """Stop after so many epochs without a better validation accuracy."""
     refit: bool | UnsetType = UNSET
-    """When validation has chosen the epoch, train anew on train and validation together, up to that
-    epoch of the same schedule: that is the model which is kept."""
+    """Then train anew, on train and validation together, through the same schedule (up to the best
+    epoch where the first training was stopped early): that is the model which is kept."""
     batch_tokens: int | UnsetType = UNSET
     """Tokens, padding counted, that are computed at once; a larger batch is computed in parts whose
     gradients add up. It changes time and memory, and the result by rounding only."""

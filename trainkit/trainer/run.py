@@ -31,7 +31,7 @@ from trainkit.trainer.losses import balanced_weights
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.pairs import fit, frequent_pairs
 from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
-from trainkit.trainer.progress import Epoch, Progress, Unwatched
+from trainkit.trainer.progress import Progress, Unwatched
 from trainkit.trainer.settings import CONFIG, to_toml
 from trainkit.trainer.setup import seed_everything
 
@@ -101,7 +101,7 @@ def start(
         answer, trained = fitting.validated(splits)
         validated = _validate(answer, splits.valid)
         if config.refit is True:
-            answer, kept = fitting.refit(splits, trained.best)
+            answer, kept = fitting.refit(splits, trained)
             trained = trained._replace(model=kept.model)
         return _finish(answer, trained, validated, splits, plan, folder, report)
 
@@ -113,7 +113,7 @@ def follow(
     fitting = _Fitting(choice, config, folder, Unwatched(), math.inf, group)
     trained = fitting.validated(splits)[1]
     if config.refit is True:
-        fitting.refit(splits, trained.best)
+        fitting.refit(splits, trained)
 
 
 class _Fitting(NamedTuple):
@@ -135,11 +135,18 @@ class _Fitting(NamedTuple):
             raise KeyboardInterrupt
         return answer, trained
 
-    def refit(self, splits: Splits, best: Epoch) -> tuple[Classifier, Trained]:
-        """Train anew on the validation texts too, up to the epoch that they chose."""
+    def refit(self, splits: Splits, validated: Trained) -> tuple[Classifier, Trained]:
+        """Train anew on the validation texts too.
+
+        For as many epochs; where the first training was stopped early, up to the epoch that was
+        best. No epoch before the last is chosen otherwise: by few texts, that is to choose by
+        chance, and its rates have not fallen yet.
+        """
         self.progress.refit()
+        early = len(validated.history) < self.config.epochs
+        epochs = validated.best.epoch if early else self.config.epochs
         whole = Splits(splits.train + splits.valid, (), splits.test)
-        return self._fit(whole, self.folder, best.epoch)
+        return self._fit(whole, self.folder, epochs)
 
     def _fit(
         self, splits: Splits, folder: Path, until: int | None = None
