@@ -1,42 +1,40 @@
-"""The project's own figures on TREC, made by one command: ``make figures``.
+"""What the models of TREC-6 give once they are exported: ``make figures``.
 
-Trains each kind of model on ``train_5500.label``, scores it once on ``TREC_10.label``, exports it
-to both formats with all its test labels unchanged, and measures start-up and throughput. Writes
-``trec.json`` (accuracy, parity, start-up) and ``runtimes.json`` (a benchmark with raw samples).
+Takes the models that ``python -m trainkit.bench.accuracy`` trained with seed 0 (and trains what is
+not there), exports them to both formats with all labels of the test questions unchanged, and
+measures start-up and throughput. Writes ``trec.json`` (parity, start-up) and ``runtimes.json`` (a
+benchmark with raw samples).
 """
 
-import shutil
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import msgspec
 
-from trainkit.bench import cold_start, race
+from trainkit.bench import accuracy, cold_start, race
 from trainkit.bench import result as report
+from trainkit.bench.accuracy import Job, jobs_of, train_all
 from trainkit.bench.cold_start import ColdStart, HelpTime
 from trainkit.bench.engines import Spec
 from trainkit.bench.environment import Environment, describe
 from trainkit.bench.tables import markdown
-from trainkit.console import TrainingBar, stderr, steps
-from trainkit.data.columns import Columns
+from trainkit.console import steps
 from trainkit.data.splits import Splits, load
 from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings
 from trainkit.export.source import open_source
-from trainkit.models.config import Kind
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Format
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer.config import DEFAULTS, TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer import checkpoint
 
-__all__ = ["Figures", "accuracy_markdown", "load_figures", "main", "start_markdown"]
+__all__ = ["Figures", "load_figures", "main", "parity_markdown", "start_markdown"]
 
 RESULTS = Path("bench/results")
-BACKBONES: dict[Kind, str | None] = {"simple": None, "prefix": "minilm", "finetune": "minilm"}
+MEASURED = "prefix"  # the kind whose start-up and throughput are measured
 FORMATS: tuple[Format, ...] = ("onnx", "torchscript")  # what the README shows
 QUESTION = "How far is it from Denver to Aspen?"
 
@@ -52,17 +50,11 @@ class ExportFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ModelFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One kind of model: how it was trained, and what it reached."""
+    """One kind of model: which one was trained, and its exports."""
 
     kind: str
     backbone: str | None
-    training: TrainConfig
-    trained_parameters: int
-    seconds: float
-    best_epoch: int
-    valid_accuracy: float
-    test_accuracy: float
-    test_macro_f1: float
+    weights_sha256: str
     exports: tuple[ExportFigures, ...]
 
 
@@ -79,31 +71,33 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 @click.command(cls=OneSentence)
-@click.option("--trec", type=click.Path(path_type=Path), required=True)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/figures"))
+@click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(trec: Path, work: Path, out: Path) -> None:
-    """Reproduce the figures from the two official TREC files in the folder TREC."""
-    splits = load(trec, Columns())
-    shutil.rmtree(work, ignore_errors=True)  # this program's own, from its last time
-    models = tuple(measure(kind, splits, work / kind) for kind in BACKBONES)
-    onnx = work / "prefix" / "onnx"
+def main(data: Path, work: Path, out: Path) -> None:
+    """Measure the models of TREC-6, whose official files are in the folder DATA/trec."""
+    task = accuracy.TASKS[0]
+    splits = load(data / task.folder, task.columns, seed=0)
+    jobs = [jobs_of(task, settings, work, 1)[0] for settings, _ in task.models]
+    train_all(jobs, data, threads=1)
+    models = tuple(measure(job, splits) for job in jobs)
+    measured = next(job.folder for job in jobs if job.settings["model"] == MEASURED)
     figures = Figures(
-        schema="trainkit-figures/1",
-        command=("python", "-m", "trainkit.bench.figures", "--trec", "TREC"),
+        schema="trainkit-figures/2",
+        command=("python", "-m", "trainkit.bench.figures", *sys.argv[1:]),
         environment=describe(),
         test_questions=len(splits.test),
         models=models,
-        start_to_first_answer=cold_start.measure(onnx, QUESTION),
+        start_to_first_answer=cold_start.measure(measured / "onnx", QUESTION),
         help=cold_start.help_seconds(),
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "trec.json", pretty_json(figures))
     with steps() as told:
         specs = [
-            Spec("eager", work / "prefix"),
-            Spec("torchscript", work / "prefix" / "torchscript"),
-            Spec("onnx", onnx),
+            Spec("eager", measured),
+            Spec("torchscript", measured / "torchscript"),
+            Spec("onnx", measured / "onnx"),
         ]
         settings = report.Settings(threads=(usable_cores(),))
         command = ("make", "figures")
@@ -111,29 +105,17 @@ def main(trec: Path, work: Path, out: Path) -> None:
             specs, splits.test, settings, data="TREC test", progress=told, command=command
         )
     report.save(result, out / "runtimes.json")
-    click.echo(f"{accuracy_markdown(figures)}\n\n{markdown(result)}")
+    click.echo(f"{parity_markdown(models, len(splits.test))}\n\n{markdown(result)}")
 
 
-def measure(kind: Kind, splits: Splits, folder: Path) -> ModelFigures:
-    """Train, score and export one kind of model with its default settings."""
-    backbone, config = BACKBONES[kind], DEFAULTS[kind]
-    began = time.perf_counter()
-    stderr.print(f"{kind}: training")
-    with TrainingBar(config.epochs) as bar:
-        run = start(ModelChoice(kind=kind, backbone=backbone), splits, config, folder, bar)
-    seconds = time.perf_counter() - began
-    parameters = run.trained.model.parameters()
+def measure(job: Job, splits: Splits) -> ModelFigures:
+    """Export what was trained; an export with other labels, or that is too far off, fails."""
+    trained = checkpoint.load(job.folder).checkpoint
     return ModelFigures(
-        kind=kind,
-        backbone=backbone,
-        training=config,
-        trained_parameters=sum(w.numel() for w in parameters if w.requires_grad),
-        seconds=seconds,
-        best_epoch=run.trained.best.epoch,
-        valid_accuracy=run.valid.accuracy,
-        test_accuracy=run.test.accuracy,
-        test_macro_f1=run.test.macro_f1,
-        exports=tuple(_export(folder, splits)),
+        kind=trained.model.kind,
+        backbone=job.settings.get("backbone"),
+        weights_sha256=trained.weights_facts.sha256,
+        exports=tuple(_export(job.folder, splits)),
     )
 
 
@@ -141,7 +123,7 @@ def _export(folder: Path, splits: Splits) -> list[ExportFigures]:
     targets = [target(str(folder), format, Settings(), None) for format in FORMATS]
     with steps() as told:
         source = open_source(str(folder))
-        exported = export_all(source, targets, data=splits.test, told=told)
+        exported = export_all(source, targets, data=splits.test, force=True, told=told)
     return [
         ExportFigures(
             format=bundle.manifest.format,
@@ -156,21 +138,19 @@ def _export(folder: Path, splits: Splits) -> list[ExportFigures]:
     ]
 
 
-def accuracy_markdown(figures: Figures) -> str:
-    """Lay out the accuracies and the parity of the exports."""
+def parity_markdown(models: Sequence[ModelFigures], questions: int) -> str:
+    """Lay out what the exports gave: on the test questions, and on the parity matrix."""
     lines = [
-        "| model | trained parameters | TREC-6 test | ONNX: same labels, largest difference "
+        "| TREC-6, seed 0 | PyTorch, ONNX and TorchScript | ONNX: same labels, largest difference "
         "| TorchScript |",
-        "|---|---:|---:|---:|---:|",
+        "|---|---:|---:|---:|",
     ]
-    for model in figures.models:
+    for model in models:
         exports = {export.format: export for export in model.exports}
-        cells = (_cell(exports[name], figures.test_questions) for name in ("onnx", "torchscript"))
+        cells = (_cell(exports[name], questions) for name in FORMATS)
         name = f"`{model.kind}`" + (f" on {model.backbone}" if model.backbone else "")
-        lines.append(
-            f"| {name} | {model.trained_parameters:,} | {100 * model.test_accuracy:.1f} % "
-            f"| {' | '.join(cells)} |"
-        )
+        right = f"{100 * model.exports[0].accuracy:.1f} %"
+        lines.append(f"| {name} | {right} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

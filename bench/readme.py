@@ -16,7 +16,7 @@ from trainkit.bench import (
     serving_result,
     training,
 )
-from trainkit.bench.figures import RESULTS, load_figures, start_markdown
+from trainkit.bench.figures import RESULTS, load_figures, parity_markdown, start_markdown
 from trainkit.bench.result import load
 from trainkit.bench.tables import markdown
 from trainkit.serve.files import write_atomically
@@ -24,7 +24,7 @@ from trainkit.serve.files import write_atomically
 __all__ = ["BLOCKS", "filled"]
 
 BLOCKS = {
-    "README.md": ("headline", "accuracy", "start", "runtimes"),
+    "README.md": ("headline", "accuracy", "parity", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
     "bench/NOTES.md": ("ablation-trec",),
     "docs/library.md": ("footprint",),
@@ -60,6 +60,9 @@ def filled(text: str, names: Sequence[str], results: Path = RESULTS) -> str:
 def _block(name: str, results: Path) -> str:
     if name == "accuracy":
         return accuracy.markdown(accuracy.load_accuracy(results / "accuracy.json"))
+    if name == "parity":
+        figures = load_figures(results / "trec.json")
+        return parity_markdown(figures.models, figures.test_questions)
     if name == "start":
         return start_markdown(load_figures(results / "trec.json"))
     if name in ("ahead", "headline"):
