@@ -54,7 +54,7 @@ format: $(BIN)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What the README says of the models of TREC-6: ten minutes on two cores where they are trained
+# What the README says of the models of TREC-6: some minutes on two cores where they are trained
 # already (python -m trainkit.bench.accuracy), and half an hour more where they are not.
 DATA ?= data
 figures: $(BIN)/.installed-dev

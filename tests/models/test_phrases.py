@@ -100,7 +100,7 @@ def test_a_pair_whose_slot_a_commoner_one_has_is_unknown():
     first, second = 7 * 50 + 9, 7 * 50 + 9 + len(linear.slots)
     linear.place(torch.tensor([first, second]))
     ids = torch.tensor([divmod(first, 50), divmod(second, 50)])
-    assert linear.rows(ids, torch.ones_like(ids))[:, 2].tolist() == [50, linear.unknown]
+    assert linear.rows(ids, torch.ones_like(ids))[:, 2].tolist() == [50, linear.absent]
 
 
 def test_rare_words_are_taken_for_the_unknown_one_while_it_is_trained(model):

@@ -43,7 +43,7 @@ class PairClassifier(nn.Module):
         self.register_buffer("bias", torch.zeros(labels))
 
     @property
-    def unknown(self) -> int:
+    def absent(self) -> int:
         """The row of what has no weight."""
         return self.vocabulary + self.pairs
 
@@ -62,8 +62,8 @@ class PairClassifier(nn.Module):
         keys = ids * self.vocabulary + later
         pairs = self.slots[keys % len(self.slots)].long()
         known = real & there & (self.keys[pairs] == keys)
-        words = torch.where(real, ids, self.unknown)
-        return torch.cat([words, torch.where(known, self.vocabulary + pairs, self.unknown)], dim=1)
+        words = torch.where(real, ids, self.absent)
+        return torch.cat([words, torch.where(known, self.vocabulary + pairs, self.absent)], dim=1)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return (B, C); the bias alone where nothing in a text is known."""

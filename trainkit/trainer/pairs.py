@@ -98,7 +98,7 @@ def _occurrences(
     for places in by_length([len(row) for row in rows], len(rows), BATCH_TOKENS):
         ids, mask, _ = pad([rows[place] for place in places], 0)
         of_batch = model.rows(torch.from_numpy(ids), torch.from_numpy(mask))
-        known = (of_batch != model.unknown) & (of_batch != unknown)
+        known = (of_batch != model.absent) & (of_batch != unknown)
         texts.append(torch.tensor(places)[:, None].expand_as(of_batch)[known])
         found.append(of_batch[known])
     text, order = torch.cat(texts).sort(stable=True)
