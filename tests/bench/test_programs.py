@@ -13,7 +13,7 @@ FOLDERS = ["--classifier", "nowhere", "--fp32", "nowhere", "--int8", "nowhere"]
     [
         (ablation.main, ["nowhere", "--data", "nowhere"]),
         (suite.main, ["--data", "nowhere"]),
-        (figures.main, ["--trec", "nowhere"]),
+        (figures.main, ["--data", "nowhere"]),
         (serving.main, [*FOLDERS, "--peers-python", "nowhere/python"]),
     ],
 )
