@@ -88,5 +88,13 @@ def test_what_no_text_had_has_no_weight(questions):
     torch.testing.assert_close(model(unknown, torch.ones_like(unknown))[0], model.bias)
 
 
+def test_where_the_minimum_is_not_reached_it_is_said(questions, monkeypatch, caplog):
+    fitted(questions)
+    assert not caplog.messages
+    monkeypatch.setattr("trainkit.trainer.pairs.MAX_ITERATIONS", 5)
+    fitted(questions)
+    assert "not at the minimum of their loss" in caplog.text
+
+
 def test_the_same_texts_give_the_same_weights_to_the_bit(questions):
     assert torch.equal(fitted(questions).weight, fitted(questions).weight)

@@ -8,8 +8,9 @@ import torch
 from trainkit.data.splits import Splits
 from trainkit.trainer import checkpoint, state
 from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.loop import train
 from trainkit.trainer.metrics import Evaluation, evaluate
-from trainkit.trainer.run import VALIDATED, VALIDATION, ModelChoice, start
+from trainkit.trainer.run import VALIDATED, VALIDATION, ModelChoice, make_model, start
 
 SIMPLE = ModelChoice(kind="simple", max_length=24)
 PLAIN = TrainConfig(epochs=3, batch_size=16, learning_rate=2e-3, average_decay=0.9)
@@ -57,39 +58,50 @@ def assert_equal(first, second):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_validation_chooses_by_a_model_that_has_not_seen_it(few, refitted, tmp_path):
-    plain = start(SIMPLE, few, PLAIN, tmp_path / "plain")
-    assert_equal(weights(refitted.folder / VALIDATED), weights(plain.folder))
-    assert refitted.trained.history == plain.trained.history
-    assert refitted.valid == plain.valid
-    kept = msgspec.json.decode((refitted.folder / VALIDATION).read_bytes(), type=Evaluation)
-    assert kept == plain.valid
-    first, second = (checkpoint.load(run.folder).checkpoint for run in (refitted, plain))
-    assert (first.epoch, first.metrics, first.temperature) == (
-        second.epoch,
-        second.metrics,
-        second.temperature,
+def to_the_end(splits, folder):
+    """The reference: one training through its whole schedule, whatever validation says."""
+    folder.mkdir()
+    torch.manual_seed(PLAIN.seed)
+    train(make_model(SIMPLE, splits, PLAIN), splits, PLAIN, folder, until=PLAIN.epochs)
+    return checkpoint.load(folder)
+
+
+def assert_scored(scores, loaded, examples, temperature):
+    found = evaluate(
+        loaded.classifier().logits([example.text for example in examples]),
+        [example.label for example in examples],
+        loaded.checkpoint.model.labels,
+        temperature,
     )
-    assert refitted.test != plain.test
+    assert found == scores
+
+
+def test_validation_scores_a_model_that_has_not_seen_it_and_went_as_far(few, refitted, tmp_path):
+    reference = to_the_end(few, tmp_path / "reference")
+    assert_equal(weights(refitted.folder / VALIDATED), weights(tmp_path / "reference"))
+    kept = checkpoint.load(refitted.folder).checkpoint
+    assert kept.epoch == refitted.trained.best.epoch == PLAIN.epochs
+    assert_scored(refitted.valid, reference, few.valid, kept.temperature)
+    written = msgspec.json.decode((refitted.folder / VALIDATION).read_bytes(), type=Evaluation)
+    assert written == refitted.valid
+    assert kept.metrics["valid_loss"] == refitted.trained.history[-1].valid_loss
+
+
+def test_its_epoch_is_not_the_one_that_validation_prefers(few, tmp_path):
+    # A rate that ruins the model late.
+    config = TrainConfig(epochs=6, learning_rate=3e-2, head_learning_rate=3e-2, warmup_share=0.9)
+    plain = start(SIMPLE, few, config, tmp_path / "plain")
+    config = msgspec.structs.replace(config, refit=True)
+    refitted = start(SIMPLE, few, config, tmp_path / "refitted")
+    assert plain.trained.best.epoch < refitted.trained.best.epoch == config.epochs
 
 
 def test_what_is_kept_is_trained_on_both(few, refitted, tmp_path):
-    """The reference is a run on these texts whose last epoch is its best."""
-    for count in range(len(few.test), 0, -1):  # texts that do not choose change nothing else
-        both = Splits(few.train + few.valid, few.test[:count], few.test)
-        reference = start(SIMPLE, both, PLAIN, tmp_path / f"reference-{count}")
-        if reference.trained.best.epoch == PLAIN.epochs:
-            break
-    assert reference.trained.best.epoch == PLAIN.epochs
+    both = Splits(few.train + few.valid, (), few.test)
+    reference = to_the_end(both, tmp_path / "reference")
     loaded = checkpoint.load(refitted.folder)
-    assert_equal(weights(refitted.folder), weights(reference.folder))
-    scores = evaluate(
-        loaded.classifier().logits([example.text for example in few.test]),
-        [example.label for example in few.test],
-        loaded.checkpoint.model.labels,
-        loaded.checkpoint.temperature,
-    )
-    assert scores == refitted.test
+    assert_equal(weights(refitted.folder), weights(tmp_path / "reference"))
+    assert_scored(refitted.test, reference, few.test, loaded.checkpoint.temperature)
 
 
 def test_where_the_first_was_stopped_early_it_is_trained_up_to_the_best_epoch(few, tmp_path):

@@ -70,8 +70,9 @@ def train(
     it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
     Processes of a ``group`` come to the weights of one process that has no dropout, to rounding.
 
-    Best is the highest validation accuracy, then the lowest validation loss; with ``until``, it is
-    that epoch, with which the training ends, and no validation text is looked at. An interrupt
+    Best is the highest validation accuracy, then the lowest validation loss, or the last epoch of
+    all where a refit will go as far; with ``until``, it is that epoch, with which the training
+    ends, and no validation text is looked at. An interrupt
     (Ctrl-C) ends the training of one process as if it were over. The state is kept: whoever has
     done what comes after the training forgets it. ``DivergedError`` where the loss stops being a
     number, ``InputError`` where the state cannot be written.
@@ -197,7 +198,9 @@ class _Loop:
             return Epoch(*reached, None, None, best=now.epoch == self.until)
         loss, accuracy = score(self._candidate(), self.valid_data, self.batch_tokens, self.group)
         result = Epoch(*reached, loss, accuracy, best=True)
-        if self.best is None or result.rank > self.best.rank:
+        # A refit ends its whole schedule: its scores and temperature are those of such a model.
+        whole = self.config.refit is True and now.epoch == self.config.epochs
+        if whole or self.best is None or result.rank > self.best.rank:
             return result
         return msgspec.structs.replace(result, best=False)
 

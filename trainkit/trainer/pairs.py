@@ -6,6 +6,7 @@ In go token ids and labels; out come the weights of a
 N texts, R rows of words and pairs, C classes.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from trainkit.serve.encoding import by_length, pad
 from trainkit.trainer.batches import BATCH_TOKENS
 
 __all__ = ["fit", "frequent_pairs"]
+
+logger = logging.getLogger("trainkit")
 
 MIN_TEXTS = 2  # that a pair occurs in
 MAX_PAIRS = 65_536
@@ -57,7 +60,8 @@ def fit(
 
     ``pairs`` are what :func:`frequent_pairs` found in the same texts. The loss is the mean of the
     texts' cross entropies, each times the weight of its class (C,), and 1/N of half the squared
-    weights times the penalty; L-BFGS (Liu & Nocedal 1989) finds its minimum.
+    weights times the penalty; L-BFGS (Liu & Nocedal 1989) finds its minimum. Where it does not
+    come to it in its iterations, that is logged, and the weights are what it came to.
     """
     model.place(pairs)
     text, row = _occurrences(model, rows, unknown)
@@ -86,6 +90,17 @@ def fit(
         return mean
 
     solver.step(loss)
+    loss()
+    steepest = max(float(part.grad.abs().max()) for part in (weight, bias) if part.grad is not None)
+    if not steepest <= TOLERANCE:
+        logger.warning(
+            "the weights of words and pairs are not at the minimum of their loss after %d "
+            "iterations: its gradient has %.1e, where at most %.0e was wanted; they are used as "
+            "they are.",
+            solver.state[weight]["n_iter"],
+            steepest,
+            TOLERANCE,
+        )
     model.weight.copy_(weight * model.scale[:, None])
     model.bias.copy_(bias)
 

@@ -127,7 +127,7 @@ class _Fitting(NamedTuple):
     group: Group
 
     def validated(self, splits: Splits) -> tuple[Classifier, Trained]:
-        """Train the model that the validation texts choose the epoch of."""
+        """Train the model that the validation texts score and calibrate."""
         if self.config.refit is not True:
             return self._fit(splits, self.folder)
         answer, trained = self._fit(splits, self.folder / VALIDATED)
@@ -136,17 +136,15 @@ class _Fitting(NamedTuple):
         return answer, trained
 
     def refit(self, splits: Splits, validated: Trained) -> tuple[Classifier, Trained]:
-        """Train anew on the validation texts too.
+        """Train anew on the validation texts too, up to the epoch that the first model was kept at.
 
-        For as many epochs; where the first training was stopped early, up to the epoch that was
-        best. No epoch before the last is chosen otherwise: by few texts, that is to choose by
-        chance, and its rates have not fallen yet.
+        That is the last one, or the best one where the first training was stopped early. Between
+        epochs of a whole schedule none is chosen: by few texts, that is to choose by chance, and
+        before the last one the rates have not fallen yet.
         """
         self.progress.refit()
-        early = len(validated.history) < self.config.epochs
-        epochs = validated.best.epoch if early else self.config.epochs
-        whole = Splits(splits.train + splits.valid, (), splits.test)
-        return self._fit(whole, self.folder, epochs)
+        both = Splits(splits.train + splits.valid, (), splits.test)
+        return self._fit(both, self.folder, validated.best.epoch)
 
     def _fit(
         self, splits: Splits, folder: Path, until: int | None = None
