@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from trainkit.bench.families import random_classifier
 from trainkit.cli import cli
@@ -117,6 +117,42 @@ def test_the_network_is_trained_through(projected, few):
     own = {n for n, _ in new.model.named_parameters() if n.startswith(("encoder.proj", "head."))}
     assert with_gradient == own
     assert all(weight.grad.any() for weight in new.model.encoder.projection.parameters())
+
+
+def keys_and_values(base, ids):
+    """What the plain encoder's own projections give for one text: (S, H) each, layer by layer."""
+    model, found = AutoModel.from_pretrained(base).eval(), []
+    for name, module in model.named_modules():
+        if name.endswith((".self.key", ".self.value")):
+            module.register_forward_hook(lambda _, inputs, output: found.append(output[0]))
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([ids]))
+    return found
+
+
+def test_it_begins_as_tokens_of_training_texts(base, few):
+    """Position p of each layer is the same token of one text, as transformers computes it."""
+    choice = ModelChoice(kind="prefix", backbone=str(base), prefix_length=5)
+    new = make_model(choice, few, CONFIG)
+    begun = [part for prefix in new.model.encoder.prefixes for part in (prefix.key, prefix.value)]
+    rows = new.encoder.token_ids([example.text for example in few.train])
+    seen = [keys_and_values(base, row) for row in rows]
+    for position in range(5):
+        expected = [part[:, position].flatten() for part in begun]  # (H,) of keys, values, keys ...
+        near = [
+            all(
+                torch.allclose(theirs[place], ours, atol=1e-5)
+                for theirs, ours in zip(text, expected, strict=True)
+            )
+            for text in seen
+            for place in range(len(text[0]))
+        ]
+        assert any(near)
+        assert not all(near)
+    again = make_model(choice, few, CONFIG).model.encoder.prefixes[1].value
+    assert torch.equal(again, begun[3])
+    other = msgspec.structs.replace(CONFIG, seed=1)
+    assert not torch.equal(make_model(choice, few, other).model.encoder.prefixes[1].value, begun[3])
 
 
 class CutOffError(BaseException):

@@ -1,12 +1,15 @@
-"""A prefix's keys and values made by a small network while they are trained, and plain after that.
+"""What a prefix's keys and values begin as, and a small network that makes them in training.
 
-Prefix-Tuning (Li & Liang 2021) trains them through an MLP, because training them directly was
-unstable there; P-Tuning v2 (Liu et al. 2022, section 3.3) finds that it helps on some tasks and
-hurts on others. Nothing of the network is left in a checkpoint or an export.
+Directly trained, they begin as those of real tokens: Prefix-Tuning (Li & Liang 2021, section 7.4)
+finds that better than random ones where texts are few. It trains them through an MLP, because
+training them directly was unstable there; P-Tuning v2 (Liu et al. 2022, section 3.3) finds that it
+helps on some tasks and hurts on others. Nothing of the network is left in a checkpoint or an
+export.
 
-L layers, P prefix, A attention heads, D head size, H = A * D hidden size.
+L layers, P prefix, A attention heads, D head size, H = A * D hidden size, S sequence.
 """
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +17,55 @@ from torch import Tensor, nn
 
 from trainkit.models.attention import KeyValuePrefix
 
-__all__ = ["PrefixProjection"]
+__all__ = ["PrefixProjection", "begin_as_tokens"]
+
+
+class _Recorder(KeyValuePrefix):
+    """No prefix, in the place of one: notes the keys and values (1, A, S, D) of the text itself."""
+
+    def __init__(self, instead: KeyValuePrefix) -> None:
+        heads, _, size = instead.key.shape
+        super().__init__(heads, 0, size)
+        self.instead = [instead]  # in a list, so as not to be a part of this module
+
+    def join(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        self.noted = key[0], value[0]
+        return key, value
+
+    def note(self, position: int, place: int) -> None:
+        """Give the prefix, at ``position``, what the token at ``place`` of the text has."""
+        key, value = self.noted
+        self.instead[0].key[:, position] = key[:, place]
+        self.instead[0].value[:, position] = value[:, place]
+
+
+@torch.no_grad()
+def begin_as_tokens(
+    encoder: nn.Module, rows: Sequence[Sequence[int]], choose: random.Random
+) -> None:
+    """Let position p of each layer's prefix begin as a token that ``choose`` takes from text p.
+
+    ``rows`` has the ids of one text a position, none empty; ``encoder`` takes (1, S) ids and mask.
+    The keys and values are those that the encoder has for that token without any prefix.
+    """
+    recorders = {
+        module: _Recorder(prefix)
+        for module in encoder.modules()
+        if isinstance(prefix := getattr(module, "prefix", None), KeyValuePrefix)
+    }
+    encoder.eval()
+    try:
+        for module, recorder in recorders.items():
+            module.prefix = recorder
+        for position, row in enumerate(rows):
+            ids = torch.tensor([row])
+            encoder(ids, torch.ones_like(ids))
+            place = choose.randrange(len(row))
+            for recorder in recorders.values():
+                recorder.note(position, place)
+    finally:
+        for module, recorder in recorders.items():
+            module.prefix = recorder.instead[0]
 
 
 class PrefixProjection(nn.Module):

@@ -1,6 +1,7 @@
 """One training run from start to end: a folder, a model, its training, temperature and scores."""
 
 import math
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from trainkit.data.vocabulary import PAD_ID, UNK_ID, word_tokenizer
 from trainkit.models import classifier
 from trainkit.models.classifier import NewModel
 from trainkit.models.phrases import PhraseEncoder
+from trainkit.models.prefix import begin_as_tokens
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.decision import FloatArray
@@ -268,12 +270,13 @@ def make_model(choice: ModelChoice, splits: Splits, config: TrainConfig | None =
     """Make the untrained model that ``choice`` names, with a vocabulary where it needs one.
 
     What is solved and not trained, the linear half of ``simple``, is complete in it; it takes the
-    class weights that ``config`` asks for, where there is one.
+    class weights that ``config`` asks for, where there is one. A prefix on a backbone begins as
+    tokens of training texts, chosen by the seed.
     """
     if choice.backbone is None:
         balanced = config is not None and config.class_weights == "balanced"
         return _from_scratch(choice, splits, balanced)
-    return classifier.new(
+    new = classifier.new(
         choice.kind,
         splits.label_names,
         backbone_name=choice.backbone,
@@ -283,6 +286,11 @@ def make_model(choice: ModelChoice, splits: Splits, config: TrainConfig | None =
         dropout=0.1 if choice.dropout is None else choice.dropout,
         head="own" if choice.head == "own" else msgspec.UNSET,
     )
+    if choice.kind == "prefix" and not choice.projection_size:
+        choose = random.Random(0 if config is None else config.seed)
+        texts = [choose.choice(splits.train).text for _ in range(choice.prefix_length)]
+        begin_as_tokens(new.model.encoder, new.encoder.token_ids(texts), choose)
+    return new
 
 
 def _from_scratch(choice: ModelChoice, splits: Splits, balanced: bool) -> NewModel:
