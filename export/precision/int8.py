@@ -112,7 +112,9 @@ class _Conversion:
             scales = emit.op("Mul", activation.scale, scale)
             result = emit.op("Mul", emit.op("Cast", integers, to=ir.DataType.FLOAT), scales)
         else:
-            # Written out: ONNX Runtime's fusion does not find these two forms.
+            # Written out: ONNX Runtime's fusion does not find these two forms. The operator adds a
+            # bias while it writes the product; an Add would read and write all of it once more.
+            inside = site.row if activation.rows is None else None
             result = emit.op(
                 "MatMulIntegerToFloat",
                 activation.values,
@@ -121,8 +123,13 @@ class _Conversion:
                 scale,
                 activation.zero_point,
                 zero,
+                *(() if inside is None else (inside,)),
                 domain=MICROSOFT,
             )
+            if inside is not None:
+                emit.place(site.node)
+                replace(site.added or site.node, result)
+                return
         if activation.rows is not None:
             result = emit.op("Mul", result, activation.rows)
         if site.bias is not None:

@@ -27,8 +27,8 @@ def check_graph(fp32: ir.Model, int8: ir.Model) -> tuple[str, ...]:
     """Return every way in which ``int8`` is another graph than ``fp32``; empty if it is the same.
 
     Each product and lookup must compute from the same input with the same weight, to a step of its
-    scale, and with the same bias; every other node must be there unchanged. Values have the same
-    names in both graphs.
+    scale, and with the same bias, which the product may have taken over from an Add; every other
+    node must be there unchanged. Values have the same names in both graphs.
     """
     return tuple(_faults(fp32, int8))
 
@@ -40,14 +40,25 @@ def _faults(fp32: ir.Model, int8: ir.Model) -> Iterator[str]:
         for site in find_sites(fp32)
         if not isinstance(site, Declined)
     }
+    # Sites that took their Add over, by the name that both outputs have had.
+    joined = {
+        str(site.added.outputs[0].name): site
+        for name, site in sites.items()
+        if isinstance(site, Product) and site.added is not None and name not in makers
+    }
+    taken = {id(site.node) for site in joined.values()}
     for node in fp32.graph:
         name = str(node.outputs[0].name)
         found = makers.get(name)
+        if id(node) in taken:
+            continue  # looked at where its Add stands
         if found is None:
             if node.op_type not in ("Transpose", "Constant", "Identity"):  # a weight was behind it
                 yield f"{name}: {node.op_type} is gone"
         elif found.op_type == node.op_type and found.domain == node.domain:
             yield from _changed(node, found)
+        elif name in joined:
+            yield from (f"{name}: {fault}" for fault in _site_faults(joined[name], found))
         elif name in sites:
             yield from (f"{name}: {fault}" for fault in _site_faults(sites[name], found))
         else:
@@ -103,7 +114,9 @@ def _site_faults(site: Product | Lookup, last: ir.Node) -> Iterator[str]:
     source = site.node.inputs[0 if isinstance(site, Product) else 1]
     if source is None or read.source != source.name:
         yield f"it reads {read.source}, not {source.name if source else None}"
-    bias = site.bias if isinstance(site, Product) else None
+    bias = None
+    if isinstance(site, Product):
+        bias = site.row if last.op_type == "MatMulIntegerToFloat" else site.bias
     if _names([read.bias]) != _names([bias]) or not _same_constant(bias, read.bias):
         yield f"it adds {_names([read.bias])[0]}, not {_names([bias])[0]} as it was"
     weight = site.weight.array
@@ -136,7 +149,10 @@ def _read_product(last: ir.Node) -> _Read | str:
             return "its scales are not multiplied"
         activation_scale, scale = inner.inputs
     elif node.op_type == "MatMulIntegerToFloat":
-        quantised, values, activation_scale, scale, _, zero = node.inputs[:6]
+        quantised, values, activation_scale, scale, _, zero, *inside = node.inputs
+        if inside and bias is not None:
+            return "it adds two biases"
+        bias = inside[0] if inside else bias
     else:
         return f"it ends at {node.op_type}, no integer product"
     source = _source(quantised, activation_scale, factors)

@@ -29,11 +29,21 @@ class Weight(NamedTuple):
 
 
 class Product(NamedTuple):
-    """``node`` multiplies its input (..., K) by ``weight`` (K, N) and adds ``bias``, if any."""
+    """``node`` multiplies its input (..., K) by ``weight`` (K, N) and adds ``bias``, if any.
+
+    ``added`` is the Add that alone reads a product without a bias and gives it one, a constant (N).
+    """
 
     node: ir.Node
     weight: Weight
     bias: ir.Value | None
+    added: ir.Node | None = None
+
+    @property
+    def row(self) -> ir.Value | None:
+        """The constant (N) that is added to each row, here or by ``added``; None without one."""
+        values = [self.bias] if self.added is None else self.added.inputs
+        return next((v for v in values if _is_row(v, self.weight.array.shape[1])), None)
 
 
 class Lookup(NamedTuple):
@@ -102,7 +112,24 @@ def _checked(node: ir.Node, weight: Weight, bias: ir.Value | None) -> Product | 
     reason = _unfit(weight)
     if reason is None and weight.array.shape[1] < LEAST_COLUMNS:
         reason = f"{weight.array.shape[1]} columns are too few to win anything"
-    return Product(node, weight, bias) if reason is None else Declined(node, reason)
+    if reason is not None:
+        return Declined(node, reason)
+    added = _bias_after(node, weight.array.shape[1]) if bias is None else None
+    return Product(node, weight, bias, added)
+
+
+def _bias_after(node: ir.Node, columns: int) -> ir.Node | None:
+    (output,) = node.outputs
+    readers = [use.node for use in output.uses()]
+    if len(readers) != 1 or output.is_graph_output() or readers[0].op_type != "Add":
+        return None
+    constant = any(_is_row(value, columns) for value in readers[0].inputs)
+    return readers[0] if constant and readers[0].domain in STANDARD_DOMAINS else None
+
+
+def _is_row(value: ir.Value | None, columns: int) -> bool:
+    tensor = value.const_value if value is not None and value.is_initializer() else None
+    return tensor is not None and tensor.shape == (columns,) and tensor.dtype == ir.DataType.FLOAT
 
 
 def _lookup(node: ir.Node) -> Iterator[Site]:

@@ -191,12 +191,16 @@ def _gather(value: ir.Value, width: int) -> ir.Node | None:
 
 def _places(slot: ir.Value, parts: int, number: int, merged: Merged, build: Builder) -> ir.Value:
     """Return parts * slot + number, the same value for the same three."""
-    key = (slot, parts, number)
-    if key not in merged:
-        dtype = (slot.dtype or ir.DataType.INT64).numpy()
-        first = build("Mul", slot, build.constant(parts, dtype), shape=dims(slot))
-        merged[key] = build("Add", first, build.constant(number, dtype), shape=dims(slot))
-    return merged[key]
+    dtype = (slot.dtype or ir.DataType.INT64).numpy()
+    if (slot, parts) not in merged:
+        merged[slot, parts] = build("Mul", slot, build.constant(parts, dtype), shape=dims(slot))
+    first = merged[slot, parts]
+    if number == 0:
+        return first
+    if (slot, parts, number) not in merged:
+        added = build("Add", first, build.constant(number, dtype), shape=dims(slot))
+        merged[slot, parts, number] = added
+    return merged[slot, parts, number]
 
 
 def _joined(values: list[ir.Value], merged: Merged, build: Builder) -> ir.Value:

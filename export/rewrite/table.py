@@ -8,6 +8,7 @@ import onnx_ir as ir
 from trainkit.export.rewrite.attention import fuse_attention
 from trainkit.export.rewrite.flatten import flatten_tokens
 from trainkit.export.rewrite.fold import fold_constants
+from trainkit.export.rewrite.gathers import gather_rows
 from trainkit.export.rewrite.merge import merge_qkv
 from trainkit.export.rewrite.narrow import narrow_last_layer
 from trainkit.export.rewrite.outcome import Outcome
@@ -30,4 +31,5 @@ REWRITES = (
     Rewrite("narrow_last_layer", narrow_last_layer),
     Rewrite("merge_qkv", merge_qkv),
     Rewrite("flatten_tokens", flatten_tokens),
+    Rewrite("gather_rows", gather_rows),
 )

@@ -53,7 +53,7 @@ class MaskPlan:
         of ONNX Runtime's CPU provider rejects (B, 1, 1, S).
         """
         if prefix_length not in self._visible:
-            mask = F.pad(self.mask, (prefix_length, 0), value=True)
+            mask = F.pad(self.mask, (prefix_length, 0), value=True) if prefix_length else self.mask
             batch, length = self.mask.shape
             self._visible[prefix_length] = mask[:, None, None, :].expand(batch, 1, length, -1)
         return self._visible[prefix_length]

@@ -77,6 +77,7 @@ def encoder_parts(rng):
         "last": np.array([1]),
         "head": normal(40, 32),
         "bias": normal(40),
+        "b_v": normal(32),
     }
 
 
@@ -88,6 +89,7 @@ def tiny_encoder(encoder_parts):
         ("MatMul", ("x", "w_q"), ("q",), {}),
         ("MatMul", ("x", "w_k"), ("k",), {}),
         ("MatMul", ("x", "w_v"), ("v",), {}),
+        ("Add", ("v", "b_v"), ("values",), {}),
         ("Transpose", ("k",), ("k_t",), {"perm": [0, 2, 1]}),
         ("MatMul", ("q", "k_t"), ("scores",), {}),
         ("Cast", ("attention_mask",), ("mask",), {"to": TensorProto.FLOAT}),
@@ -96,7 +98,7 @@ def tiny_encoder(encoder_parts):
         ("Unsqueeze", ("added", "last"), ("row",), {}),
         ("Add", ("scores", "row"), ("masked",), {}),
         ("Softmax", ("masked",), ("share",), {"axis": -1}),
-        ("MatMul", ("share", "v"), ("context",), {}),
+        ("MatMul", ("share", "values"), ("context",), {}),
         ("ReduceMean", ("context", "last"), ("pooled",), {"keepdims": 0}),
         ("Gemm", ("pooled", "head", "bias"), ("logits",), {"transB": 1}),
     ]

@@ -142,6 +142,33 @@ def test_an_input_scale_that_is_not_the_one_multiplied_by_is_refused(quantised, 
     assert any("another scale" in fault for fault in check_graph(tiny_encoder(), model))
 
 
+def test_a_product_that_took_its_bias_over_is_looked_at_as_closely(quantised, tiny_encoder):
+    settings = Int8Settings(activations="static")
+    inside = node(quantised(settings), "MatMulIntegerToFloat", "values")
+    assert inside.inputs[6].name == "b_v"
+    for sabotage, fault in [
+        (lambda model: put(model, "b_v", lambda a: a.fill(0)), "it adds b_v, not b_v as it was"),
+        (lambda model: node(model, "MatMulIntegerToFloat", "values").resize_inputs(6), "adds None"),
+        (swap_columns, "its weight differs"),
+    ]:
+        model = quantised(settings)
+        sabotage(model)
+        (found,) = check_graph(tiny_encoder(), model)
+        assert found.startswith("values: ")
+        assert fault in found
+
+
+def test_a_bias_that_is_added_twice_is_refused(quantised, tiny_encoder):
+    model = quantised(Int8Settings(activations="static"))
+    product = node(model, "MatMulIntegerToFloat", "logits")
+    twice = ir.node("Add", [product.outputs[0], model.graph.initializers["bias"]])
+    product.outputs[0].name, twice.outputs[0].name = "once", "logits"
+    product.outputs[0].replace_all_uses_with(twice.outputs[0], replace_graph_outputs=True)
+    twice.replace_input_with(0, product.outputs[0])
+    model.graph.insert_after(product, twice)
+    assert check_graph(tiny_encoder(), model) == ("logits: it adds two biases",)
+
+
 @pytest.fixture
 def cases(tiny_encoder, tokens, onnx_graph):
     model = tiny_encoder()
