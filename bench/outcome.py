@@ -18,7 +18,7 @@ from trainkit.bench.result import Absent, Engine, Measurement, Ratio, WorkloadRe
 from trainkit.bench.roofline import Roofline
 from trainkit.bench.samples import percentile, spread
 from trainkit.bench.workload import Workload
-from trainkit.export import parity
+from trainkit.export import matrix, parity
 from trainkit.serve.classifier import FloatArray, Runner
 
 __all__ = ["Raced", "Running", "noise_of", "result_of", "with_end"]
@@ -72,7 +72,7 @@ def _measurements(
     engines: Sequence[Raced], workload: Workload, roof: Roofline | None
 ) -> list[Measurement]:
     named = ((f"batch {n}", batch) for n, batch in enumerate(workload.work.batches, start=1))
-    cases = parity.reference_cases(_replay(engines[0].logits), named)
+    cases = matrix.reference_cases(_replay(engines[0].logits), named)
     baseline = _texts_per_s(engines[0], workload)
     found = []
     for engine in engines:

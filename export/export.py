@@ -14,7 +14,7 @@ import msgspec
 
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
-from trainkit.export import independence, parity
+from trainkit.export import independence, matrix, parity
 from trainkit.export.accuracy import Accuracy, Gate, measure, reference_gate
 from trainkit.export.example import input_names
 from trainkit.export.independence import Check
@@ -82,7 +82,7 @@ class Prepared(NamedTuple):
     """A source with its own answers: on the parity matrix, in other batches, on the user's data."""
 
     source: Source
-    cases: list[parity.Case]
+    cases: list[matrix.Case]
     checks: tuple[Check, ...]
     gate: Gate | None
 
@@ -136,9 +136,9 @@ def prepare(
 
     ``CheckFailedError`` where the source itself gives NaN.
     """
-    cases = parity.reference_cases(
+    cases = matrix.reference_cases(
         source.reference,
-        parity.make_cases(source.encoder, parity_texts(), blank_rows=source.blank_rows),
+        matrix.make_cases(source.encoder, parity_texts(), blank_rows=source.blank_rows),
         lambda name: told(f"PyTorch: {name}"),
     )
     checks = independence.compare_ways(
@@ -176,7 +176,7 @@ def export(
         told("verify in its final place")
         # The hashes say that these are the bytes that just passed all cases.
         moved = bundle.open_bundle(target)
-        report = _compare(moved, runner(moved), parity.brief(prepared.cases), told)
+        report = _compare(moved, runner(moved), matrix.brief(prepared.cases), told)
         if not report.passed:
             raise parity.ParityError(report, "the move to its final place")
 
@@ -184,7 +184,7 @@ def export(
         written = write_model(source, prepared.cases, prepared.gate, settings, stage, told)
         _write_tokenizer(stage, source.encoder)
         _write_config(stage, source)
-        parity.save_cases(stage / parity.PARITY_FILE, prepared.cases)
+        matrix.save_cases(stage / matrix.PARITY_FILE, prepared.cases)
         made = Bundle(stage, _manifest(source, settings, written))
         report, checks, accuracy = _prove(prepared, made, settings, told)
         manifest = bundle.write_manifest(
@@ -199,7 +199,7 @@ def export(
     return Exported(out, manifest, report, accuracy)
 
 
-def _compare(made: Bundle, run: Runner, cases: Sequence[parity.Case], told: Told) -> parity.Report:
+def _compare(made: Bundle, run: Runner, cases: Sequence[matrix.Case], told: Told) -> parity.Report:
     manifest = made.manifest
     return parity.compare(
         cases,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 import onnx_ir as ir
 
-from trainkit.export import parity
+from trainkit.export import matrix, parity
 from trainkit.export.accuracy import Gate
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import operators, save_graph
@@ -118,7 +118,7 @@ class _Proof(NamedTuple):
     path: Path
     format: Format
     source: Source
-    cases: Sequence[parity.Case]
+    cases: Sequence[matrix.Case]
     told: Told
 
     def stage(
@@ -135,7 +135,7 @@ class _Proof(NamedTuple):
         An ONNX ``graph`` is run as it is in memory, anything else from the file.
         """
         report = parity.compare(
-            parity.brief(self.cases) if few else self.cases,
+            matrix.brief(self.cases) if few else self.cases,
             graph_runner(graph) if graph else open_model(self.path, self.format),
             precision,
             lambda case: self.told(f"{self.format}, {name}: {case}"),
@@ -154,7 +154,7 @@ class _Proof(NamedTuple):
 
 def write_model(
     source: Source,
-    cases: Sequence[parity.Case],
+    cases: Sequence[matrix.Case],
     gate: Gate | None,
     settings: Settings,
     folder: Path,
@@ -212,7 +212,7 @@ def _lower(
     """Save the graph in the precision that is asked for; the search is recorded where it was."""
     with tempfile.TemporaryDirectory() as scratch:
         if settings.precision == "fp16":
-            batches = [case.batch for case in parity.short(proof.cases)]
+            batches = [case.batch for case in matrix.short(proof.cases)]
             outcome = to_fp16(graph, overflowing(graph, batches, Path(scratch)))
             save_graph(graph, proof.path, external_data=settings.external_data)
             return None, outcome

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from trainkit.export import parity
+from trainkit.export import matrix, parity
 from trainkit.export.runtimes import runner
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.errors import InputError
@@ -26,11 +26,11 @@ def verify(
     if base is not None and against is None:
         raise InputError("--base goes with --against ADAPTER; give both.")
     bundle = open_bundle(folder)
-    path = bundle.folder / parity.PARITY_FILE
+    path = bundle.folder / matrix.PARITY_FILE
     if path.name not in bundle.manifest.files:
         raise InputError(f"{folder} has no {path.name} to verify with; export the bundle again.")
     cases = (
-        parity.load_cases(path) if against is None else _fresh_cases(bundle, against, base, told)
+        matrix.load_cases(path) if against is None else _fresh_cases(bundle, against, base, told)
     )
     return parity.compare(
         cases,
@@ -43,7 +43,7 @@ def verify(
 
 def _fresh_cases(
     bundle: Bundle, against: str, base: str | None, told: Callable[[str], None]
-) -> list[parity.Case]:
+) -> list[matrix.Case]:
     from trainkit.export.export import check_same_texts, prepare
     from trainkit.export.source import open_source
 

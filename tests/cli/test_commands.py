@@ -10,7 +10,7 @@ import pytest
 from trainkit.cli import cli
 from trainkit.commands.predicting import CHUNK
 from trainkit.data.splits import load_sample
-from trainkit.export import parity
+from trainkit.export import matrix
 from trainkit.serve import bundle
 
 
@@ -177,11 +177,11 @@ def test_verify_repeats_the_proof(format, trainkit, tiny_run, tiny_bundles):
 def test_verify_fails_where_one_logit_is_another(format, trainkit, copied):
     """The hashes are right: only the comparison itself can tell."""
     folder = copied(format)
-    cases = parity.load_cases(folder / parity.PARITY_FILE)
+    cases = matrix.load_cases(folder / matrix.PARITY_FILE)
     changed = cases[40].expected.copy()
     changed[-1, 3] += 0.01
     cases[40] = cases[40]._replace(expected=changed)
-    parity.save_cases(folder / parity.PARITY_FILE, cases)
+    matrix.save_cases(folder / matrix.PARITY_FILE, cases)
     bundle.write_manifest(folder, json_manifest(folder))
     result = trainkit("verify", folder)
     assert result.exit_code == 1
@@ -207,7 +207,7 @@ def test_verify_fails_against_a_run_with_other_weights(trainkit, tiny_bundles, q
 
 def test_a_parity_file_without_cases_proves_nothing(trainkit, copied):
     folder = copied("onnx")
-    parity.save_cases(folder / parity.PARITY_FILE, [])
+    matrix.save_cases(folder / matrix.PARITY_FILE, [])
     bundle.write_manifest(folder, json_manifest(folder))
     assert trainkit("verify", folder).exit_code == 1
 
@@ -215,7 +215,7 @@ def test_a_parity_file_without_cases_proves_nothing(trainkit, copied):
 @pytest.mark.parametrize("kept_share", [pytest.param(0), 0.5, 0.9])
 def test_a_parity_file_that_cannot_be_read_is_an_input_error(kept_share, trainkit, copied):
     folder = copied("onnx")
-    path = folder / parity.PARITY_FILE
+    path = folder / matrix.PARITY_FILE
     content = path.read_bytes()
     path.write_bytes(content[: int(kept_share * len(content))])
     bundle.write_manifest(folder, json_manifest(folder))
@@ -226,7 +226,7 @@ def test_a_parity_file_that_cannot_be_read_is_an_input_error(kept_share, trainki
 
 def test_a_compressed_logit_that_is_damaged_is_an_input_error(trainkit, copied):
     folder = copied("onnx")
-    path = folder / parity.PARITY_FILE
+    path = folder / matrix.PARITY_FILE
     content = bytearray(path.read_bytes())
     content[60:90] = b"\xff" * 30  # inside the first compressed member
     path.write_bytes(content)

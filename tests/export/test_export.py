@@ -84,7 +84,7 @@ def to_onnx(model, encoder, path):
 
 def matrix(model, encoder, splits):
     texts = [example.text for example in splits.test[:16]]
-    return parity.reference_cases(classifier.torch_runner(model), parity.make_cases(encoder, texts))
+    return matrix.reference_cases(classifier.torch_runner(model), matrix.make_cases(encoder, texts))
 
 
 MODELS = [("simple", None, 0), ("prefix", None, 0), ("prefix", "bert", 3)] + [

@@ -11,8 +11,9 @@ from trainkit.export.accuracy import reference_gate
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import save_graph
 from trainkit.export.independence import RIGHT, compare_ways
+from trainkit.export.matrix import make_cases, reference_cases
 from trainkit.export.onnx_graph import export_graph
-from trainkit.export.parity import TOLERANCES, compare, make_cases, reference_cases
+from trainkit.export.parity import TOLERANCES, compare
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.gate import Limits
 from trainkit.export.precision.int8 import to_int8

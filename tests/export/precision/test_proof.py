@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from trainkit.export.parity import Case, ParityError, compare
+from trainkit.export.matrix import Case
+from trainkit.export.parity import ParityError, compare
 from trainkit.export.precision.calibration import calibrate
 from trainkit.export.precision.int8 import to_int8
 from trainkit.export.precision.proof import check_graph
