@@ -1,6 +1,5 @@
 """Texts to predictions, whatever runtime computes the logits."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -269,6 +268,8 @@ class Classifier:
 
         A call that is cancelled once it has begun computes to its end; its answer is dropped.
         """
+        import asyncio  # who awaits has it; nobody else should pay its memory and its start
+
         return await asyncio.to_thread(self, texts)
 
     @overload

@@ -487,6 +487,7 @@ def test_serving_needs_no_training_library(before, classify, tiny_bundles):
     labels, modules = json.loads(output)
     assert labels == [prediction.label for prediction in classify(TEXTS[:9])]
     assert not set(TRAINING) & set(modules)
+    assert not {"asyncio", "ssl"} & set(modules)  # memory and a start that only servers need
 
 
 def test_the_command_line_serves_without_training_libraries(tiny_bundles):
