@@ -12,7 +12,7 @@ import transformers
 
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.export import export as exporter
-from trainkit.export import graph_file, model_file, onnx_graph, parity
+from trainkit.export import graph_file, matrix, model_file, onnx_graph, parity
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.model_file import Settings
 from trainkit.export.rewrite.outcome import Outcome
@@ -82,7 +82,7 @@ def to_onnx(model, encoder, path):
     return graph_file.operators(graph)
 
 
-def matrix(model, encoder, splits):
+def cases_of(model, encoder, splits):
     texts = [example.text for example in splits.test[:16]]
     return matrix.reference_cases(classifier.torch_runner(model), matrix.make_cases(encoder, texts))
 
@@ -101,7 +101,7 @@ def test_onnx_computes_the_same_on_the_whole_matrix(
     without = kind == "simple" or family == "mpnet"  # none, or one of its own
     assert operators.get("Attention", 0) == (0 if without else 2)
     report = parity.compare(
-        matrix(model, word_encoder, splits), onnx_runner(tmp_path / "model.onnx", threads=1)
+        cases_of(model, word_encoder, splits), onnx_runner(tmp_path / "model.onnx", threads=1)
     )
     assert report.passed, report
     graph = onnx.load(tmp_path / "model.onnx")
@@ -119,7 +119,7 @@ def test_torchscript_computes_the_same_on_the_whole_matrix(
     model = make(kind, word_encoder, family, prefix)
     export_torchscript(model, example_inputs(word_encoder), tmp_path / "model.pt")
     run = torchscript_runner(tmp_path / "model.pt")
-    report = parity.compare(matrix(model, word_encoder, splits), run)
+    report = parity.compare(cases_of(model, word_encoder, splits), run)
     assert report.passed, report
 
 
@@ -132,12 +132,12 @@ def test_the_graph_keeps_nothing_of_the_machine(word_encoder, tmp_path):
 
 @pytest.fixture(scope="module")
 def good(splits, tmp_path_factory):
-    """Export one good model: its file, and its matrix."""
+    """Export one good model: its file, and its cases."""
     encoder = TextEncoder(word_tokenizer([example.text for example in splits.train]), 32, PAD_ID)
     model = make("finetune", encoder, "bert")
     path = tmp_path_factory.mktemp("good") / "model.onnx"
     to_onnx(model, encoder, path)
-    return path, matrix(model, encoder, splits)
+    return path, cases_of(model, encoder, splits)
 
 
 def perturb_one_weight(graph):
@@ -190,7 +190,7 @@ def test_an_export_without_its_prefix_is_refused(word_encoder, splits, tmp_path)
             module.prefix = None
     to_onnx(bare, word_encoder, tmp_path / "model.onnx")
     run = onnx_runner(tmp_path / "model.onnx", threads=1)
-    assert not parity.compare(matrix(model, word_encoder, splits), run).passed
+    assert not parity.compare(cases_of(model, word_encoder, splits), run).passed
 
 
 def test_a_trace_with_a_baked_in_mask_is_refused(word_encoder, splits, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_trace_with_a_baked_in_mask_is_refused(word_encoder, splits, tmp_path,
     export_torchscript(model, example_inputs(word_encoder), tmp_path / "model.pt")
     model.forward = forward
     run = torchscript_runner(tmp_path / "model.pt")
-    assert not parity.compare(matrix(model, word_encoder, splits), run).passed
+    assert not parity.compare(cases_of(model, word_encoder, splits), run).passed
 
 
 @pytest.fixture(scope="module")

@@ -40,26 +40,24 @@ class _Recorder(KeyValuePrefix):
 
 
 @torch.no_grad()
-def begin_as_tokens(
-    encoder: nn.Module, rows: Sequence[Sequence[int]], choose: random.Random
-) -> None:
+def begin_as_tokens(model: nn.Module, rows: Sequence[Sequence[int]], choose: random.Random) -> None:
     """Let position p of each layer's prefix begin as a token that ``choose`` takes from text p.
 
-    ``rows`` has the ids of one text a position, none empty; ``encoder`` takes (1, S) ids and mask.
-    The keys and values are those that the encoder has for that token without any prefix.
+    ``rows`` has the ids of one text a position, none empty; ``model`` takes (1, S) ids and mask.
+    The keys and values are those that the model has for that token without any prefix.
     """
     recorders = {
         module: _Recorder(prefix)
-        for module in encoder.modules()
+        for module in model.modules()
         if isinstance(prefix := getattr(module, "prefix", None), KeyValuePrefix)
     }
-    encoder.eval()
+    model.eval()
     try:
         for module, recorder in recorders.items():
             module.prefix = recorder
         for position, row in enumerate(rows):
             ids = torch.tensor([row])
-            encoder(ids, torch.ones_like(ids))
+            model(ids, torch.ones_like(ids))
             place = choose.randrange(len(row))
             for recorder in recorders.values():
                 recorder.note(position, place)

@@ -289,7 +289,7 @@ def make_model(choice: ModelChoice, splits: Splits, config: TrainConfig | None =
     if choice.kind == "prefix" and not choice.projection_size:
         choose = random.Random(0 if config is None else config.seed)
         texts = [choose.choice(splits.train).text for _ in range(choice.prefix_length)]
-        begin_as_tokens(new.model.encoder, new.encoder.token_ids(texts), choose)
+        begin_as_tokens(new.model, new.encoder.token_ids(texts), choose)
     return new
 
 
