@@ -72,10 +72,10 @@ def train(
 
     Best is the highest validation accuracy, then the lowest validation loss, or the last epoch of
     all where a refit will go as far; with ``until``, it is that epoch, with which the training
-    ends, and no validation text is looked at. An interrupt
-    (Ctrl-C) ends the training of one process as if it were over. The state is kept: whoever has
-    done what comes after the training forgets it. ``DivergedError`` where the loss stops being a
-    number, ``InputError`` where the state cannot be written.
+    ends, and no validation text is looked at. An interrupt (Ctrl-C) ends the training of one
+    process as if it were over. The state is kept: whoever has done what comes after the training
+    forgets it. ``DivergedError`` where the loss stops being a number, ``InputError`` where the
+    state cannot be written.
     """
     # Not the same numbers in each process: dropout would drop the same units of their texts.
     seed_everything((config.seed + group.rank) % 2**32)

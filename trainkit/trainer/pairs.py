@@ -91,8 +91,9 @@ def fit(
 
     solver.step(loss)
     loss()
-    steepest = max(float(part.grad.abs().max()) for part in (weight, bias) if part.grad is not None)
-    if not steepest <= TOLERANCE:
+    slopes = [part.grad.flatten() for part in (weight, bias) if part.grad is not None]
+    steepest = float(torch.cat(slopes).abs().max())
+    if not steepest <= TOLERANCE:  # NaN too
         logger.warning(
             "the weights of words and pairs are not at the minimum of their loss after %d "
             "iterations: its gradient has %.1e, where at most %.0e was wanted; they are used as "
