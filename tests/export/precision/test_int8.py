@@ -247,6 +247,21 @@ def test_a_static_product_whose_input_was_not_calibrated_stays(product):
 
 
 @pytest.mark.parametrize("activations", ["per token", "static", "dynamic"])
+def test_a_bias_is_added_wherever_it_stands(product, rng, onnx_graph, activations):
+    """Behind the product, or within it where the operator takes one: then no Add is left."""
+    make, weight, x = product
+    bias = rng.normal(0, 1, 64).astype(np.float32)
+    nodes = [("MatMul", ("x", "w"), ("bare",), {}), ("Add", ("b", "bare"), ("logits",), {})]
+    inputs = {"x": (TensorProto.FLOAT, ["rows", 48])}
+    added, bare = onnx_graph.build(nodes, {"w": weight, "b": bias}, inputs), make()
+    for model in (added, bare):
+        to_int8(model, Int8Settings(activations=activations), RANGES)
+    assert onnx_graph.counts(added).get("Add", 0) == (activations != "static")
+    expected = onnx_graph.run(bare, x=x) + bias
+    np.testing.assert_allclose(onnx_graph.run(added, x=x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("activations", ["per token", "static", "dynamic"])
 def test_a_row_alone_answers_as_among_others_but_for_dynamic_scales(
     product, onnx_graph, activations
 ):
