@@ -14,9 +14,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from trainkit.export import matrix, parity
+from trainkit.export import parity
 from trainkit.export.graph_file import save_graph
-from trainkit.export.matrix import Case
+from trainkit.export.matrix import Case, masks
 from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
@@ -192,7 +192,7 @@ def _batches(roles: Roles) -> Iterator[tuple[str, Batch]]:
     batches = BATCH_SIZES if batch_axis is None else (batch_axis,)
     for length, batch in itertools.product(lengths, batches):
         ids = random.integers(0, roles.vocabulary, size=(batch, length), dtype=np.int64)
-        for kind, mask in matrix.masks(batch, length):
+        for kind, mask in masks(batch, length):
             if roles.mask is not None or kind == "full":
                 yield f"{batch} x {length}, {kind}", Batch(ids, mask)
 

@@ -67,7 +67,7 @@ def _read(node: ir.Node) -> _Site | None:
     data, places = gather.inputs
     assert data is not None
     row = [dim if isinstance(dim, int) else 0 for dim in (dims(data) or ())[1:]]
-    if prod(row) != after[-1] or len(dims(places) or ()) != 1:
+    if not row or prod(row) != after[-1] or len(dims(places) or ()) != 1:
         return None
     # Whole rows already, and one Reshape with them: as good as a Reshape of the places.
     if len(row) < 2 and any(isinstance(dim, int) for dim in after[:-1]):

@@ -65,6 +65,9 @@ DECLINES = {
         target = Concat <axis = 0> (s, width)  q = Reshape (g, row)  i2 = Gather (q, i)
         e = Relu (i2)  y = Reshape (e, target)""",
     "the rows are the output": f"{UNPACK}  y = Reshape (g, target)",
+    "each number is a row": """i = Reshape (places, flat)  v = Reshape (x, flat)
+        g = Gather <axis = 0> (v, i)  c = Reshape (g, column)  t = MatMul (c, wide)
+        s = Shape (places)  target = Concat <axis = 0> (s, width)  y = Reshape (t, target)""",
     "rows are cut up": f"""{UNPACK}  c = Reshape (g, halves)  r = Relu (c)
                            y = Reshape (r, target)""",
 }
@@ -79,6 +82,8 @@ def test_it_declines(case, graph_of, operators):
         width=np.array([H]),
         zeros=np.zeros(A, np.int64),
         halves=np.array([-1, D]),
+        column=np.array([-1, 1]),
+        wide=np.ones((1, H), np.float32),
         **ROWS,
     )
     before = operators(model)
