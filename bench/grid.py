@@ -1,9 +1,9 @@
 """trainkit beside the others on full batches of every size and length, where padding costs none.
 
-``python -m trainkit.bench.grid FOLDER``, the suite's folder of one model, races random ids in
-batches without padding, in which nothing is saved by leaving padding out. Writes
-``bench/results/grid-NAME.json``. Every engine keeps the memory of its largest batch: 64 x 512 of
-MiniLM takes more than 24 GB in a dozen of them.
+``python -m trainkit.bench.grid FOLDER --data DATA``, the suite's folder of one model, races the
+tokens of DATA's test texts in batches without padding, in which nothing is saved by leaving padding
+out. Writes ``bench/results/grid-NAME.json``. Every engine keeps the memory of its largest batch:
+64 x 512 of MiniLM takes more than 24 GB in a dozen of them.
 """
 
 import sys
@@ -19,7 +19,9 @@ from trainkit.bench.protocol import Work
 from trainkit.bench.result import Result, Settings, WorkloadResult, check, save
 from trainkit.bench.workload import Workload, prepare
 from trainkit.console import steps
+from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
+from trainkit.data.splits import load_split
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.cores import usable_cores
 
@@ -28,11 +30,13 @@ __all__ = ["main", "markdown"]
 RESULTS = Path("bench/results")
 BATCH_SIZES = (1, 8, 32)
 LENGTHS = (1, 8, 32, 128, 512)
+TEXTS = 200
 LONG = 4096  # tokens, from which one batch a round is enough
 
 
 @click.command(cls=OneSentence)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--name", default="minilm", show_default=True)
 @click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=BATCH_SIZES)
 @click.option("--length", "lengths", multiple=True, type=int, default=LENGTHS)
@@ -42,6 +46,7 @@ LONG = 4096  # tokens, from which one batch a round is enough
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
     folder: Path,
+    data: Path,
     name: str,
     batch_sizes: tuple[int, ...],
     lengths: tuple[int, ...],
@@ -62,15 +67,15 @@ def main(
         min_seconds=min_seconds,
         min_rounds=min_rounds,
     )
-    texts = [Example("How far is it to Denver?", "")]  # the workloads of texts are not raced
+    texts = [Example(example.text, "") for example in load_split(data, Columns(), "test")[:TEXTS]]
     made = prepare([spec.source for spec in specs], texts, settings)
     with steps() as told:
         wait_for_calm(60 * calm_minutes, told)
         result = race.run_on(
-            [_short(one) for one in made if one.length is not None],
+            [_short(one) for one in made if one.length is not None],  # not the texts themselves
             specs,
             settings,
-            data="random ids",
+            data=data.name,
             progress=told,
             command=["python", "-m", "trainkit.bench.grid", *sys.argv[1:]],
         )

@@ -89,7 +89,7 @@ def _length(result: Result) -> Plot | Missing:
     title = "Latency against length"
     grid = [work for work in result.workloads if work.scenario == "grid"]
     if len({work.length for work in grid}) < 2:
-        return Missing(title, "it needs two lengths of random ids or more")
+        return Missing(title, "it needs full batches of two lengths or more")
     sizes = sorted({work.batch_size for work in grid})
     panels = [
         Panel(
@@ -104,7 +104,7 @@ def _length(result: Result) -> Plot | Missing:
     ]
     return Plot(
         title,
-        "Full batches of random ids. The median time of a batch, over rounds.",
+        "Full batches. The median time of a batch, over rounds.",
         "tokens a text",
         "ms a batch",
         tuple(panels),

@@ -139,7 +139,7 @@ Reply: TypeAlias = Ready | NotThere | Done | Measured | Failed
 class Work(NamedTuple):
     """The same work twice: padded batches of ids, and the texts in them, one list a batch.
 
-    Batches of random ids have no ``texts``.
+    Batches of one length have no ``texts``.
     """
 
     batches: list[Batch]

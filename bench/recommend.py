@@ -169,8 +169,8 @@ def recommend(result: Result, wanted: Wanted) -> Recommendation:
 def _pool(result: Result) -> tuple[list[WorkloadResult], list[str]]:
     """Return the workloads whose figures can be ranked with each other, and what to know of them.
 
-    Texts come before random ids, which come before a load, where the arrivals set the texts a
-    second; of random ids those of the greatest length, of loads the highest.
+    Texts come before full batches, which come before a load, where the arrivals set the texts a
+    second; of full batches those of the greatest length, of loads the highest.
     """
     of_texts = [work for work in result.workloads if work.scenario in ("offline", "single-stream")]
     if of_texts:

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Scenario: TypeAlias = Literal["offline", "single-stream", "server", "grid"]
-"""MLPerf Inference's scenarios (Reddi et al. 2020), and batches of random ids of one length.
+"""MLPerf Inference's scenarios (Reddi et al. 2020), and full batches of one length.
 
 offline: batches of texts, one after the other. single-stream: one text after the other. server:
 single texts that arrive by a Poisson process, latency from the moment that each was due.

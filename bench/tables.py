@@ -224,7 +224,7 @@ def _difference(measured: Measurement) -> str:
 def _title(result: Result, workload: WorkloadResult) -> str:
     work = f"{workload.texts} texts"
     if workload.scenario == "grid":
-        work = f"{workload.batches} batches of random ids"
+        work = f"{workload.batches} full batches of the texts' tokens"
     elif workload.scenario == "server":
         work += ", Poisson arrivals"
     threads = _threads(result)

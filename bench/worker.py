@@ -118,7 +118,7 @@ def _items(engine: Engine, work: Work) -> Sequence[Any]:
     if engine.run is not None:
         return work.batches
     if not work.texts:
-        raise NotThereError("it takes texts, and these are random ids")
+        raise NotThereError("it takes texts, and these are token ids")
     return work.texts
 
 

@@ -1,6 +1,7 @@
-"""What is computed: texts and random ids in batches, made once, so that every engine gets the same.
+"""What is computed: texts in batches, made once, so that every engine gets the same.
 
-Texts are tokenised here, in their order of arrival, and that is timed apart.
+Texts are tokenised here, in their order of arrival, and that is timed apart. Full batches of one
+length are made of the same tokens.
 """
 
 import itertools
@@ -45,7 +46,7 @@ class Workload(NamedTuple):
 
     @property
     def texts(self) -> int:
-        """Return the number of texts, or of rows of random ids."""
+        """Return the number of texts, or of rows made of their tokens."""
         return sum(len(batch.input_ids) for batch in self.work.batches)
 
     @property
@@ -135,8 +136,12 @@ def _workloads(
         work = _of_texts(facts, texts, 1, name="", scenario="server")
         for rate in settings.rates:
             yield work._replace(name=f"server, {rate:g} requests/s", rate=rate)
-    for length, batch_size in itertools.product(settings.lengths, settings.batch_sizes):
-        yield _grid(facts, batch_size, length, settings.seed)
+    if settings.lengths:
+        rows = [row for row in facts.encoder.token_ids(texts) if row]
+        if not rows:
+            raise InputError("none of the texts has a token; give others.")
+        for length, batch_size in itertools.product(settings.lengths, settings.batch_sizes):
+            yield _grid(facts, rows, batch_size, length)
 
 
 def _expected(labels: tuple[str, ...], examples: Sequence[Example]) -> tuple[int, ...] | None:
@@ -172,19 +177,20 @@ def _of_texts(
     )
 
 
-def _grid(facts: _Facts, batch_size: int, length: int, seed: int) -> Workload:
-    """Make full batches of random ids: what a length costs, without the texts' own lengths."""
+def _grid(facts: _Facts, texts: Sequence[Sequence[int]], batch_size: int, length: int) -> Workload:
+    """Make full batches of the texts' tokens: what a length costs, without the texts' own lengths.
+
+    A row is one text and those behind it, cut to ``length``; the next row begins with the next text.
+    """
     if length > facts.encoder.max_length:
         raise InputError(
             f"length {length} is beyond the model's {facts.encoder.max_length}; give a lower one."
         )
-    random = np.random.default_rng(seed)
     shape = (batch_size, length)
     types = np.zeros(shape, np.int64) if facts.encoder.token_types else None
-    vocabulary = facts.encoder.tokenizer.get_vocab_size()
+    rows = np.array([_row(texts, first, length) for first in range(GRID_BATCHES * batch_size)])
     batches = [
-        Batch(random.integers(0, vocabulary, shape), np.ones(shape, np.int64), types)
-        for _ in range(GRID_BATCHES)
+        Batch(ids, np.ones(shape, np.int64), types) for ids in rows.reshape(GRID_BATCHES, *shape)
     ]
     return Workload(
         name=f"grid, {batch_size} x {length}",
@@ -194,6 +200,11 @@ def _grid(facts: _Facts, batch_size: int, length: int, seed: int) -> Workload:
         length=length,
         useful_flop=_flop(facts, batches),
     )
+
+
+def _row(texts: Sequence[Sequence[int]], first: int, length: int) -> list[int]:
+    endless = (texts[number % len(texts)] for number in itertools.count(first))
+    return list(itertools.islice(itertools.chain.from_iterable(endless), length))
 
 
 def _flop(facts: _Facts, batches: Sequence[Batch]) -> float | None:

@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from trainkit.bench import outcome, process, race, result
 from trainkit.bench.engines import Spec
 from trainkit.bench.environment import Environment
 from trainkit.bench.protocol import WarmUp, Work
 from trainkit.bench.result import Measurement, Ratio, Result, Settings
-from trainkit.bench.workload import Workload
+from trainkit.bench.workload import Workload, prepare
 from trainkit.data.readers import Example
 from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.bundle import FORMAT_VERSION, Manifest, write_manifest
@@ -172,13 +173,13 @@ def test_a_runtime_that_is_not_there_is_listed_and_the_baseline_must_be(tmp_path
         bench(tmp_path / "again", ["absent", "sleep-0"])
 
 
-def test_a_runtime_that_takes_texts_does_them_and_no_random_ids(tmp_path: Path) -> None:
+def test_a_runtime_that_takes_texts_does_them_and_no_token_ids(tmp_path: Path) -> None:
     measured = bench(tmp_path, ["sleep-0", "reader"], lengths=(8,))
     texts, grid = measured.workloads
     assert [m.wrong for m in texts.measurements] == [False, False]
     assert measured.engines[1].tokenises
     assert [m.engine for m in grid.measurements] == [0]
-    assert grid.absent[0].reason == "it takes texts, and these are random ids"
+    assert grid.absent[0].reason == "it takes texts, and these are token ids"
     assert (grid.length, grid.padding_share, grid.tokens) == (8, 0, 4 * 2 * 8)
 
 
@@ -224,6 +225,16 @@ def test_texts_keep_their_order_and_the_last_batch_is_smaller(tmp_path: Path) ->
     assert engine.file_bytes > 100
     assert engine.peak_rss_bytes is None or engine.peak_rss_bytes > 1e6
     assert engine.cold_start_s > engine.load_s > 0
+
+
+def test_full_batches_are_made_of_the_texts_one_after_the_other(tmp_path: Path) -> None:
+    source = bundle(tmp_path / "sleep-0")
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    endless = [tokenizer.encode(text).ids for text in TEXTS * 10]
+    _, workload = prepare([source], EXAMPLES, quick(lengths=(20,)))
+    rows = [row.tolist() for batch in workload.work.batches for row in batch.input_ids]
+    assert rows == [sum(endless[first:], [])[:20] for first in range(8)]
+    assert all(batch.attention_mask.all() for batch in workload.work.batches)
 
 
 def test_rounds_go_on_until_both_time_and_count_are_enough(tmp_path: Path) -> None:
@@ -325,6 +336,9 @@ def test_input_that_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         race.run([spec], [Example("Who ?", "A"), Example(" ", "A")], quick())
     with pytest.raises(InputError, match="length 65 is beyond the model's 64"):
         race.run([spec], EXAMPLES, quick(lengths=(65,)))
+    deaf = bundle(tmp_path / "sleep-1", tokenizer=Tokenizer(BPE()))
+    with pytest.raises(InputError, match="none of the texts has a token"):
+        race.run([Spec("onnx", deaf)], EXAMPLES, quick(lengths=(8,)))
     with pytest.raises(InputError, match="batch_sizes must be at least 1, not 0; min_rounds"):
         Settings(batch_sizes=(0,), threads=(1,), min_rounds=0)
     with pytest.raises(InputError, match="rates must be above 0"):

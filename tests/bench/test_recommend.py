@@ -115,7 +115,7 @@ def test_precision_and_accuracy_limit_the_choice() -> None:
         recommend(unlabelled, Wanted(min_accuracy=90))
 
 
-def test_texts_come_before_random_ids_and_lengths_are_not_mixed() -> None:
+def test_texts_come_before_full_batches_and_lengths_are_not_mixed() -> None:
     grid = [results.Work("grid", 8, length=length) for length in (4, 128)]
     choice = chosen(results.result(works=[*grid, *SIZES])).choice
     assert choice is not None
