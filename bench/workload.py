@@ -180,7 +180,7 @@ def _of_texts(
 def _grid(facts: _Facts, texts: Sequence[Sequence[int]], batch_size: int, length: int) -> Workload:
     """Make full batches of the texts' tokens: what a length costs, without their own lengths.
 
-    A row is one text and those behind it, cut to ``length``; the next row begins with the next text.
+    A row is one text and those behind it, cut to ``length``; the next row begins one text later.
     """
     if length > facts.encoder.max_length:
         raise InputError(
