@@ -189,7 +189,7 @@ def test_a_full_disk_is_said_and_the_last_state_is_kept(few, whole, tmp_path, mo
 def test_a_command_that_is_killed_again_and_again_comes_to_its_end(tmp_path):
     """kill -9 at random moments, wherever the process then is."""
     train = [sys.executable, "-m", "trainkit", "train", "--runs", str(tmp_path)]
-    train += ["--data", "sample", "--model", "simple", "--epochs", "2", "--max-length", "24"]
+    train += ["--data", "sample", "--model", "simple", "--epochs", "6", "--max-length", "24"]
     train += ["--device", "cpu"]
     subprocess.run([*train, "--name", "whole"], check=True, capture_output=True)
     folder, rng, kills = tmp_path / "run", random.Random(0), 0
@@ -198,7 +198,7 @@ def test_a_command_that_is_killed_again_and_again_comes_to_its_end(tmp_path):
         log = (tmp_path / "log").open("wb")
         with log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             _wait_for_progress(folder, process)
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 0.2))
             if kills < 4:
                 process.kill()
                 kills += process.wait() != 0
