@@ -13,6 +13,7 @@ from trainkit.bench import (
     footprint,
     grid,
     growth,
+    operators,
     serving_result,
     training,
 )
@@ -26,7 +27,7 @@ __all__ = ["BLOCKS", "filled"]
 BLOCKS = {
     "README.md": ("headline", "accuracy", "parity", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
-    "bench/NOTES.md": ("ablation-trec",),
+    "bench/NOTES.md": ("operators", "ablation-trec"),
     "docs/library.md": ("footprint",),
     "docs/load.md": ("serving",),
     "docs/rewrites.md": ("growth",),
@@ -81,6 +82,8 @@ def _block(name: str, results: Path) -> str:
         return grid.markdown(load(path))
     if name == "growth":
         return growth.markdown(growth.load(path))
+    if name == "operators":
+        return operators.markdown(operators.load(path))
     if name == "training":
         return training.markdown(training.load(path))
     if name == "serving":

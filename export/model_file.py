@@ -30,6 +30,7 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.runtimes import open_model
 from trainkit.export.source import Source
 from trainkit.serve.bundle import MODEL_FILES, Format, Precision
+from trainkit.serve.classifier import BATCH_SIZE, CPU_TOKENS, Classifier
 from trainkit.serve.decision import FloatArray
 from trainkit.serve.errors import CheckFailedError, InputError
 
@@ -239,22 +240,33 @@ def _search(proof: _Proof, gate: Gate | None, settings: Settings, scratch: Path)
             "int8 is judged by its decisions, and a regression has none; use --precision fp16."
         )
     source = proof.source
-    classifier = source.classifier()
 
     def evaluate(path: Path) -> FloatArray:
-        classifier.run = open_model(path, "onnx")
+        classifier = Classifier(
+            source.encoder,
+            open_model(path, "onnx"),
+            source.labels,
+            source.problem_type,
+            equal_lengths=source.equal_lengths,
+            max_tokens=CPU_TOKENS,
+        )
         return classifier.logits(gate.texts)
 
+    def fault(path: Path) -> str:
+        run = open_model(path, "onnx")
+        return parity.compare(
+            proof.cases, run, settings.precision, problem_type=source.problem_type
+        ).why
+
     rows = source.encoder.tokens(gate.texts[:CALIBRATION_TEXTS])
-    starts = range(0, len(rows), classifier.batch_size)
+    starts = range(0, len(rows), BATCH_SIZE)
     return search(
         lambda: ir.load(proof.path),
         gate,
         settings.limits(),
         evaluate,
         scratch,
-        calibration=[
-            source.encoder.pad(rows[start : start + classifier.batch_size]) for start in starts
-        ],
+        calibration=[source.encoder.pad(rows[start : start + BATCH_SIZE]) for start in starts],
+        fault=fault,
         told=proof.told,
     )

@@ -151,7 +151,6 @@ class Classifier:
                 raise InputError(f"{name} must be at least 1, not {value}.")
         check_temperature(temperature, problem_type)
         self.encoder = encoder
-        self.run = run
         self.labels = tuple(labels)
         self.problem_type = problem_type
         self.equal_lengths = equal_lengths
@@ -159,6 +158,11 @@ class Classifier:
         self.max_tokens = max_tokens
         self.temperature = temperature
         self._forwards = _Forwards(run, workers)
+
+    @property
+    def run(self) -> Runner:
+        """Return the model, from a padded batch to (B, C) logits."""
+        return self._forwards.run
 
     @classmethod
     def load(

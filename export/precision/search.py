@@ -83,6 +83,7 @@ def search(
     *,
     calibration: Sequence[Batch] = (),
     candidates: Sequence[Int8Settings] = CANDIDATES,
+    fault: Callable[[Path], str] = lambda path: "",
     told: Callable[[str], None] = lambda step: None,
 ) -> Found:
     """Find the first settings whose int8 graph stays within ``limits`` on the texts of ``gate``.
@@ -90,9 +91,10 @@ def search(
     ``fresh`` returns the fp32 graph, a copy of its own each time. ``evaluate`` opens a file and
     returns its logits on the gate's texts. ``scratch`` is an empty folder for files.
     ``calibration`` are batches of texts, best not those of the gate; without any, candidates
-    with static activations are left out.
+    with static activations are left out. ``fault`` says what else is wrong with a file that the
+    gate lets through, nothing where all is well.
     """
-    return _Search(fresh, gate, limits, evaluate, scratch, calibration, told).run(
+    return _Search(fresh, gate, limits, evaluate, scratch, calibration, fault, told).run(
         [one for one in candidates if calibration or one.activations != "static"]
     )
 
@@ -114,6 +116,7 @@ class _Search:
     evaluate: Evaluate
     scratch: Path
     calibration: Sequence[Batch]
+    fault: Callable[[Path], str]
     told: Callable[[str], None]
     fp32_bytes: int = 0
     ranges: dict[float, dict[str, Range]] = field(default_factory=dict)
@@ -177,7 +180,10 @@ class _Search:
         except Exception as error:  # whatever a runtime raises is a finding about this candidate
             said = str(error).splitlines() or ["no message"]
             return Verdict(passed=False, reason=f"{type(error).__name__}: {said[0]}")
-        return judge(logits, self.gate, self.limits)
+        verdict = judge(logits, self.gate, self.limits)
+        if verdict.passed and (fault := self.fault(path)):
+            return msgspec.structs.replace(verdict, passed=False, reason=fault)
+        return verdict
 
     def _result(self, chosen: Try | None) -> SearchResult:
         return SearchResult(

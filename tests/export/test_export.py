@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from trainkit.data.splits import load_sample
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.export import export as exporter
 from trainkit.export import graph_file, matrix, model_file, onnx_graph, parity
@@ -210,6 +211,20 @@ def prepared(run_folder):
 
 
 TORCHSCRIPT = Settings(format="torchscript")
+
+
+def test_int8_settings_are_judged_by_what_they_compute_themselves(tiny_run, tmp_path):
+    """And not by the model that they come from, whose labels are all right."""
+    prepared = exporter.prepare(open_source(str(tiny_run)), load_sample())
+    settings = Settings(precision="int8", max_accuracy_drop=100, min_label_agreement=0)
+    told = []
+    made = exporter.export(prepared, tmp_path / "int8", settings, told=told.append)
+    manifest = made.manifest
+    chosen = manifest.search["chosen"]
+    assert chosen["max_abs"] == pytest.approx(manifest.accuracy["max_abs"], rel=1e-3)
+    assert chosen["max_abs"] > 1e-4
+    # Its noise is one figure of the whole matrix, in its final place too.
+    assert len(told[told.index("verify in its final place") + 1 :]) == len(prepared.cases)
 
 
 def test_a_refused_export_leaves_nothing_and_loses_nothing(prepared, tmp_path, monkeypatch):

@@ -64,6 +64,21 @@ def calibration(rows=2):
     return [Batch(ids, np.ones_like(ids))]
 
 
+def test_what_the_gate_lets_through_may_have_another_fault(tiny_encoder, answers, tmp_path):
+    seen = []
+
+    def fault(path):
+        assert path.is_file()
+        seen.append(path)
+        return "noisy" if len(seen) == 1 else ""
+
+    fake = Fake(wrong(answers, 10), answers.logits)
+    given = {"calibration": calibration(), "fault": fault}
+    tries = search(tiny_encoder, answers, LIMITS, fake, tmp_path, **given).result.tries
+    assert [one.reason for one in tries[1:]] == ["noisy", ""]
+    assert (len(seen), tries[1].drop_points, tries[1].passed) == (2, 0, False)
+
+
 def test_the_first_that_passes_is_chosen_and_the_order_is_that_of_the_candidates(
     tiny_encoder, answers, tmp_path
 ):
