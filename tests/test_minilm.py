@@ -6,6 +6,7 @@ import shutil
 import pytest
 import safetensors.torch
 
+from tests.threads import all_cores
 from trainkit.bench import cold_start
 from trainkit.data.splits import Splits
 from trainkit.export.export import export_all, target
@@ -37,10 +38,11 @@ def folder(splits, tmp_path_factory):
     shutil.copytree(backbone.resolve("minilm"), place / "backbone")
     choice = ModelChoice(kind="prefix", backbone=str(place / "backbone"), max_length=64)
     config = TrainConfig(epochs=6, learning_rate=1e-2)
-    start(choice, splits, config, place / "run")
     run = place / "run"
-    goals = [target(str(run), name, Settings(), run / name) for name in ("onnx", "torchscript")]
-    export_all(open_source(str(run)), goals)
+    with all_cores():
+        start(choice, splits, config, run)
+        goals = [target(str(run), name, Settings(), run / name) for name in ("onnx", "torchscript")]
+        export_all(open_source(str(run)), goals)
     return run
 
 

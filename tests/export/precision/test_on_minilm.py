@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from tests.threads import all_cores
 from trainkit.export.accuracy import reference_gate
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import save_graph
@@ -47,7 +48,7 @@ def model(splits):
     def states(examples):
         batch = encoder.pad(encoder.tokens([example.text for example in examples]))
         ids, mask = (torch.from_numpy(batch.tensors()[name]) for name in input_names(encoder)[:2])
-        with torch.inference_mode():
+        with all_cores(), torch.inference_mode():
             return masked_mean(network.encoder(ids, mask), mask).numpy()
 
     head = LogisticRegression(max_iter=500)
