@@ -82,8 +82,16 @@ class Shares(NamedTuple):
 @click.command(cls=OneSentence)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--data", multiple=True, required=True)
-@click.option("--texts", default=100, show_default=True, help="Of the test set, from its start.")
-@click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1, 32])
+@click.option(
+    "--texts",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Of the test set, from its start.",
+)
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, type=click.IntRange(min=1), default=[1, 32]
+)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
     bundles: tuple[Path, ...],

@@ -30,7 +30,7 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.runtimes import open_model
 from trainkit.export.source import Source
 from trainkit.serve.bundle import MODEL_FILES, Format, Precision
-from trainkit.serve.classifier import BATCH_SIZE, CPU_TOKENS, Classifier
+from trainkit.serve.classifier import BATCH_SIZE
 from trainkit.serve.decision import FloatArray
 from trainkit.serve.errors import CheckFailedError, InputError
 
@@ -242,15 +242,7 @@ def _search(proof: _Proof, gate: Gate | None, settings: Settings, scratch: Path)
     source = proof.source
 
     def evaluate(path: Path) -> FloatArray:
-        classifier = Classifier(
-            source.encoder,
-            open_model(path, "onnx"),
-            source.labels,
-            source.problem_type,
-            equal_lengths=source.equal_lengths,
-            max_tokens=CPU_TOKENS,
-        )
-        return classifier.logits(gate.texts)
+        return source.classifier(open_model(path, "onnx")).logits(gate.texts)
 
     def fault(path: Path) -> str:
         run = open_model(path, "onnx")

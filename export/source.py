@@ -54,11 +54,11 @@ class Source(NamedTuple):
     blank_rows: bool = True
     temperature: float | msgspec.UnsetType = msgspec.UNSET
 
-    def classifier(self) -> Classifier:
-        """Return the reference as a classifier of texts."""
+    def classifier(self, run: Runner | None = None) -> Classifier:
+        """Return the reference as a classifier of texts, or ``run`` in its place."""
         return Classifier(
             self.encoder,
-            self.reference,
+            run or self.reference,
             self.labels,
             self.problem_type,
             equal_lengths=self.equal_lengths,

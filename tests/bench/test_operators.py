@@ -53,6 +53,14 @@ def test_a_real_bundle_has_the_operators_of_its_graph(tiny_bundles, tmp_path):
     assert sum(float(row[2].split("%")[0]) for row in rows[:-1]) == pytest.approx(100, abs=1)
 
 
+@pytest.mark.parametrize("option", ["--texts", "--batch-size"])
+def test_none_of_something_is_one_sentence(option, tiny_bundles):
+    arguments = [str(tiny_bundles["onnx"]), "--data", "sample", option, "0"]
+    done = CliRunner().invoke(operators.main, arguments)
+    assert done.exit_code == 2
+    assert option in done.output
+
+
 @pytest.mark.parametrize("kind", ["torchscript", "nowhere"])
 def test_a_folder_that_cannot_be_profiled_is_one_sentence(kind, copied, tmp_path):
     folder = copied("torchscript") if kind == "torchscript" else tmp_path / "nowhere"
