@@ -83,7 +83,9 @@ def train(
         _check_alone(click.get_current_context())
         task = _resumed(resume)
     elif source is None or (settings["model"] is None and config is None):
-        raise InputError("--data and --model are needed (or --config FILE in place of --model), or --resume RUN.")
+        raise InputError(
+            "--data and --model are needed (or --config FILE in place of --model), or --resume RUN."
+        )
     else:
         choice, training, automatic = _settings(settings, config)
         data = source_of(source, test, labels, text_column, label_column)
