@@ -248,3 +248,9 @@ def test_a_base_without_an_adapter_is_refused(hub_folder, tiny_bundles, question
         done = CliRunner().invoke(cli, [*arguments, "--base", str(hub_folder)])
         assert done.exit_code == 2
         assert told in done.output
+
+
+@pytest.mark.parametrize("option", [{"base": "somewhere"}, {"max_length": 8}])
+def test_a_run_has_its_own_base_and_length(option, tiny_run):
+    with pytest.raises(InputError, match="is a run, which has its own --"):
+        open_source(str(tiny_run), **option)
