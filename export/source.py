@@ -85,9 +85,6 @@ def open_source(
             f"{name} is a bundle, exported already; give the run or the model that it came from."
         )
     if (folder / checkpoint.CHECKPOINT).is_file():
-        if base is not None or max_length is not None:
-            option = "--max-length" if base is None else "--base"
-            raise InputError(f"{name} is a run, which has its own {option}; leave it out.")
         return _run(folder)
     if not folder.is_dir() and _is_path(name):
         raise InputError(
