@@ -103,11 +103,14 @@ class Model:
     async def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
         """Tokenise, long texts in a thread; ``InputError`` names the text that is wrong.
 
-        ``QueueFullError`` where more would wait than may; a request alone never does.
+        ``QueueFullError`` where more would wait than may, which a request alone never does;
+        ``UnavailableError`` once the model is closed.
         """
         count = sum(map(characters, texts))
         if count <= SHORT:
             return self.classifier.tokens(texts)
+        if not self._batcher.running:
+            raise UnavailableError("the model is stopped")
         most = MOST_CHARACTERS * self._settings.queue_tokens
         if self._characters and self._characters + count > most:
             raise QueueFullError(RETRY_S)
@@ -133,7 +136,7 @@ class Model:
         """Take nothing new, finish what is queued, stop the process."""
         await self._batcher.close(grace_s)
         await self._engine.close()
-        self._tokenisers.shutdown(wait=False, cancel_futures=True)
+        self._tokenisers.shutdown(wait=False)
 
     async def retire(self, grace_s: float = 30.0) -> None:
         """Close once those who hold it still have asked: after a while without a question."""

@@ -408,5 +408,8 @@ def test_texts_that_wait_for_the_tokenizer_are_bounded(monkeypatch):
         go_on.set()
         assert len(await first) == 1
         assert len(await model.tokens(long)) == 1
+        await model.close()
+        with pytest.raises(UnavailableError):
+            await model.tokens(long)
 
     served(scenario, settings=msgspec.structs.replace(SETTINGS, queue_tokens=200))
