@@ -12,7 +12,6 @@ from pathlib import Path
 import onnxruntime as ort
 
 from trainkit.bench.engine import Engine, NotThereError, versions_of
-from trainkit.bench.engines import open_engine
 from trainkit.bench.worker import speak
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.classifier import Runner, in_parts
@@ -47,14 +46,12 @@ def open_variant(name: str, source: Path, threads: int) -> Engine:
     ``NotThereError`` where the bundle cannot have the variant.
     """
     bundle = open_bundle(source)
-    if name in SESSIONS:
-        run = _with_options(bundle, threads, SESSIONS[name])
-    elif name in BATCHINGS:
+    if name in BATCHINGS:
         if bundle.manifest.equal_lengths:
             raise NotThereError("the model reads its padding, so its batches stay whole anyway")
         run = BATCHINGS[name](bundle.model_path, threads)
     else:
-        return open_engine("onnx", source, threads)._replace(name=name)
+        run = _with_options(bundle, threads, SESSIONS.get(name, {}))
     return Engine(
         name, run, precision=bundle.manifest.precision, versions=versions_of("onnxruntime")
     )

@@ -253,7 +253,7 @@ def _trained(folder: Path, seed: int) -> Trained:
 
 
 def _baseline(task: Task, data: Path) -> Baseline:
-    """Fit tf-idf and the SVM on train; C is the one that is best on validation."""
+    """Fit tf-idf and the SVM on train; with the C that is best on validation, on both."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.svm import LinearSVC
 
@@ -266,11 +266,9 @@ def _baseline(task: Task, data: Path) -> Baseline:
     def labels(examples: Sequence[Example]) -> list[str]:
         return [example.label for example in examples]
 
-    vectorizer.fit(texts(splits.train))
-
     def score(c: float, fitted: Sequence[Example], scored: Sequence[Example]) -> float:
         svm = LinearSVC(C=c, random_state=0)
-        svm.fit(vectorizer.transform(texts(fitted)), labels(fitted))
+        svm.fit(vectorizer.fit_transform(texts(fitted)), labels(fitted))
         return float(svm.score(vectorizer.transform(texts(scored)), labels(scored)))
 
     c = max((0.1, 0.3, 1.0, 3.0, 10.0), key=lambda c: score(c, splits.train, splits.valid))

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from trainkit.serve.bundle import MANIFEST, Format, open_bundle
+from trainkit.serve.bundle import MANIFEST, Format, read_manifest
 from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Text
 from trainkit.serve.errors import InputError
@@ -66,7 +66,7 @@ class NotThereError(Exception):
 def kind_of(source: Path) -> Kind:
     """Return what a source is; ``InputError`` where it is nothing that an engine takes."""
     if (source / MANIFEST).is_file():
-        return open_bundle(source).manifest.format
+        return read_manifest(source).format
     marks: dict[str, Kind] = {
         "checkpoint.json": "run",
         "adapter_config.json": "adapter",  # before config.json: some adapters have both

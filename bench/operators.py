@@ -10,7 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import click
 import msgspec
@@ -29,27 +29,32 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.onnx_session import onnx_runner
 
-__all__ = ["Operators", "Profile", "load", "main", "markdown", "profile", "shares"]
+__all__ = ["Operators", "Profile", "Shares", "load", "main", "markdown", "profile", "shares"]
 
 RESULTS = Path("bench/results/operators.json")
 PASSES = 5  # of which the first is left out
 SHOWN = 0.01  # the least share of time that has a row of its own
 
 
-class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One bundle on batches of one size.
+class Shares(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the events of a profile come to.
 
     ``shares`` of the time within operators, which add up to 1, by their names; ``calls`` of each in
     one forward. ``inside`` is the share of a forward's time that is within operators at all.
     """
 
-    precision: str
-    data: str
-    batch_size: int
     forwards: int
     inside: float
     shares: dict[str, float]
     calls: dict[str, float]
+
+
+class Profile(Shares, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One bundle on batches of one size."""
+
+    precision: str
+    data: str
+    batch_size: int
 
 
 class Operators(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,15 +73,6 @@ class Event(msgspec.Struct):
     ts: int = 0
     dur: int = 0
     args: Mapping[str, object] = msgspec.field(default_factory=dict)
-
-
-class Shares(NamedTuple):
-    """What a profile's events come to."""
-
-    forwards: int
-    inside: float
-    shares: dict[str, float]
-    calls: dict[str, float]
 
 
 @click.command(cls=OneSentence)
@@ -146,10 +142,10 @@ def profile(bundle: Bundle, batches: Iterable[Batch], data: str, batch_size: int
         (written,) = Path(folder).iterdir()
         events = msgspec.json.decode(written.read_bytes(), type=list[Event])
     return Profile(
+        **msgspec.structs.asdict(shares(events)),
         precision=bundle.manifest.precision,
         data=data,
         batch_size=batch_size,
-        **shares(events)._asdict(),
     )
 
 

@@ -21,7 +21,7 @@ from trainkit.bench.workload import Workload
 from trainkit.export import matrix, parity
 from trainkit.serve.classifier import FloatArray, Runner
 
-__all__ = ["Raced", "Running", "noise_of", "result_of", "with_end"]
+__all__ = ["Raced", "Running", "noise_of", "result_of", "spread_of", "with_end"]
 
 NOISY_SPREAD = 0.15
 NOISY_LOAD_SHARE = 0.5
@@ -44,11 +44,20 @@ class Raced(NamedTuple):
     rounds: list[Measured]
 
 
+def spread_of(baselines: Sequence[Raced]) -> float:
+    """Return the spread of all workloads' logits, which int8's noise is held against.
+
+    Not of each by itself: full batches of one token are the same row over and over.
+    """
+    return parity.spread(np.concatenate([one for raced in baselines for one in raced.logits]))
+
+
 def result_of(
     workload: Workload,
     able: Sequence[Raced],
     absent: Sequence[Absent],
     roof: Roofline | None,
+    logits_spread: float,
 ) -> WorkloadResult:
     """Return what the engines came to on one workload; the first of ``able`` is the baseline."""
     return WorkloadResult(
@@ -63,13 +72,13 @@ def result_of(
         padding_share=workload.padding_share,
         tokenisation_s=workload.tokenisation_s,
         useful_flop=workload.useful_flop,
-        measurements=tuple(_measurements(able, workload, roof)),
+        measurements=tuple(_measurements(able, workload, roof, logits_spread)),
         absent=tuple(absent),
     )
 
 
 def _measurements(
-    engines: Sequence[Raced], workload: Workload, roof: Roofline | None
+    engines: Sequence[Raced], workload: Workload, roof: Roofline | None, logits_spread: float
 ) -> list[Measurement]:
     named = ((f"batch {n}", batch) for n, batch in enumerate(workload.work.batches, start=1))
     cases = matrix.reference_cases(_replay(engines[0].logits), named)
@@ -79,7 +88,9 @@ def _measurements(
         outputs = ratio = None
         if engine is not engines[0]:
             precision = engine.engine.about.precision
-            outputs = parity.compare(cases, _replay(engine.logits), precision)
+            outputs = parity.compare(
+                cases, _replay(engine.logits), precision, noise_against=logits_spread
+            )
             ratio = Ratio.of_rounds(_texts_per_s(engine, workload), baseline)
         found.append(_measurement(engine, workload, roof, ratio, outputs))
     return found

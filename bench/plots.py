@@ -119,7 +119,7 @@ def _batch(result: Result) -> Plot | Missing:
         grid = [work for work in result.workloads if work.scenario == "grid"]
         longest = max((work.length or 0 for work in grid), default=0)
         works = [work for work in grid if work.length == longest]
-        what = f"Random ids, {longest} tokens a text"
+        what = f"Full batches, {longest} tokens a text"
     if len({work.batch_size for work in works}) < 2:
         return Missing(title, "it needs two batch sizes or more")
     series = _series(works, lambda work: float(work.batch_size), _texts_per_s)

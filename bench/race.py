@@ -20,7 +20,7 @@ from trainkit.bench import environment, roofline
 from trainkit.bench.arrivals import arrivals
 from trainkit.bench.engine import NotThereError
 from trainkit.bench.engines import Spec, python_of
-from trainkit.bench.outcome import Raced, Running, noise_of, result_of, with_end
+from trainkit.bench.outcome import Raced, Running, noise_of, result_of, spread_of, with_end
 from trainkit.bench.process import WorkerProcess
 from trainkit.bench.protocol import (
     Done,
@@ -126,7 +126,8 @@ def run_on(
     if roof is not None:  # a share of a peak that other work held down would be too good
         progress("measure the machine's peak again")
         roof = roof.or_better(roofline.measure(settings.threads))
-    results = [result_of(*one, roof) for one in raced]
+    logits_spread = spread_of([able[0] for _, able, _ in raced])
+    results = [result_of(*one, roof, logits_spread) for one in raced]
     described = tuple(with_end(engine, results) for engine in engines)
     noise = (*noise_of(results, described, before), *theft())
     return Result(

@@ -7,7 +7,6 @@ from pathlib import Path
 from trainkit.bench import (
     accuracy,
     ahead,
-    batches,
     exports,
     families,
     footprint,
@@ -70,8 +69,6 @@ def _block(name: str, results: Path) -> str:
         suites = {path.stem: load(path) for path in sorted(results.glob("suite-*.json"))}
         return ahead.markdown(suites) if name == "ahead" else ahead.headline(suites)
     path = results / f"{name}.json"
-    if name == "batches":
-        return batches.markdown(batches.load(path))
     if name == "exports":
         return exports.markdown(exports.load(path))
     if name == "families":

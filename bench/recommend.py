@@ -180,7 +180,7 @@ def _pool(result: Result) -> tuple[list[WorkloadResult], list[str]]:
         longest = max(work.length or 0 for work in grid)
         return (
             [work for work in grid if work.length == longest],
-            [f"No texts were measured: these figures are of {longest} random tokens a text."],
+            [f"No texts were measured: the figures are of full batches, {longest} tokens a text."],
         )
     if not result.workloads:
         raise InputError("the report has no workload; make another with: trainkit bench run")

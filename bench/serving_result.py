@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+FP32 = "trainkit fp32"  # the server that the goals are of
+
+
 class Goals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the server is to reach; ``check`` holds the figures against it.
 
@@ -220,15 +223,18 @@ def check(serving: Serving) -> None:
 def _faults(serving: Serving, goals: Goals) -> Iterator[str]:
     wanted = {"naive": goals.over_naive, "litserve": goals.over_litserve}
     limits = {texts.name: texts.p99_below_ms for texts in serving.plan.texts}
-    for ratio in serving.ratios:
-        if limits[ratio.texts] != goals.p99_below_ms:
-            continue
-        # fp32 against fp32: int8 is another model.
-        if ratio.server == "trainkit fp32" and ratio.median < wanted[ratio.other]:
-            yield (
-                f"{ratio.median:.2f}x the rate of {ratio.other} on {ratio.texts}, not "
-                f"{wanted[ratio.other]:g}x"
-            )
+    # fp32 against fp32: int8 is another model.
+    found = {(one.texts, one.other): one for one in serving.ratios if one.server == FP32}
+    measured = {(one.texts, one.server): one for one in serving.rates}
+    for name, limit_ms in limits.items():
+        for other, least in wanted.items():
+            if limit_ms != goals.p99_below_ms or (name, other) not in measured:
+                continue
+            ratio = found.get((name, other))
+            if ratio is None:
+                yield f"no rate of both {FP32} and {other} on {name}"
+            elif ratio.median < least:
+                yield f"{ratio.median:.2f}x the rate of {other} on {name}, not {least:g}x"
     for added in serving.added:
         if added.added_p50_ms > goals.added_p50_ms:
             yield (

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trainkit.bench.peers import CONVERSIONS
 from trainkit.bench.result import Absent, Engine, Measurement, Result, WorkloadResult
 
 __all__ = [
@@ -250,6 +251,16 @@ def _notes(result: Result, workload: WorkloadResult) -> tuple[str, ...]:
     inside = [labels[m.engine] for m in workload.measurements if result.engines[m.engine].tokenises]
     if inside:
         notes.append(f"With tokenisation in their times: {', '.join(inside)}.")
+    made = [
+        labels[m.engine]
+        for m in workload.measurements
+        if result.engines[m.engine].runtime in CONVERSIONS
+    ]
+    if made:
+        notes.append(
+            "With their own export in load, cold start and peak, and the files of what they "
+            f"export: {', '.join(made)}."
+        )
     for m in workload.measurements:
         if m.wrong:
             notes.append(f"{labels[m.engine]} is WRONG, so its speed means nothing: {_why(m)}.")

@@ -82,45 +82,32 @@ def main(
     out: Path,
 ) -> None:
     """Fine-tune a backbone with both engines, in turns, and compare their samples a second."""
-    threads = usable_cores()
     theft = watch_theft()
-
-    def corpus(
-        name: str,
-        goal: float,
-        data: str,
-        rounds: int,
-        count: int,
-        warm_up: int,
-        told: Callable[[str], None],
-    ) -> Corpus:
-        runs: dict[Engine, list[Timed]] = {engine: [] for engine in get_args(Engine)}
-        for turn in range(rounds):
-            wait_for_calm(60 * calm_minutes, told)
-            for engine in list(runs)[:: 1 if turn % 2 == 0 else -1]:
-                told(f"{name}: round {turn + 1} of {rounds}, {engine}")
-                job = Job(
-                    engine=engine,
-                    data=data,
-                    backbone=backbone,
-                    batch_size=batch_size,
-                    steps=count,
-                    warm_up=warm_up,
-                    threads=threads,
-                    seed=turn,
-                )
-                runs[engine].append(_timed(job))
-        return Corpus(
-            name=name,
-            batch_size=batch_size,
-            goal=goal,
-            runs={engine: tuple(found) for engine, found in runs.items()},
-        )
-
+    job = Job(
+        engine="trainkit",
+        data=trec,
+        backbone=backbone,
+        batch_size=batch_size,
+        steps=trec_steps,
+        warm_up=5,
+        threads=usable_cores(),
+        seed=0,
+    )
+    longer = msgspec.structs.replace(job, data=newsgroups, steps=newsgroups_steps, warm_up=2)
     with steps() as told:
         corpora = (
-            corpus("TREC", 1.5, trec, rounds, trec_steps, 5, told),
-            corpus("newsgroups", 1.0, newsgroups, newsgroups_rounds, newsgroups_steps, 2, told),
+            Corpus(
+                name="TREC",
+                batch_size=batch_size,
+                goal=1.5,
+                runs=_in_turns(job, rounds, calm_minutes, told),
+            ),
+            Corpus(
+                name="newsgroups",
+                batch_size=batch_size,
+                goal=1.0,
+                runs=_in_turns(longer, newsgroups_rounds, calm_minutes, told),
+            ),
         )
     found = Training(
         schema="trainkit-training/1",
@@ -128,13 +115,26 @@ def main(
         environment=describe(),
         noisy_because=theft(),
         backbone=backbone,
-        threads=threads,
+        threads=job.threads,
         corpora=corpora,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, pretty_json(found))
     click.echo(markdown(found))
     check(found)
+
+
+def _in_turns(
+    job: Job, rounds: int, calm_minutes: float, told: Callable[[str], None]
+) -> dict[Engine, tuple[Timed, ...]]:
+    """Train with each engine in each round, the other one first each time, with its own seed."""
+    runs: dict[Engine, list[Timed]] = {engine: [] for engine in get_args(Engine)}
+    for turn in range(rounds):
+        wait_for_calm(60 * calm_minutes, told)
+        for engine in list(runs)[:: 1 if turn % 2 == 0 else -1]:
+            told(f"{job.data}: round {turn + 1} of {rounds}, {engine}")
+            runs[engine].append(_timed(msgspec.structs.replace(job, engine=engine, seed=turn)))
+    return {engine: tuple(found) for engine, found in runs.items()}
 
 
 def _timed(job: Job) -> Timed:

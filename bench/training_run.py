@@ -168,22 +168,13 @@ def _trainer(job: Job, choice: ModelChoice, splits: Splits, folder: Path, clock:
             clock.losses.append(float(found))  # trainkit looks at each loss too
             return found
 
-    config = DEFAULTS["finetune"]
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=job.batch_size,
-        num_train_epochs=1,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_gradient_norm,
-        warmup_steps=round(config.warmup_share * job.steps),
-        lr_scheduler_type="cosine",
-        seed=job.seed,
-        use_cpu=True,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
+        **_settings(job),
     )
     InOrder(
         model=model,
@@ -193,6 +184,25 @@ def _trainer(job: Job, choice: ModelChoice, splits: Splits, folder: Path, clock:
         callbacks=[Times()],
     ).train()
     return data
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """Return what trainkit's own training is set to, in the Trainer's words.
+
+    But for the head, which has a higher rate of its own there.
+    """
+    config = DEFAULTS["finetune"]
+    return {
+        "per_device_train_batch_size": job.batch_size,
+        "num_train_epochs": 1,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_gradient_norm,
+        "warmup_steps": round(config.warmup_share * job.steps),
+        "lr_scheduler_type": "cosine",
+        "seed": job.seed,
+        "use_cpu": True,
+    }
 
 
 def _versions() -> dict[str, str]:

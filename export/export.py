@@ -18,7 +18,7 @@ from trainkit.export import independence, matrix, parity
 from trainkit.export.accuracy import Accuracy, Gate, measure, reference_gate
 from trainkit.export.example import input_names
 from trainkit.export.independence import Check
-from trainkit.export.model_file import Settings, Written, write_model
+from trainkit.export.model_file import Settings, Written, check_settings, write_model
 from trainkit.export.precision.gate import judge
 from trainkit.export.runtimes import runner
 from trainkit.export.source import Source
@@ -109,7 +109,12 @@ def export_all(
     ``InputError`` for a target that exists comes before any work.
     """
     for goal in targets:
-        if not goal.repository:  # a repository's writer checks for itself
+        check_settings(goal.settings, source.problem_type, data=bool(data))
+        if goal.repository:
+            from trainkit.export.triton import check_repository
+
+            check_repository(goal.out, goal.name, source.labels, force=force)
+        else:
             bundle.check_target(goal.out, force=force)
     prepared = prepare(source, data, told)
     return [
@@ -171,6 +176,7 @@ def export(
     ``force`` is not set; no bundle is written then, and nothing that existed is lost.
     """
     source = prepared.source
+    check_settings(settings, source.problem_type, data=prepared.gate is not None)
 
     def accept(target: Path) -> None:
         told("verify in its final place")

@@ -15,7 +15,8 @@ INLINE_LIMIT_BYTES = 2**31 - 2**20
 def save_graph(graph: ir.Model, path: Path, *, external_data: bool = False) -> None:
     """Write ``graph`` and check it with full checks.
 
-    Its weights lie beside it where they are over 2 GB, or where ``external_data`` asks for it.
+    Its weights lie beside it where they are over 2 GB, or where ``external_data`` asks for it; in
+    ``path`` with ``.data`` behind it, which is removed where it is not needed.
     """
     tensors = (value.const_value for value in graph.graph.initializers.values())
     weights_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
@@ -25,6 +26,8 @@ def save_graph(graph: ir.Model, path: Path, *, external_data: bool = False) -> N
         # Weights may lie beside another file, which the new one must not point to.
         ir.external_data.load_to_model(graph)
     ir.save(graph, path, external_data=external)
+    if external is None:
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger one before
     onnx.checker.check_model(path, full_check=True)
 
 

@@ -31,10 +31,10 @@ from trainkit.export.runtimes import open_model
 from trainkit.export.source import Source
 from trainkit.serve.bundle import MODEL_FILES, Format, Precision
 from trainkit.serve.classifier import BATCH_SIZE
-from trainkit.serve.decision import FloatArray
+from trainkit.serve.decision import FloatArray, ProblemType
 from trainkit.serve.errors import CheckFailedError, InputError
 
-__all__ = ["Settings", "Stage", "Written", "write_model"]
+__all__ = ["Settings", "Stage", "Written", "check_settings", "write_model"]
 
 Told = Callable[[str], None]
 
@@ -153,6 +153,18 @@ class _Proof(NamedTuple):
         )
 
 
+def check_settings(settings: Settings, problem_type: ProblemType, *, data: bool) -> None:
+    """Raise ``InputError`` where int8 is asked for and cannot be judged."""
+    if settings.precision != "int8":
+        return
+    if not data:
+        raise InputError("int8 needs labelled texts to judge what it costs; give --data FILE.")
+    if problem_type == "regression":
+        raise InputError(
+            "int8 is judged by its decisions, and a regression has none; use --precision fp16."
+        )
+
+
 def write_model(
     source: Source,
     cases: Sequence[matrix.Case],
@@ -203,6 +215,11 @@ def _write_onnx(proof: _Proof, gate: Gate | None, settings: Settings) -> Written
     if settings.precision == "fp32":
         return Written(tuple(stages))
     search, outcome = _lower(proof, graph, gate, settings)
+    if not outcome.rewritten:
+        raise InputError(
+            f"nothing of the graph can be {settings.precision} ({'; '.join(outcome.declined)}); "
+            "export fp32."
+        )
     stages.append(proof.stage(outcome.name, precision=settings.precision, outcome=outcome))
     return Written(tuple(stages), search=search)
 
@@ -233,12 +250,7 @@ def _lower(
 
 
 def _search(proof: _Proof, gate: Gate | None, settings: Settings, scratch: Path) -> Found:
-    if gate is None:
-        raise InputError("int8 needs labelled texts to judge what it costs; give --data FILE.")
-    if gate.problem_type == "regression":
-        raise InputError(
-            "int8 is judged by its decisions, and a regression has none; use --precision fp16."
-        )
+    assert gate is not None  # see check_settings
     source = proof.source
 
     def evaluate(path: Path) -> FloatArray:

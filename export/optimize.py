@@ -69,6 +69,7 @@ def optimize(
     told(f"load {source}")
     model = _load(source)
     roles = find_roles(model, str(source))
+    weights = _weight_files(model)
     cases, skipped = _reference(_runner(source, roles), roles, source, told)
     nodes, steps = len(model.graph), []
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".optimize.") as folder:
@@ -79,10 +80,11 @@ def optimize(
             outcome = rewrite(model)
             worst = None
             if outcome.rewritten:
-                worst = _prove(outcome, model, staged, roles, cases, told)
+                worst = _prove(f"rewrite {name}", model, staged, roles, cases, told)
             steps.append(_step(outcome, worst))
-        if not staged.exists():
-            save_graph(model, staged)
+        # Once more, whole: what counts no rewrite may have changed the graph all the same.
+        _prove("all rewrites together", model, staged, roles, cases, told)
+        _check_moves(staged, target, weights, force)
         _move(staged, target)
     return Optimized(
         source=str(source),
@@ -142,6 +144,23 @@ def _is_consistent(source: Path) -> bool:
     return True
 
 
+def _weight_files(model: ir.Model) -> set[Path]:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return {Path(one.path).resolve() for one in tensors if isinstance(one, ir.ExternalTensor)}
+
+
+def _check_moves(staged: Path, target: Path, weights: set[Path], force: bool) -> None:
+    """Refuse to replace weights beside the target that nobody gave up, or that are the source's."""
+    for file in staged.parent.iterdir():
+        place = target.with_name(file.name)
+        if place == target or not place.exists():
+            continue
+        if place.resolve() in weights:
+            raise InputError(f"{place} holds the model's own weights; give another --out.")
+        if not force:
+            raise InputError(f"{place} exists; give another file with --out, or --force.")
+
+
 def _move(staged: Path, target: Path) -> None:
     """Rename the weights first: a graph without its weights must never be there."""
     for file in sorted(staged.parent.iterdir(), key=lambda file: file.name == staged.name):
@@ -172,11 +191,10 @@ def _feeds(batch: Batch, roles: Roles) -> dict[str, np.ndarray]:
     feeds = {str(roles.ids.name): batch.input_ids.astype(_dtype(roles.ids))}
     if roles.mask is not None:
         feeds[str(roles.mask.name)] = batch.attention_mask.astype(_dtype(roles.mask))
-    for name, rows in roles.others.items():
+    for value, rows in roles.others.items():
         # Types and positions below their table's end, the same ones for the same batch.
-        feeds[name] = ((batch.input_ids + np.arange(batch.input_ids.shape[1])) % rows).astype(
-            _dtype(roles.ids)
-        )
+        numbers = (batch.input_ids + np.arange(batch.input_ids.shape[1])) % rows
+        feeds[str(value.name)] = numbers.astype(_dtype(value))
     return feeds
 
 
@@ -222,7 +240,7 @@ def _reference(run: Runner, roles: Roles, source: Path, told: Told) -> tuple[lis
 
 
 def _prove(
-    outcome: Outcome, model: ir.Model, path: Path, roles: Roles, cases: list[Case], told: Told
+    what: str, model: ir.Model, path: Path, roles: Roles, cases: list[Case], told: Told
 ) -> float:
     """Save and compare with the original; ``CheckFailedError`` names rewrite and worst case."""
     try:
@@ -230,14 +248,13 @@ def _prove(
         run = _runner(path, roles)
     except (*INVALID, InputError) as error:
         raise CheckFailedError(
-            f"rewrite {outcome.name} made a graph that is not valid ({_first_line(error)}); "
-            "nothing was written."
+            f"{what} made a graph that is not valid ({_first_line(error)}); nothing was written."
         ) from None
-    report = parity.compare(cases, run, told=lambda case: told(f"{outcome.name}: {case}"))
+    report = parity.compare(cases, run, told=lambda case: told(f"{what}: {case}"))
     if not report.passed:
         worst = report.worst[0]
         raise CheckFailedError(
-            f"rewrite {outcome.name} changed the model's answers on {report.failed} of "
+            f"{what} changed the model's answers on {report.failed} of "
             f"{report.cases} cases (worst: {worst.case}, {worst.reason}); nothing was written."
         )
     return report.max_abs

@@ -23,6 +23,7 @@ __all__ = [
     "Tolerance",
     "WorstRow",
     "compare",
+    "spread",
 ]
 
 
@@ -81,8 +82,8 @@ class WorstRow(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a parity matrix; ``worst`` holds its five worst cases, failed ones first.
 
-    ``noise`` is the root mean square of all differences as a share of the spread of the logits,
-    each about its mean over the rows. ``worst_row`` and ``noise`` are None where no case gave
+    ``noise`` is the root mean square of all differences as a share of the logits' :func:`spread`.
+    ``worst_row`` and ``noise`` are None where no case gave
     numbers of the right shape. ``near_ties``, of a precision that is judged by its noise: how many
     of the changed labels had a runner-up nearer than two logits of that error are to each other.
     """
@@ -145,8 +146,12 @@ def compare(
     precision: str = "fp32",
     told: Callable[[str], None] = lambda name: None,
     problem_type: ProblemType = "single_label_classification",
+    noise_against: float | None = None,
 ) -> Report:
-    """Run the candidate over all cases and compare; every case is run, also after a failure."""
+    """Run the candidate over all cases and compare; every case is run, also after a failure.
+
+    Noise is a share of ``noise_against``, by default of the spread of the cases' own logits.
+    """
     tolerance = TOLERANCES[precision]
     results = []
     furthest: tuple[float, WorstRow | None] = (-1.0, None)
@@ -171,19 +176,26 @@ def compare(
         label_agreement=1 - changed / max(1, rows),
         worst=tuple(sorted(results, key=_badness, reverse=True)[:5]),
         worst_row=furthest[1],
-        noise=_noise(cases, answers),
+        noise=_noise(cases, answers, noise_against),
         near_ties=_near_ties(cases, answers, tolerance, problem_type),
     )
 
 
-def _noise(cases: Sequence[Case], answers: Sequence[FloatArray | str]) -> float | None:
+def spread(logits: FloatArray) -> float:
+    """Return the root mean square of ``(rows, labels)`` logits, each about its mean over rows."""
+    return float(np.sqrt(np.mean(np.square(logits - logits.mean(axis=0)))))
+
+
+def _noise(
+    cases: Sequence[Case], answers: Sequence[FloatArray | str], against: float | None
+) -> float | None:
     logits = [found for found in answers if not isinstance(found, str)]
     if not logits or len(logits) < len(cases):
         return None
     expected = np.concatenate([case.expected for case in cases])
     errors = np.concatenate(logits) - expected
-    spread = np.sqrt(np.mean(np.square(expected - expected.mean(axis=0))))
-    return float(np.sqrt(np.mean(np.square(errors))) / max(spread, np.float32(1e-30)))
+    against = spread(expected) if against is None else against
+    return float(np.sqrt(np.mean(np.square(errors)))) / max(against, 1e-30)
 
 
 def _near_ties(

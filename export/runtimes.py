@@ -5,11 +5,11 @@ Each runtime is imported only where it is needed: an ONNX bundle opens without P
 
 from pathlib import Path
 
-from trainkit.serve.bundle import MANIFEST, Bundle, Format, open_bundle
+from trainkit.serve.bundle import MANIFEST, Bundle, Format, open_bundle, read_manifest
 from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.errors import InputError
 
-__all__ = ["open_classifier", "open_model", "runner"]
+__all__ = ["open_classifier", "open_model", "runner", "training_seed"]
 
 
 def runner(bundle: Bundle, threads: int | None = None) -> Runner:
@@ -64,6 +64,17 @@ def open_classifier(folder: Path, base: str | None = None) -> Classifier:
         f"{folder} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json), nor a PEFT "
         "adapter or Hugging Face classifier; give the folder that train or export named."
     )
+
+
+def training_seed(folder: Path) -> int:
+    """Return the seed of a run or of a bundle's run, which its splits were made with; else 0."""
+    if (folder / MANIFEST).is_file():
+        return int(read_manifest(folder).source.get("seed", 0))
+    if (folder / "checkpoint.json").is_file():
+        from trainkit.trainer import checkpoint
+
+        return checkpoint.read(folder).training.seed
+    return 0
 
 
 def _check_no_base(folder: Path, base: str | None) -> None:

@@ -12,6 +12,7 @@ from trainkit.data.splits import load_sample
 from trainkit.models import backbone, hub_classifier
 from trainkit.models.adapter import adapter_effect, load_adapter
 from trainkit.models.classifier import torch_runner
+from trainkit.models.config import MINILM
 from trainkit.models.hub_classifier import HubClassifier
 from trainkit.models.untrusted import fetch
 from trainkit.serve.bundle import MANIFEST
@@ -90,7 +91,7 @@ def open_source(
             f"{name} is not a trainkit run, nor any other folder; train one with: trainkit train "
             "--data sample, or give a Hugging Face folder or hub id."
         )
-    if not folder.is_dir() and name != "minilm":
+    if not folder.is_dir() and name != MINILM:
         remedy = "give a run, a Hugging Face folder or adapter, or a hub id and a network"
         folder = fetch(name, "source", trust_remote_code=trust_remote_code, remedy=remedy)
     if (folder / "adapter_config.json").is_file():

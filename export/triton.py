@@ -10,16 +10,16 @@ model's input.
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainkit.data.splits import load_sample
-from trainkit.serve.bundle import MANIFEST, Bundle, Tensor, staged
+from trainkit.serve.bundle import MANIFEST, Bundle, Tensor, check_target, staged
 from trainkit.serve.encoding import IntArray
 from trainkit.serve.errors import InputError
 
-__all__ = ["write_repository"]
+__all__ = ["check_repository", "write_repository"]
 
 DATA_TYPES = {
     "int64": "TYPE_INT64",
@@ -48,7 +48,14 @@ def write_repository(
     ``InputError`` where the bundle is not ONNX, a label or ``name`` cannot be written, or the model
     exists and ``force`` is not set; the folder is there whole, or not at all.
     """
-    _check(bundle, name, max_batch_size)
+    if bundle.manifest.format != "onnx":
+        raise InputError(
+            f"{bundle.folder} is a {bundle.manifest.format} bundle; a Triton repository is made of "
+            "one in ONNX: trainkit export --format onnx"
+        )
+    if max_batch_size < 1:
+        raise InputError(f"max_batch_size must be at least 1, not {max_batch_size}.")
+    check_repository(out, name, bundle.manifest.labels, force=force)
     with staged(out / name, force=force) as stage:
         version = stage / "1"
         version.mkdir()
@@ -66,20 +73,15 @@ def write_repository(
     return out / name
 
 
-def _check(bundle: Bundle, name: str, max_batch_size: int) -> None:
-    if bundle.manifest.format != "onnx":
-        raise InputError(
-            f"{bundle.folder} is a {bundle.manifest.format} bundle; a Triton repository is made of "
-            "one in ONNX: trainkit export --format onnx"
-        )
+def check_repository(out: Path, name: str, labels: Sequence[str], *, force: bool) -> None:
+    """Raise ``InputError`` where model ``name`` with these labels cannot be written to ``out``."""
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise InputError(
             f"'{name}' cannot be a model's name in Triton; use letters, digits, '_', '.' and '-'."
         )
-    if max_batch_size < 1:
-        raise InputError(f"max_batch_size must be at least 1, not {max_batch_size}.")
-    for label in bundle.manifest.labels:
-        if len(label.splitlines()) != 1:
+    check_target(out / name, force=force)
+    for label in labels:
+        if label.splitlines() != [label]:
             raise InputError(
                 f"label {label!r} is not one line, as Triton's label file needs; rename it."
             )

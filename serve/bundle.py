@@ -40,6 +40,7 @@ __all__ = [
     "check_file",
     "check_target",
     "open_bundle",
+    "read_manifest",
     "staged",
     "write_manifest",
     "write_serving",
@@ -169,13 +170,21 @@ class _Version(msgspec.Struct):
 
 def open_bundle(folder: Path) -> Bundle:
     """Read a bundle and check every file; ``InputError`` says what is wrong with it."""
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        check_file(folder / name, expected)
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a bundle says of itself; ``InputError`` where that is damaged."""
     path = folder / MANIFEST
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise InputError(
-            f"{folder} is not a bundle: {MANIFEST} cannot be read there ({error.strerror}); "
-            "make one with: trainkit export"
+            f"{folder} is not a bundle: {MANIFEST} cannot be read there "
+            f"({getattr(error, 'strerror', None) or error}); make one with: trainkit export"
         ) from None
     try:
         version = msgspec.json.decode(content, type=_Version).format_version
@@ -189,9 +198,7 @@ def open_bundle(folder: Path) -> Bundle:
         raise InputError(f"{path} is damaged ({error}); export the bundle again.") from None
     if not manifest.is_intact:
         raise InputError(f"{path} was changed after the export; export the bundle again.")
-    for name, expected in manifest.files.items():
-        check_file(folder / name, expected)
-    return Bundle(folder, manifest)
+    return manifest
 
 
 def check_file(path: Path, expected: FileFacts) -> None:

@@ -15,6 +15,7 @@ from trainkit.serve.decision import (
     Thresholds,
     check_temperature,
     probabilities,
+    ranking,
     threshold_of_each,
 )
 from trainkit.serve.encoding import Batch, Text, TextEncoder, Tokens, by_length
@@ -291,7 +292,7 @@ class Classifier:
             raise InputError("the model is a regression: it gives a value and no labels to rank.")
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}.")
-        return [self._ranked(row)[:k] for row in self.predict_proba(texts)]
+        return [ranked[:k] for ranked in self._ranked(texts)]
 
     @overload
     def labels_above(  # type: ignore[overload-overlap]
@@ -318,13 +319,14 @@ class Classifier:
             )
         least = threshold_of_each(thresholds, self.labels)
         return [
-            [scored for scored in self._ranked(row) if scored.score > least[scored.label]]
-            for row in self.predict_proba(texts)
+            [scored for scored in ranked if scored.score > least[scored.label]]
+            for ranked in self._ranked(texts)
         ]
 
-    def _ranked(self, row: FloatArray) -> list[Scored]:
-        pairs = zip(self.labels, row.tolist(), strict=True)
-        return sorted(map(Scored._make, pairs), key=lambda scored: scored.score, reverse=True)
+    def _ranked(self, texts: Sequence[Text]) -> list[list[Scored]]:
+        logits = self.logits(texts)
+        rows = zip(ranking(logits).tolist(), self._probabilities(logits).tolist(), strict=True)
+        return [[Scored(self.labels[column], row[column]) for column in rank] for rank, row in rows]
 
     def predict_proba(self, texts: Sequence[Text]) -> FloatArray:
         """Return the probabilities of the labels, (N, C); see :func:`probabilities`."""

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["affinity_cores", "quota_cores", "usable_cores"]
+__all__ = ["affinity", "affinity_cores", "quota_cores", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -12,11 +12,16 @@ def usable_cores() -> int:
     return affinity_cores() if quota is None else max(1, min(affinity_cores(), int(quota)))
 
 
+def affinity() -> list[int]:
+    """Return the cores that the system may run this process on; all where it does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def affinity_cores() -> int:
     """Return how many cores the system may run this process on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(affinity())
 
 
 def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:

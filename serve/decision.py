@@ -16,6 +16,7 @@ __all__ = [
     "check_temperature",
     "decisions",
     "probabilities",
+    "ranking",
     "threshold_of_each",
 ]
 
@@ -26,6 +27,8 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 Thresholds: TypeAlias = float | Mapping[str, float]
 """What a probability must be above: one number for all labels, or some labels' own by name."""
+
+NAMED, NAME_LENGTH = 5, 40  # of names in a message, which whoever sent them may have made many
 
 TEMPERATURES = (0.01, 100.0)
 """The lowest and highest temperature: beyond them probabilities are 0 and 1, or all the same."""
@@ -69,10 +72,13 @@ def threshold_of_each(thresholds: Thresholds, labels: Sequence[str]) -> dict[str
     """
     if not isinstance(thresholds, Mapping):
         thresholds = dict.fromkeys(labels, thresholds)
-    unknown = [name for name in thresholds if name not in labels]
+    known = set(labels)
+    unknown = [name for name in thresholds if name not in known]
     if unknown:
+        named = ", ".join(f"{name[:NAME_LENGTH]!r}" for name in unknown[:NAMED])
+        more = f" and {len(unknown) - NAMED:,} more" if unknown[NAMED:] else ""
         raise InputError(
-            f"thresholds name {', '.join(map(repr, unknown))}, which the model does not have; "
+            f"thresholds name {named}{more}, which the model does not have; "
             f"its labels are {', '.join(labels)}."
         )
     for name, threshold in thresholds.items():
@@ -81,6 +87,14 @@ def threshold_of_each(thresholds: Thresholds, labels: Sequence[str]) -> dict[str
                 f"the threshold of {name!r} must be a number from 0 to 1, not {threshold!r}."
             )
     return dict.fromkeys(labels, 0.5) | dict(thresholds)
+
+
+def ranking(logits: FloatArray) -> npt.NDArray[np.intp]:
+    """Return the columns of (N, C) logits in each row, the highest first.
+
+    Not those of probabilities, of which two may round to the same number.
+    """
+    return np.argsort(-logits, axis=1, kind="stable")
 
 
 def decisions(logits: FloatArray, problem_type: ProblemType) -> npt.NDArray[np.int64]:

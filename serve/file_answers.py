@@ -49,6 +49,8 @@ def thread_answers(
 
 def write(path: Path, parts: Iterable[bytes]) -> int:
     """Write the parts one after the other, whole or not at all; returns the number of lines."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file in it.")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     try:

@@ -74,13 +74,15 @@ class TextFile:
     def chunks(self, rows: int = CHUNK_ROWS) -> list[Chunk]:
         """Return where the chunks lie; ``InputError`` names the first faulty lines, if any."""
         found: list[Chunk] = []
-        faults: list[_Fault] = []
+        faults: list[_Fault] = []  # the first
+        faulty = 0
         with self._open() as file:
             lines = _Lines(file)
             begin, line, count = 0, 1, 0
             for row in self._rows(lines):
                 if isinstance(row, _Fault):
-                    faults.append(row)
+                    faulty += 1
+                    faults += [row] if faulty <= FIRST_FAULTS else []
                 count += isinstance(row, Row)
                 if count == rows:
                     found.append(Chunk(begin, lines.position - begin, line))
@@ -88,10 +90,8 @@ class TextFile:
             if count:
                 found.append(Chunk(begin, lines.position - begin, line))
         if faults:
-            first = "; ".join(
-                f"line {fault.line}: {fault.reason}" for fault in faults[:FIRST_FAULTS]
-            )
-            more = f"; and {len(faults) - FIRST_FAULTS} more" if faults[FIRST_FAULTS:] else ""
+            first = "; ".join(f"line {fault.line}: {fault.reason}" for fault in faults)
+            more = f"; and {faulty - FIRST_FAULTS} more" if faulty > FIRST_FAULTS else ""
             raise InputError(f"{self.path} has faulty lines to correct or remove: {first}{more}.")
         if not found:
             raise InputError(f"{self.path} holds no texts; expected one a line.")

@@ -61,8 +61,9 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         nearest = max(self.tries, key=_merit)
         raise CheckFailedError(
             f"none of {len(self.tries)} int8 settings passed on your {self.texts} texts; the "
-            f"nearest: {nearest.reason}. Allow more with --max-accuracy-drop, give more texts, or "
-            "export fp16 or fp32; no bundle was written."
+            f"nearest: {nearest.reason}. Allow more with --max-accuracy-drop or "
+            "--min-label-agreement where that is it, give more texts, or export fp16 or fp32; no "
+            "bundle was written."
         )
 
 

@@ -23,7 +23,7 @@ MOST_GROUPS = 48  # deeper graphs are measured in groups of neighbours
 class Sensitivity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``names`` quantised, all else in fp32: the change of the logits, root of the mean square.
 
-    ``rms`` is None where the logits were not finite.
+    ``rms`` is None where there were no logits, or they were not finite.
     """
 
     names: tuple[str, ...]
@@ -40,17 +40,24 @@ def rank(
     """Return the sites of a graph, most sensitive first.
 
     ``quantised`` writes the graph under given settings to a file, ``reference`` (N, C) are the
-    logits of fp32. A group whose logits are not finite comes first.
+    logits of fp32. A group without finite logits comes first.
     """
     names = site_names(fresh())
     found = []
     for group in _groups(names):
         others = tuple(name for name in names if name not in group)
         path = quantised(msgspec.structs.replace(settings, keep=others))
-        change = float(np.sqrt(np.mean(np.square(evaluate(path) - reference))))
-        rms = change if np.isfinite(change) else None
-        found.append(Sensitivity(names=group, rms=rms))
+        found.append(Sensitivity(names=group, rms=_change(evaluate, path, reference)))
     return tuple(sorted(found, key=_worst_first))
+
+
+def _change(evaluate: Evaluate, path: Path, reference: FloatArray) -> float | None:
+    try:
+        logits = evaluate(path)
+    except Exception:  # whatever a runtime raises: it cannot run this one, which is the worst
+        return None
+    rms = float(np.sqrt(np.mean(np.square(logits - reference))))
+    return rms if np.isfinite(rms) else None
 
 
 def _worst_first(one: Sensitivity) -> float:

@@ -145,10 +145,12 @@ def _reshaped(node: ir.Node, fusing: Fusing) -> bool:
     assert value is not None
     build = Builder(node)
     heads, groups = find_heads(query), find_heads(key)
+    if find_heads(value) != groups:
+        raise Declined("an attention's values have other heads than its keys")
     operands = [
         tokens(query, heads, build),
         tokens(key, groups, build),
-        tokens(value, find_heads(value), build),
+        tokens(value, groups, build),
     ]
     kept = {
         name: attribute(node, name)

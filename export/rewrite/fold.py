@@ -62,8 +62,8 @@ def fold_constants(model: ir.Model) -> Outcome:
     Symbolic axes stay symbolic: the shapes of the graph's inputs are read, never assumed. A
     constant that is larger than what it is made from is left to be computed (``Expand``).
     """
+    inlined = common.InlinePass()(model).modified
     before = len(model.graph)
-    common.InlinePass()(model)
     infer_shapes(model)
     for _ in range(ROUNDS):
         nodes = len(model.graph)
@@ -75,7 +75,7 @@ def fold_constants(model: ir.Model) -> Outcome:
         if len(model.graph) == nodes:
             break
     infer_shapes(model)
-    folded = max(0, before - len(model.graph))
+    folded = max(int(inlined), before - len(model.graph))
     declined = () if folded else ("nothing is left to fold",)
     return Outcome(name="fold_constants", rewritten=folded, declined=declined)
 
@@ -168,7 +168,7 @@ def _settle_slices(model: ir.Model) -> None:
         shape = producer(node.inputs[0], "Shape")
         sizes = dims(shape.inputs[0]) if shape is not None and not shape.attributes else None
         bounds = [integers(value) for value in node.inputs[1:]]
-        if sizes is None or not all(bounds):
+        if sizes is None or len(bounds) < 2 or not all(bounds):  # before opset 10: attributes
             continue
         start, end, *others = (bound[0] for bound in bounds if bound)
         taken = sizes[start : end : others[1] if len(others) > 1 else 1]

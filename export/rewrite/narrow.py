@@ -29,7 +29,8 @@ __all__ = ["narrow_last_layer"]
 Layout: TypeAlias = Literal["padded", "packed"]
 Use: TypeAlias = tuple[ir.Node, int]
 
-MASK_INPUT = {"Attention": 3, "MultiHeadAttention": 5}
+# Of the operators that take queries, keys and values as their first three inputs.
+MASK_INPUT = {("", "Attention"): 3, ("com.microsoft", "MultiHeadAttention"): 5}
 
 
 class Region(NamedTuple):
@@ -81,6 +82,8 @@ def _index(node: ir.Node) -> int | None:
     if node.op_type == "Gather":
         index = integers(node.inputs[1])
         return index[0] if index and len(index) == 1 and attribute(node, "axis", 0) == 1 else None
+    if len(node.inputs) < 4:  # all axes, or before opset 10 attributes
+        return None
     starts, ends, axes, *steps = (integers(value) for value in node.inputs[1:])
     if axes != [1] or starts is None or ends is None or steps not in ([], [[1]]):
         return None
@@ -120,7 +123,7 @@ def _take(node: ir.Node, layout: Layout, region: Region) -> None:
     if (rows := row_operands(node)) is not None:
         region.nodes.append(node)
         region.uses.update({(node, row): layout for row in rows})
-    elif layout == "padded" and node.op_type in MASK_INPUT:
+    elif layout == "padded" and _takes_queries(node):
         if not attribute(node, "is_causal", 0) and not attribute(node, "unidirectional", 0):
             region.attentions.append(node)
             region.uses[node, 0] = "padded"
@@ -130,6 +133,13 @@ def _take(node: ir.Node, layout: Layout, region: Region) -> None:
     elif layout == "padded" and (unpack := read_unpack(node)) is not None:
         region.unpacks.append(unpack)
         region.uses[unpack.reader, 0] = "packed"
+
+
+def _takes_queries(node: ir.Node) -> bool:
+    """Tell an attention whose keys and values are inputs of their own."""
+    if (node.domain, node.op_type) not in MASK_INPUT:
+        return False
+    return len(node.inputs) >= 3 and None not in node.inputs[:3]
 
 
 def _obstacle(region: Region) -> str:
@@ -190,7 +200,7 @@ def _positions(region: Region, layout: Layout, index: int, before: ir.Node) -> i
 
 def _narrow_mask(node: ir.Node, index: int) -> None:
     """Keep the mask's row of the one query: (B, 1, S, K) to (B, 1, 1, K)."""
-    place = MASK_INPUT[node.op_type]
+    place = MASK_INPUT[node.domain, node.op_type]
     mask = node.inputs[place] if len(node.inputs) > place else None
     if mask is None:
         return
@@ -210,7 +220,7 @@ def _forget_tokens(node: ir.Node) -> None:
     for value in node.outputs:
         known = dims(value)
         value.shape = None
-        if node.op_type in MASK_INPUT and known is not None:
+        if _takes_queries(node) and known is not None:
             value.shape = ir.Shape([known[0], 1, known[2]])
 
 

@@ -25,7 +25,7 @@ class Roles(NamedTuple):
 
     ids: ir.Value
     mask: ir.Value | None
-    others: dict[str, int]
+    others: dict[ir.Value, int]
     vocabulary: int
     fixed: tuple[int | None, int | None]
     logits: ir.Value
@@ -52,7 +52,7 @@ def find_roles(model: ir.Model, name: str) -> Roles:
     return Roles(
         ids,
         masks[0] if masks else None,
-        {str(value.name): tables[value] for value in looking[1:]},
+        {value: tables[value] for value in looking[1:]},
         tables[ids],
         (
             batch if isinstance(batch, int) else None,

@@ -24,7 +24,7 @@ from trainkit.serve.http.failures import (
     QueueFullError,
     UnavailableError,
 )
-from trainkit.serve.http.guard import Guard, Record, RefusedError, Reply, refusal
+from trainkit.serve.http.guard import LOGGER, Guard, Record, RefusedError, Reply, refusal
 from trainkit.serve.http.handlers import Call, Handler, Handlers
 from trainkit.serve.http.inference_protocol import ProtocolError
 from trainkit.serve.http.model import Models
@@ -53,6 +53,9 @@ class Endpoint:
             if found is None:
                 raise
             record.error, reply = found
+            if isinstance(error, InferenceError | UnavailableError):  # told to the client in short
+                fields = {"request_id": record.request_id}
+                LOGGER.warning("%s: %s", record.error, error, extra={"fields": fields})
         await reply.send(send)
 
 
@@ -69,7 +72,7 @@ def _reply_to(error: Exception) -> tuple[str, Reply] | None:
             retry = [("Retry-After", str(max(1, math.ceil(error.retry_after_s))))]
             return "queue full", refusal(429, str(error), retry)
         case DeadlineError():
-            message = "the deadline passed before the request was run; ask for more time, or later."
+            message = "the deadline passed before the request was run; try again later."
             return "deadline", refusal(504, message)
         case UnavailableError():
             message = "the model is stopping or restarting; try again."
@@ -89,8 +92,8 @@ def application(
 ) -> Starlette:
     """Build the application around running models, which stay their owner's to close.
 
-    With ``token`` every request but the health probes must carry it. While ``draining`` answers
-    true, the server is not ready and its answers close their connections.
+    With ``token`` every request but the health probes and the page must carry it. While
+    ``draining`` answers true, the server is not ready and its answers close their connections.
     """
     handlers = Handlers(models, settings, draining, metrics.Tracing(otel))
     models.observe(handlers.observe_batch)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from trainkit.serve.decision import FloatArray, threshold_of_each
+from trainkit.serve.decision import FloatArray, ranking, threshold_of_each
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.http.guard import RefusedError
 from trainkit.serve.http.model import Model
@@ -46,12 +46,14 @@ def predictions(
 ) -> list[Classified]:
     """Say what (N, C) logits mean, in the words of ``/classify``."""
     found = []
-    for label, score, scores, truncated in model.classifier.predictions(rows, logits):
-        ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
+    ranks = ranking(logits).tolist()
+    predicted = model.classifier.predictions(rows, logits)
+    for rank, (label, score, scores, truncated) in zip(ranks, predicted, strict=True):
         prediction = Classified(label, score, scores, truncated)
+        ranked = [model.manifest.labels[column] for column in rank]
         if top_k is not None:
-            prediction.scores = dict(ranked[:top_k])
+            prediction.scores = {name: scores[name] for name in ranked[:top_k]}
         if thresholds is not None:
-            prediction.labels = [name for name, score in ranked if score > thresholds[name]]
+            prediction.labels = [name for name in ranked if scores[name] > thresholds[name]]
         found.append(prediction)
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainkit.serve.http.run import FromFront, Load, Ping, Plan, Report, ToFront
+from trainkit.serve.http.run import LINE_BYTES, FromFront, Load, Ping, Plan, Report, ToFront
 
 __all__ = ["Front"]
 
@@ -30,9 +30,10 @@ log = logging.getLogger("trainkit.serve")
 class Front:
     """One front's process and the channel to it; started again, another process and channel."""
 
-    def __init__(self, number: int, cores: tuple[int, ...], metrics: Path) -> None:
+    def __init__(self, number: int, cores: tuple[int, ...], threads: int, metrics: Path) -> None:
         self.number = number
         self.cores = cores
+        self.threads = threads  # its share of what a quota lets run: no more than it has cores
         self.metrics = metrics
         self.process: asyncio.subprocess.Process | None = None
         self.ready = False
@@ -45,10 +46,11 @@ class Front:
     async def start(self, plan: Plan, listener: socket.socket) -> Report:
         """Start the process; returns what became of it. Its error, or its end, is in the report."""
         ours, theirs = socket.socketpair()
-        self.reader, self.writer = await asyncio.open_connection(sock=ours)
+        self.reader, self.writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
         with theirs:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # a file of the working directory must not stand in for a library
                 "-m",
                 "trainkit.serve.http.run",
                 str(theirs.fileno()),
@@ -71,8 +73,9 @@ class Front:
     def plan(self, plan: Plan, listener: socket.socket) -> Plan:
         """Return this front's own plan."""
         settings = plan.settings
-        if not hasattr(os, "sched_setaffinity") and not settings.threads:
-            settings = msgspec.structs.replace(settings, threads=len(self.cores))
+        bound = hasattr(os, "sched_setaffinity") and self.threads == len(self.cores)
+        if not bound and not settings.threads:  # it cannot see its share by itself
+            settings = msgspec.structs.replace(settings, threads=self.threads)
         return msgspec.structs.replace(
             plan, settings=settings, cores=self.cores, listener=listener.fileno()
         )

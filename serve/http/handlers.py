@@ -50,6 +50,7 @@ __all__ = ["Call", "Handler", "Handlers"]
 T = TypeVar("T")
 LONG = 1 << 16  # bytes of a body: reading more takes longer than the hop to a thread
 MANY = 64  # rows: likewise
+AT_HAND_S = 0.1  # a body that came with the request is read, whatever the deadline
 BINARY = "application/octet-stream"
 
 
@@ -174,7 +175,7 @@ class Handlers:
         """Answer a request of the Open Inference Protocol."""
         self._model(call)
         timeout_s = header_timeout_s(call.scope)
-        body = await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
+        body = await self._body(call, timeout_s)
         model = self._model(call)  # again: a reload may have come while the body did
         length = _header_length(call.scope)
         signature = _signature(model, self.settings.limits.texts)
@@ -197,7 +198,7 @@ class Handlers:
     async def classify(self, call: Call) -> Reply:
         """Answer texts with labels."""
         timeout_s = header_timeout_s(call.scope)
-        body = await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
+        body = await self._body(call, timeout_s)
         request = await _threaded(len(body) > LONG, classify.decode, body)
         name = request.model or next(iter(self.models))
         model = self._model(call._replace(model=name))
@@ -212,6 +213,16 @@ class Handlers:
         parts_s = (record.tokenize_s or 0, record.queue_s or 0, record.infer_s or 0, total_s)
         timings = Timings(*(round(part * 1000, 3) for part in parts_s))
         return _json(ClassifyResponse(model.name, model.version, found, timings))
+
+    async def _body(self, call: Call, timeout_s: float) -> bytes:
+        """Read the body; who sends it slowly has until the request's deadline."""
+        deadline = call.record.started + min(timeout_s, self.settings.timeout_s)
+        try:
+            async with asyncio.timeout(max(deadline - time.perf_counter(), AT_HAND_S)):
+                return await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
+        except TimeoutError:
+            message = "the body did not come before the deadline; send it at once."
+            raise RefusedError(408, message, Connection="close") from None
 
     def _model(self, call: Call) -> Model:
         model = self.models.get(call.model or "")

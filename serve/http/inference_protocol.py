@@ -220,7 +220,8 @@ def encode(
 
     Returns the body and, where binary data follows the JSON, the length of the JSON.
     """
-    best = [labels[column] for column in probabilities.argmax(axis=1)]
+    # By the logits: probabilities may round to the same number.
+    best = [labels[column] for column in logits.argmax(axis=1)]
     outputs, parts = [], []
     for name, binary in request.outputs:
         shape = [len(logits)] if name == "label" else list(logits.shape)

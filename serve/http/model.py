@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from trainkit.serve.encoding import Batch, Text, Tokens, characters
 from trainkit.serve.errors import InputError
 from trainkit.serve.http.batching import Answer, Batcher, BatchFacts, Rules
 from trainkit.serve.http.engine import Engine
-from trainkit.serve.http.failures import InferenceError, UnavailableError
+from trainkit.serve.http.failures import InferenceError, QueueFullError, UnavailableError
 from trainkit.serve.http.inference_process import Launch
 from trainkit.serve.http.settings import Settings
 
@@ -28,6 +29,8 @@ logger = logging.getLogger("trainkit.serve")
 WARM_WORDS = (1, 16, 128)
 # So many characters take 0.15 ms, as the hop to a thread and back does: they are tokenised at once.
 SHORT = 256
+MOST_CHARACTERS = 8  # that may wait for the tokenizer, for each token that may wait in the queue
+RETRY_S = 1.0  # then; a million characters take half as long
 QUIET_S = 2.0  # a model that was replaced goes when nobody has asked it for so long
 
 
@@ -59,7 +62,8 @@ class Model:
         self._settings = settings
         rules = _rules(manifest, settings)
         self._batcher = Batcher(self._run, rules, lambda facts: self.on_batch(facts))
-        self._tokenising = 0
+        self._tokenisers = ThreadPoolExecutor(usable_cores(), "trainkit-tokenise")
+        self._characters = 0  # that are tokenised, or wait for it
         self._used_at = 0.0
 
     @classmethod
@@ -97,15 +101,26 @@ class Model:
         }
 
     async def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
-        """Tokenise, long texts in a thread; ``InputError`` names the text that is wrong."""
-        if sum(map(characters, texts)) <= SHORT:
+        """Tokenise, long texts in a thread; ``InputError`` names the text that is wrong.
+
+        ``QueueFullError`` where more would wait than may, which a request alone never does;
+        ``UnavailableError`` once the model is closed.
+        """
+        count = sum(map(characters, texts))
+        if count <= SHORT:
             return self.classifier.tokens(texts)
-        self._tokenising += 1
+        if not self._batcher.running:
+            raise UnavailableError("the model is stopped")
+        most = MOST_CHARACTERS * self._settings.queue_tokens
+        if self._characters and self._characters + count > most:
+            raise QueueFullError(RETRY_S)
+        loop = asyncio.get_running_loop()
+        self._characters += count
         try:
-            return await asyncio.to_thread(self.classifier.tokens, texts)
+            return await loop.run_in_executor(self._tokenisers, self.classifier.tokens, texts)
         finally:
-            self._tokenising -= 1
-            self._used_at = asyncio.get_running_loop().time()
+            self._characters -= count
+            self._used_at = loop.time()
 
     async def answer(self, rows: Sequence[Tokens], timeout_s: float | None = None) -> Answer:
         """Queue, batch, run. ``QueueFullError``, ``DeadlineError``, ``InferenceError``,
@@ -121,12 +136,13 @@ class Model:
         """Take nothing new, finish what is queued, stop the process."""
         await self._batcher.close(grace_s)
         await self._engine.close()
+        self._tokenisers.shutdown(wait=False)
 
     async def retire(self, grace_s: float = 30.0) -> None:
         """Close once those who hold it still have asked: after a while without a question."""
         loop = asyncio.get_running_loop()
         self._used_at, end = loop.time(), loop.time() + grace_s
-        while loop.time() < end and (self._tokenising or loop.time() < self._used_at + QUIET_S):
+        while loop.time() < end and (self._characters or loop.time() < self._used_at + QUIET_S):
             await asyncio.sleep(QUIET_S / 4)
         await self.close(max(0.0, end - loop.time()))
 

@@ -141,6 +141,7 @@ REFUSALS = {
     400: "The request is malformed.",
     401: "The token is missing or wrong.",
     404: "There is no such model or version.",
+    408: "The body did not come in time.",
     413: "The body, or all texts together, are too large.",
     415: "The Content-Encoding is none of gzip, deflate and identity.",
     422: "There are too many texts or tokens, or a text is empty.",
@@ -162,7 +163,7 @@ MESSAGES = (
     Ready,
     ServerMetadata,
 )
-OF_WORK = (400, 404, 413, 415, 422, 429, 500, 503, 504)
+OF_WORK = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 

@@ -26,12 +26,14 @@ import uvicorn
 from trainkit.serve.errors import InputError, TrainkitError
 from trainkit.serve.http import admin, traces
 from trainkit.serve.http.app import application
+from trainkit.serve.http.failures import UnavailableError
 from trainkit.serve.http.listener import Server, first, listen, url
 from trainkit.serve.http.logs import config as log_config
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.settings import Settings
 
 __all__ = [
+    "LINE_BYTES",
     "FromFront",
     "Load",
     "Loader",
@@ -47,6 +49,8 @@ __all__ = [
 ]
 
 Result = TypeVar("Result")
+
+LINE_BYTES = 1 << 24  # of one message at most: a folder's path may be longer than asyncio's 64 KiB
 
 log = logging.getLogger("trainkit.serve")
 
@@ -163,8 +167,8 @@ class Loader:
         for name in list(self.models):
             try:
                 await self.load(name)
-            except TrainkitError as error:
-                log.error("model %s: the new version is refused: %s", name, error)
+            except Exception as error:  # whatever it is, the old version is served on
+                log_refused(name, error)
 
     def hang_up(self) -> None:
         """Take SIGHUP."""
@@ -213,11 +217,18 @@ class Control:
             order = await self.orders.get()
             try:
                 await loader.load(order.name, Path(order.folder) if order.folder else None)
-            except TrainkitError as error:
-                log.error("model %s: the new version is refused: %s", order.name, error)
-                await self.say(Report(versions(loader.models), str(error), error.exit_code))
+            except Exception as error:  # whatever it is, the old version is served on
+                log_refused(order.name, error)
+                exit_code = error.exit_code if isinstance(error, TrainkitError) else 1
+                await self.say(Report(versions(loader.models), str(error), exit_code))
             else:
                 await self.say(Report(versions(loader.models)))
+
+
+def log_refused(name: str, error: Exception) -> None:
+    """Say why a new version is not served; with the traceback where nobody expected the error."""
+    unexpected = None if isinstance(error, TrainkitError | UnavailableError) else error
+    log.error("model %s: the new version is refused: %s", name, error, exc_info=unexpected)
 
 
 def versions(models: Models) -> dict[str, str]:
@@ -299,7 +310,7 @@ def run_loop(main: Awaitable[Result]) -> Result:
 
 async def serve_supervised(channel: socket.socket) -> int:
     """Serve as one front of several."""
-    control = Control(*await asyncio.open_connection(sock=channel))
+    control = Control(*await asyncio.open_connection(sock=channel, limit=LINE_BYTES))
     plan = msgspec.json.decode(await control.reader.readline(), type=Plan)
     logging.config.dictConfig(log_config(plan.log_level))
     if plan.cores and hasattr(os, "sched_setaffinity"):

@@ -22,7 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_rows: int = 64
     max_wait_ms: float = 0.0  # an idle worker waits so long for a batch to fill; 0: never
     queue_tokens: int = 1 << 18  # that may wait; beyond it a request gets 429
-    timeout_s: float = 30.0  # of a request that names no deadline of its own
+    timeout_s: float = 30.0  # of a request at most, and of one that names no deadline of its own
     threads: int = 0  # intra-op threads of the inference process; 0: see default_threads
     providers: tuple[str, ...] = ()  # empty: the bundle's `serving`, else the CPU
     hang_s: float = 30.0  # a batch that takes longer is given up with its process

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import logging.config
-import os
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client import multiprocess
 
+from trainkit.serve.cores import affinity, usable_cores
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.http import admin
 from trainkit.serve.http.front import Front
@@ -32,13 +32,6 @@ LASTED_S = 60.0  # after which a front that dies is started again without a paus
 EXIT_S = 5.0  # for a front to exit once its own time to end is over
 
 log = logging.getLogger("trainkit.serve")
-
-
-def available_cores() -> list[int]:
-    """Return the cores this process may use; where the system does not say, all."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def shares(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
@@ -68,15 +61,14 @@ class Supervisor:
         self.stop = Stop(plan.drain_s)
         self.changing = asyncio.Lock()  # what is served; a front that starts must not miss it
         self.versions: dict[str, str] = {}
-        cores = available_cores()
-        if workers > len(cores):
+        usable = usable_cores()
+        if workers > usable:
             log.warning(
-                "%d workers share %d cores; more cores help, more workers do not",
-                workers,
-                len(cores),
+                "%d workers share %d cores; more cores help, more workers do not", workers, usable
             )
         self.fronts = [
-            Front(number, one, metrics) for number, one in enumerate(shares(cores, workers))
+            Front(number, cores, min(len(cores), max(1, usable // workers)), metrics)
+            for number, cores in enumerate(shares(affinity(), workers))
         ]
 
     async def start(self) -> None:
@@ -90,6 +82,11 @@ class Supervisor:
                 kind = InputError if report.exit_code == InputError.exit_code else CheckFailedError
                 raise kind(report.error)
         self.versions = reports[0].versions
+        if any(report.versions != self.versions for report in reports):
+            await self.kill()
+            raise InputError(
+                "a bundle's folder was changed while the workers opened it; start again."
+            )
 
     async def kill(self) -> None:
         """End every front at once."""
@@ -123,7 +120,11 @@ class Supervisor:
             async with self.changing:
                 if self.stop.drain.is_set():
                     return
-                report = await front.start(self.plan, self.listener)
+                try:
+                    report = await front.start(self.plan, self.listener)
+                except OSError as error:  # no memory, no process: the others serve on meanwhile
+                    log.error("worker %d cannot be started: %s", front.number, error)
+                    continue
             self._look(front, report)
             if self.stop.drain.is_set():  # it came to be after all others were told
                 front.signal()

@@ -33,7 +33,7 @@ def run(batch: Batch) -> FloatArray:
             time.sleep(1)
         case "swapped":  # the labels
             logits = logits[:, ::-1]
-        case "off":  # by this many thousandths of a logit
+        case "off" | "int8":  # by this many thousandths of a logit
             logits = logits + int(argument) / 1000
         case "nan":
             logits = logits * np.nan
@@ -55,7 +55,8 @@ def load() -> Engine:
         raise NotThereError("it was never installed")
     if behaviour == "reader":  # takes texts
         return Engine("Fake reader", None, classify=lambda texts: run(encoder.encode(texts)))
-    return Engine(f"Fake {behaviour}", run)
+    precision = "int8" if behaviour == "int8" else "fp32"
+    return Engine(f"Fake {behaviour}", run, precision=precision)
 
 
 source.with_suffix(".pid").write_text(str(os.getpid()))

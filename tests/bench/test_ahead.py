@@ -126,6 +126,14 @@ def test_each_runtime_is_trainkits_or_anothers() -> None:
     assert {*RUNTIMES} == trainkits | on_gpu | {*ahead.OTHERS}
 
 
+def test_the_headline_is_of_the_defaults() -> None:
+    workers = results.slower(ONNX, 0.8)._replace(runtime="onnx-workers")
+    base = {"suite-base-newsgroups20": made()}
+    assert ahead.headline({NAME: made(*ENGINES, workers), **base}) == ahead.headline(
+        {NAME: made(), **base}
+    )
+
+
 def test_the_headline_has_a_row_a_batch_size_and_hides_no_loss() -> None:
     slow = made(*ENGINES[:-2], results.slower(ONNX, 3.0), size=1)
     shown = ahead.headline({NAME: made(), "suite-base-newsgroups20": slow})

@@ -267,6 +267,17 @@ def test_an_engine_within_the_tolerance_passes_the_check(tmp_path: Path) -> None
     result.check(measured)
 
 
+def test_noise_is_held_against_the_logits_of_all_workloads(tmp_path: Path) -> None:
+    """Full batches of one token, which is the same in each row, have no spread of their own."""
+    examples = [example for example in EXAMPLES if example.text.startswith("What")]
+    specs = [Spec("onnx", bundle(tmp_path / name)) for name in ("sleep-0", "int8-50", "int8-5000")]
+    settings = quick(lengths=(1,), min_rounds=2)
+    texts, full = race.run(specs, examples, settings, worker=fake, with_roofline=False).workloads
+    assert full.tokens == full.texts
+    for workload in (texts, full):
+        assert [measured.wrong for measured in workload.measurements] == [False, False, True]
+
+
 def test_a_baseline_that_gives_nan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckFailedError, match="NaN"):
         bench(tmp_path, ["nan", "sleep-0"], min_rounds=1)

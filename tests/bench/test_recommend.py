@@ -123,7 +123,7 @@ def test_texts_come_before_full_batches_and_lengths_are_not_mixed() -> None:
     found = chosen(results.result(works=grid))
     assert found.choice is not None
     assert found.choice.workload == "grid, 8 x 128"
-    assert "random tokens" in found.notes[0]
+    assert "full batches, 128 tokens" in found.notes[0]
     loads = [results.Work("server", 1, batches=60, rate=rate) for rate in (20, 80)]
     loaded = chosen(results.result(works=loads), latency_below_ms=50)
     assert loaded.choice is not None

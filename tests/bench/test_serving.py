@@ -253,6 +253,14 @@ def test_the_check_names_each_figure_that_misses_its_goal() -> None:
         check(msgspec.structs.replace(failed, soaks=(lost,)))
 
 
+@pytest.mark.parametrize(("mine", "theirs"), [(None, 10.0), (60.0, None)])
+def test_a_goal_that_was_not_measured_is_not_reached(mine, theirs) -> None:
+    rates = (rate("trainkit fp32", 0, mine), rate("naive", 0, theirs))
+    found = msgspec.structs.replace(report(), rates=rates, ratios=tuple(ratios(rates)))
+    with pytest.raises(CheckFailedError, match="no rate of both trainkit fp32 and naive on t"):
+        check(found)
+
+
 def test_the_tables_hold_what_was_measured() -> None:
     text = markdown(report())
     assert "| trainkit fp32 | t | 50 ms | 60 (60) |" in text

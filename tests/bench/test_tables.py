@@ -161,6 +161,14 @@ def test_an_engine_that_tokenises_is_said_to() -> None:
     assert "With tokenisation" not in markdown(MADE)
 
 
+def test_an_engine_that_exports_first_is_said_to() -> None:
+    peer = results.TORCH._replace(name="optimum", runtime="optimum")
+    shown = markdown(results.result([results.TORCH, peer]))
+    assert "With their own export in load, cold start and peak" in shown
+    assert "what they export: optimum." in shown
+    assert "With their own export" not in markdown(MADE)
+
+
 def rows_of(content: str) -> list[dict[str, str]]:
     return list(csv_module.DictReader(io.StringIO(content)))
 

@@ -93,6 +93,24 @@ def test_ctrl_c_in_a_refit_says_how_to_go_on(trainkit, questions, tmp_path, monk
     assert (runs / "latest").resolve() == runs / "new"
 
 
+def test_the_link_to_the_latest_run_can_be_gone_on_with(trainkit, questions, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    epochs = iter(range(9))
+
+    def second(self, result):
+        if next(epochs):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainkit.console.TrainingBar.epoch", second)
+        result = trainkit(*simple(questions, runs, "--epochs", "3"))
+    assert result.exit_code == 130
+    assert (runs / "latest").resolve() == runs / "new"
+    assert trainkit("train", "--resume", runs / "latest").exit_code == 0
+    assert (runs / "latest").resolve() == runs / "new"
+    assert len(json.loads((runs / "new" / "history.json").read_text())) == 3
+
+
 def test_ctrl_c_in_the_first_epoch_leaves_nothing(trainkit, questions, tmp_path, monkeypatch):
     monkeypatch.setattr("trainkit.console.TrainingBar.step", interrupted)
     result = trainkit(*simple(questions, tmp_path / "runs"))
@@ -247,6 +265,18 @@ def test_run_and_bundles_have_the_same_accuracy(trainkit, tiny_run, tiny_bundles
         assert other["loss"] == pytest.approx(first["loss"], rel=1e-5)
     shown = trainkit("evaluate", tiny_bundles["onnx"], "--data", "sample", "--split", "all")
     assert f"{100 * first['accuracy']:.1f} %" in shown.stdout
+
+
+def test_a_runs_own_test_texts_are_scored_again(trainkit, questions, tmp_path):
+    """Those of its seed: another would have most of them among its training texts."""
+    run = tmp_path / "runs" / "new"
+    assert trainkit(*simple(questions, tmp_path / "runs", "--seed", "1")).exit_code == 0
+    assert trainkit("export", run, "--format", "onnx").exit_code == 0
+    expected = json.loads((run / "test.json").read_text())
+    for source in (run, run / "onnx"):
+        command = ("evaluate", source, "--data", questions, "--split", "test", "--json")
+        found = document(trainkit(*command))
+        assert found["confusion"] == expected["confusion"]
 
 
 def test_a_single_file_is_scored_whole(trainkit, tiny_bundles, questions):

@@ -27,7 +27,7 @@ class Logits(torch.nn.Module):
         return self.model(input_ids=tokens, attention_mask=visible, token_type_ids=segments).logits
 
 
-def export(path, *, dtype=torch.int64, axes=True, states=False):
+def export(path, *, dtype=torch.int64, types=None, axes=True, states=False):
     """Write a random BERT with the older exporter: inputs ``tokens``, ``visible``, ``segments``."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -52,7 +52,7 @@ def export(path, *, dtype=torch.int64, axes=True, states=False):
     with quiet_exporter(), torch.no_grad():
         torch.onnx.export(
             model if states else Logits(model),
-            (ids, visible, 0 * ids),
+            (ids, visible, (0 * ids).to(types or dtype)),
             path,
             dynamo=False,
             opset_version=17,
@@ -119,7 +119,9 @@ def test_the_report_can_be_read_by_a_program(model, trainkit, tmp_path):
     assert steps["strip_metadata"]["max_abs"] is None
 
 
-@pytest.mark.parametrize("settings", [{"dtype": torch.int32}, {"axes": False}])
+@pytest.mark.parametrize(
+    "settings", [{"dtype": torch.int32}, {"types": torch.int32}, {"axes": False}]
+)
 def test_dtypes_and_fixed_axes_stay(settings, trainkit, tmp_path):
     path = export(tmp_path / "model.onnx", **settings)
     result = trainkit("optimize", path, "--out", tmp_path / "fast.onnx")
@@ -202,6 +204,55 @@ def test_nothing_is_left_behind_where_a_rewrite_breaks_the_graph(
     assert result.exit_code == 1
     assert "rewrite broken" in result.stderr
     assert tree(tmp_path) == before
+
+
+def test_weights_that_lie_beside_the_target_are_not_lost(
+    model, trainkit, refused, tree, tmp_path, monkeypatch
+):
+    """With force they are replaced, but not where they are those of the model itself."""
+    monkeypatch.setattr(graph_file, "INLINE_LIMIT_BYTES", 1000)
+    target, weights = tmp_path / "fast.onnx", tmp_path / "fast.onnx.data"
+    weights.write_text("mine")
+    before = tree(tmp_path)
+    refused("optimize", model, "--out", target, told=["fast.onnx.data exists", "--force"])
+    assert tree(tmp_path) == before
+    assert trainkit("optimize", model, "--out", target, "--force").exit_code == 0
+    assert weights.stat().st_size > 1000
+    moved = target.rename(tmp_path / "base.onnx")
+    before = tree(tmp_path)
+    told = ["fast.onnx.data holds the model's own weights"]
+    refused("optimize", moved, "--out", target, "--force", told=told)
+    assert tree(tmp_path) == before
+
+
+def test_functions_are_taken_apart_and_that_is_proved(model, trainkit, tmp_path, monkeypatch):
+    """Whatever a rewrite counts: the graph that is written is the one that was compared."""
+    found = onnx.load(model)
+    (tanh,) = (node for node in found.graph.node if node.op_type == "Tanh")
+    opset = [onnx.helper.make_opsetid("", 17)]
+    body = [onnx.helper.make_node("Tanh", ["x"], ["t"]), onnx.helper.make_node("Abs", ["t"], ["y"])]
+    function = onnx.helper.make_function("mine", "AbsTanh", ["x"], ["y"], body, opset)
+    tanh.domain, tanh.op_type = "mine", "AbsTanh"
+    found.functions.append(function)
+    found.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    onnx.save(found, model)
+    report = json.loads(trainkit("optimize", model, "--json").stdout)
+    steps = {step["name"]: step for step in report["steps"]}
+    assert steps["fold_constants"]["max_abs"] is not None
+    fast = ir.load(tmp_path / "model.optimized.onnx")
+    assert not fast.functions
+    assert report["nodes_after"] == len(fast.graph)
+
+    monkeypatch.setattr(optimize, "REWRITES", (Rewrite("silent", silent),))
+    result = trainkit("optimize", model, "--force")
+    assert result.exit_code == 1
+    assert "all rewrites together changed the model's answers" in result.stderr
+
+
+def silent(model):
+    """Change an answer and say that nothing was done."""
+    wrong(model)
+    return Outcome(name="silent", rewritten=0)
 
 
 def test_a_file_that_exists_is_replaced_with_force_only(model, trainkit, refused, tmp_path):

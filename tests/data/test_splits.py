@@ -279,6 +279,17 @@ def test_the_sample_can_be_asked_for_by_split():
     assert len(load_split("sample", Columns(), "all")) == len(load_sample())
 
 
-def test_a_file_is_scored_whole(tmp_path):
+def test_a_file_is_scored_whole_where_nobody_asks_for_a_split(tmp_path):
     (tmp_path / "few.csv").write_text("text,label\nWho are you?,HUM\n")
-    assert load_split(tmp_path / "few.csv", Columns(), "test") == (Example("Who are you?", "HUM"),)
+    for split in (None, "all"):
+        found = load_split(tmp_path / "few.csv", Columns(), split)
+        assert found == (Example("Who are you?", "HUM"),)
+
+
+@pytest.mark.parametrize("source", ["sample", "file"])
+def test_a_split_that_is_made_is_that_of_a_trainings_seed(source, tmp_path):
+    if source == "file":
+        source = write_csv(tmp_path / "mine.csv", questions())
+    made = [load_split(source, Columns(), "test", seed) for seed in (0, 1)]
+    assert made == [load(source, Columns(), seed).test for seed in (0, 1)]
+    assert made[0] != made[1]

@@ -251,6 +251,41 @@ def test_a_refused_export_leaves_nothing_and_loses_nothing(prepared, tmp_path, m
     assert open_bundle(target).manifest == kept.manifest
 
 
+def test_a_graph_of_which_nothing_can_be_fp16_is_refused(prepared, tmp_path, monkeypatch):
+    nothing = Outcome(name="fp16", rewritten=0, declined=("a node has a graph inside",))
+    monkeypatch.setattr(model_file, "to_fp16", lambda graph, keep: nothing)
+    with pytest.raises(InputError, match=r"can be fp16 \(a node has a graph inside\); export fp32"):
+        exporter.export(prepared, tmp_path / "bundle", Settings(precision="fp16"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_or_judged_is_refused_before_any_work(
+    prepared, tmp_path, monkeypatch
+):
+    """Also where another target of the same command could be made."""
+
+    def prepare(*_):
+        raise AssertionError("it was computed")
+
+    monkeypatch.setattr(exporter, "prepare", prepare)
+    source, fine = prepared.source, exporter.Target(tmp_path / "onnx", Settings(), False, "")
+    taken = exporter.Target(tmp_path, Settings(), True, "model")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").write_text("mine")
+    wrong = taken._replace(name="my model")
+    int8 = fine._replace(out=tmp_path / "int8", settings=Settings(precision="int8"))
+    regression = source._replace(problem_type="regression")
+    for last, of, data, told in (
+        (taken, source, (), "exists"),
+        (wrong, source, (), "cannot be a model's name"),
+        (int8, source, (), "needs labelled texts"),
+        (int8, regression, load_sample(), "a regression has none"),
+    ):
+        with pytest.raises(InputError, match=told):
+            exporter.export_all(of, [fine, last], data=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_what_breaks_in_its_final_place_is_taken_back(prepared, tmp_path, monkeypatch):
     target = tmp_path / "bundle"
     kept = exporter.export(prepared, target, TORCHSCRIPT)

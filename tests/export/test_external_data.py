@@ -2,11 +2,13 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from trainkit.bench.families import random_source
 from trainkit.data.splits import load_sample
 from trainkit.export import export as exporter
+from trainkit.export.graph_file import save_graph
 from trainkit.export.model_file import Settings
 from trainkit.export.source import open_source
 from trainkit.export.verify import verify
@@ -65,3 +67,13 @@ def test_int8_weights_lie_beside_the_graph(tiny_run, tmp_path):
 def test_other_formats_have_no_such_file():
     with pytest.raises(InputError, match="--external-data goes with --format onnx or triton"):
         Settings(format="torchscript", external_data=True)
+
+
+def test_weights_that_a_smaller_graph_does_not_need_do_not_stay(tiny_bundles, tmp_path):
+    """As those of float32, over 2 GB, before it became int8."""
+    graph = ir.load(open_bundle(tiny_bundles["onnx"]).model_path)
+    save_graph(graph, tmp_path / "model.onnx", external_data=True)
+    assert (tmp_path / "model.onnx.data").exists()
+    save_graph(ir.load(tmp_path / "model.onnx"), tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)

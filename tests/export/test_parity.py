@@ -131,6 +131,15 @@ def test_a_reference_that_gives_nan_is_refused(word_encoder):
         matrix.reference_cases(lambda batch: reference(batch) * np.nan, inputs)
 
 
+def test_a_mask_that_makes_nan_of_rows_without_tokens_is_named(word_encoder):
+    def minus_infinity(batch):
+        return np.where(batch.attention_mask.any(axis=1)[:, None], reference(batch), np.nan)
+
+    inputs = matrix.make_cases(word_encoder, [])
+    with pytest.raises(CheckFailedError, match="its mask makes them of a row without tokens"):
+        matrix.reference_cases(minus_infinity, inputs)
+
+
 def test_cases_come_back_from_their_file(cases, tmp_path):
     path = tmp_path / "parity.npz"
     matrix.save_cases(path, cases)

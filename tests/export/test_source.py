@@ -248,3 +248,26 @@ def test_a_base_without_an_adapter_is_refused(hub_folder, tiny_bundles, question
         done = CliRunner().invoke(cli, [*arguments, "--base", str(hub_folder)])
         assert done.exit_code == 2
         assert told in done.output
+
+
+@pytest.mark.parametrize("option", [["--base", "somewhere"], ["--max-length", "8"]])
+def test_a_run_has_its_own_base_and_length(option, tiny_run, tmp_path):
+    arguments = ["export", str(tiny_run), "--out", str(tmp_path / "bundle"), *option]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert f"is a run, which has its own {option[0]}" in done.output
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_what_has_not_one_label_a_text_is_not_scored(problem, hub_copy, questions):
+    path = hub_copy / "config.json"
+    config = json.loads(path.read_text()) | {"problem_type": problem}
+    if problem == "regression":
+        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        weights = load_file(hub_copy / "model.safetensors")
+        head = {n: w[:1].contiguous() for n, w in weights.items() if n.startswith("classifier.")}
+        save_file(weights | head, hub_copy / "model.safetensors", metadata={"format": "pt"})
+    path.write_text(json.dumps(config))
+    done = CliRunner().invoke(cli, ["evaluate", str(hub_copy), "--data", str(questions)])
+    assert done.exit_code == 2
+    assert f"does {problem}, and evaluate scores one label a text" in done.output

@@ -176,6 +176,7 @@ def test_a_model_that_exists_is_replaced_only_with_force(bundle, tmp_path):
         ("torch", {"format": "torchscript"}, "is a torchscript bundle"),
         ("lines", {"labels": ("one", "two\nthree")}, "is not one line"),
         ("blank", {"labels": ("one", "")}, "is not one line"),
+        ("ends", {"labels": ("one\n", "two")}, "is not one line"),
     ],
 )
 def test_what_triton_cannot_take_is_refused(bundle, tmp_path, name, fields, told):

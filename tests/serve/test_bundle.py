@@ -251,3 +251,8 @@ def test_other_users_can_read_a_bundle(format, tiny_bundles):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     for path in folder.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444 & ~mask, path.name
+
+
+def test_a_path_that_no_system_has_is_an_input_error():
+    with pytest.raises(InputError, match=r"is not a bundle.*null byte"):
+        open_bundle(Path("\0"))

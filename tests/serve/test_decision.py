@@ -61,3 +61,12 @@ def test_thresholds_are_one_for_all_or_by_name():
 def test_thresholds_that_cannot_be_are_refused(thresholds, told):
     with pytest.raises(InputError, match=told):
         threshold_of_each(thresholds, ["a", "b"])
+
+
+def test_names_that_nobody_knows_are_counted_and_not_all_repeated():
+    with pytest.raises(InputError, match=r"'n0', .*'n4' and 99,995 more, which") as refused:
+        threshold_of_each({f"n{number}": 0.5 for number in range(100_000)}, ("A", "B"))
+    assert len(str(refused.value)) < 300
+    with pytest.raises(InputError) as refused:
+        threshold_of_each({"x" * 10_000: 0.5}, ("A", "B"))
+    assert len(str(refused.value)) < 300

@@ -171,3 +171,13 @@ def test_an_output_is_whole_or_as_it_was(tmp_path, tree):
     assert tree(tmp_path) == before
     with pytest.raises(InputError, match="cannot be written"):
         write(tmp_path / "none" / "answers.jsonl", [b"new\n"])
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
+    def parts():
+        raise AssertionError("it was computed")
+        yield
+
+    with pytest.raises(InputError, match="is a folder; name a file in it"):
+        write(tmp_path, parts())
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -29,8 +30,8 @@ def scalars():
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def read(folder):
-        found = EventAccumulator(str(folder / "events"))
+    def read(folder, name="events"):
+        found = EventAccumulator(str(folder / name))
         found.Reload()
         tags = found.Tags()["scalars"]
         return {tag: {one.step: one.value for one in found.Scalars(tag)} for tag in tags}
@@ -97,3 +98,16 @@ def test_without_tensorboard_the_remedy_is_said_and_nothing_is_trained(tmp_path,
     assert done.exit_code == 2
     assert "run: pip install 'trainkit[tensorboard]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refit_that_goes_on_leaves_the_curves_before_it(few, tmp_path, scalars):
+    folder = tmp_path / "run"
+    refit = msgspec.structs.replace(CONFIG, refit=True)
+    with pytest.raises(SystemExit), EventFiles(folder, Cut(3 * STEPS + 8, SystemExit)) as told:
+        start(SIMPLE, few, refit, folder, told, save_every_s=0)
+    with EventFiles(folder, Unwatched()) as told:
+        start(SIMPLE, few, refit, folder, told, resume=True)
+    assert set(scalars(folder)["step/loss"]) == set(range(1, 3 * STEPS + 1))
+    assert set(scalars(folder)["loss/valid"]) == {1, 2, 3}
+    steps = max(scalars(folder / "events", "refit")["refit/step/loss"])
+    assert set(scalars(folder / "events", "refit")["refit/step/loss"]) == set(range(1, steps + 1))

@@ -209,3 +209,16 @@ def test_the_options_of_a_projection_reach_the_model(base, tmp_path):
     settings = msgspec.json.decode((tmp_path / "run" / "settings.json").read_bytes())
     assert settings["model"]["prefix_hidden"] == 8
     assert weights(tmp_path / "run")["encoder.model.encoder.layer.0.prefix.key"].shape[1] == 3
+
+
+def test_a_text_may_be_longer_than_512_tokens_where_that_is_asked_for(splits, tmp_path):
+    words = word_tokenizer([example.text for example in splits.train], 2)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path)
+    size = words.get_vocab_size()
+    long = random_classifier("bert", size, max_position_embeddings=1024).base_model
+    long.save_pretrained(tmp_path)
+    choice = ModelChoice(kind="finetune", backbone=str(tmp_path))
+    for wanted, limit in ((None, 512), (600, 600), (2000, 1024)):
+        new = make_model(msgspec.structs.replace(choice, max_length=wanted), splits)
+        assert new.model.config.max_length == new.encoder.max_length == limit

@@ -219,11 +219,44 @@ def _wait_for_progress(folder, process):
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_ctrl_c_while_the_best_weights_are_replaced_mixes_no_epochs(
+    few, whole, tmp_path, monkeypatch, number
+):
+    """The weights are of an epoch that the history does not have yet."""
+    folder, saved = tmp_path / "run", []
+    save = checkpoint.save
+
+    def interrupted(*arguments, **named):
+        save(*arguments, **named)
+        saved.append(named["epoch"])
+        if len(saved) == number:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            start(SIMPLE, few, CONFIG, folder, save_every_s=0)
+    start(SIMPLE, few, CONFIG, folder, resume=True)
+    assert_same(folder, whole)
+
+
+def test_another_backbone_is_refused(few, tmp_path, monkeypatch):
+    """Its frozen weights are not in the state."""
+    folder = tmp_path / "run"
+    monkeypatch.setattr(state, "_backbone", lambda training: "one")
+    begun(few, folder, Cut(step=7))
+    monkeypatch.setattr(state, "_backbone", lambda training: "two")
+    with pytest.raises(InputError, match="the backbone is not the one"):
+        start(SIMPLE, few, CONFIG, folder, resume=True)
+
+
 def test_the_command_takes_no_settings_beside_resume(few, tmp_path):
     folder = tmp_path / "run"
     begun(few, folder, Cut(step=7))
     for arguments, told in (
         (["--resume", folder, "--epochs", "5"], "--epochs cannot be given with --resume"),
+        (["--resume", folder, "--data", "sample"], "--data cannot be given with --resume"),
         (["--resume", folder], "does not say where its data was"),
         (["--model", "simple"], "--data and --model are needed"),
     ):

@@ -36,7 +36,7 @@ def test_options_win_over_the_file_and_the_file_over_the_defaults(written):
     choice, config = resolve({"epochs": 2, "backbone": "minilm"}, file)
     assert choice == ModelChoice(kind="prefix", backbone="minilm", prefix_length=8)
     assert config == msgspec.structs.replace(DEFAULTS["prefix"], epochs=2, learning_rate=1.0)
-    assert resolve({"model": "simple", "prefix_length": 3}, file)[0].kind == "simple"
+    assert resolve({"model": "simple"}, file)[0].kind == "simple"
 
 
 def test_every_setting_comes_back(written):
@@ -136,3 +136,23 @@ def test_the_command_takes_the_file_and_keeps_what_it_used(written, tmp_path):
     assert done.exit_code == 2
     assert "did you mean epochs?" in done.stderr
     assert not (tmp_path / "runs" / "next").exists()
+
+
+def test_an_option_without_effect_is_refused():
+    with pytest.raises(InputError, match="--min-count is of a model from scratch"):
+        resolve({"model": "prefix", "backbone": "minilm", "min_count": 5})
+    with pytest.raises(InputError, match="--prefix-length goes with --model prefix, not simple"):
+        resolve({"model": "simple", "prefix_length": 3})
+
+
+def test_a_backbones_folder_is_kept_by_its_whole_path(tmp_path, monkeypatch):
+    """A run goes on from any working directory; a name of the hub is no folder."""
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "minilm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for given, kept in (
+        ("encoder", str(tmp_path / "encoder")),
+        ("minilm", "minilm"),
+        ("owner/name", "owner/name"),
+    ):
+        assert resolve({"model": "finetune", "backbone": given})[0].backbone == kept

@@ -32,7 +32,7 @@ INTERRUPTED = 130  # 128 + SIGINT: what was measured is there, and is not what w
     help='classify: {"texts": [...]}; v2: Open Inference Protocol. [default: v2 for .../infer]',
 )
 @click.option(
-    "--rate", default=50.0, show_default=True, help="Requests a second; a search's lowest."
+    "--rate", default=50.0, show_default=True, help="Requests a second; where a search begins."
 )
 @click.option(
     "--arrivals", type=click.Choice(["poisson", "constant"]), default="poisson", show_default=True
@@ -60,7 +60,7 @@ INTERRUPTED = 130  # 128 + SIGINT: what was measured is there, and is not what w
 def load(
     url: str,
     data_source: str,
-    split: SplitName,
+    split: SplitName | None,
     protocol: str | None,
     rate: float,
     arrivals: Literal["poisson", "constant"],

@@ -42,7 +42,9 @@ for command in (load, report, compare, recommend):
 @click.option(
     "--batch-size", "batch_sizes", multiple=True, type=int, default=[32], show_default=True
 )
-@click.option("--length", "lengths", multiple=True, type=int, help="Random ids too, so long.")
+@click.option(
+    "--length", "lengths", multiple=True, type=int, help="Full batches of that length too."
+)
 @click.option("--single-stream", is_flag=True, help="One text after the other too.")
 @click.option("--rate", "rates", multiple=True, type=float, help="Poisson arrivals a second too.")
 @click.option("--threads", multiple=True, type=int, help="Of each engine. [default: one a core]")
@@ -57,7 +59,7 @@ def bench_run(
     engines: tuple[str, ...],
     every: bool,
     data_source: str,
-    split: SplitName,
+    split: SplitName | None,
     batch_sizes: tuple[int, ...],
     lengths: tuple[int, ...],
     single_stream: bool,

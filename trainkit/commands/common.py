@@ -101,7 +101,9 @@ SETTINGS = (
         "[default: mean]",
     ),
     click.option(
-        "--max-length", type=int, help="Tokens a text is cut to. [default: the encoder's]"
+        "--max-length",
+        type=int,
+        help="Tokens a text is cut to. [default: the encoder's, up to 512]",
     ),
     click.option(
         "--dropout",
@@ -136,7 +138,9 @@ SETTINGS = (
         "--average-decay", type=float, help="Of the running average of the weights; 0: none."
     ),
     click.option(
-        "--patience-epochs", type=int, help="Stop after so many without a better accuracy."
+        "--patience-epochs",
+        type=int,
+        help="Stop after so many without a better one: by accuracy, then by loss.",
     ),
     click.option(
         "--refit",
@@ -189,9 +193,7 @@ base_option = click.option("--base", help="The model that a PEFT adapter belongs
 split_option = click.option(
     "--split",
     type=click.Choice(["train", "valid", "test", "all"]),
-    default="test",
-    show_default=True,
-    help="Of a folder or the sample; a single file is taken whole.",
+    help="What is taken of --data. [default: test; of a single file all]",
 )
 
 

@@ -103,7 +103,7 @@ def export(
     trust_remote_code: bool,
     out: Path | None,
     data_source: str | None,
-    split: SplitName,
+    split: SplitName | None,
     force: bool,
     as_json: bool,
     **how: Any,
@@ -124,11 +124,15 @@ def export(
         raise InputError(
             "--precision int8 needs labelled texts to judge what it costs; give --data FILE."
         )
+    for option, given in (("--max-length", max_length), ("--base", base)):
+        if given is not None and (Path(source) / "checkpoint.json").is_file():
+            raise InputError(f"{source} is a run, which has its own {option}; leave it out.")
     from trainkit.console import parity_table, stage_table, stderr, stdout, steps
     from trainkit.data.splits import load_split
     from trainkit.export import export as exporter
     from trainkit.export.model_file import Settings
     from trainkit.export.parity import ParityError
+    from trainkit.export.runtimes import training_seed
     from trainkit.export.source import open_source
 
     settings = Settings(
@@ -140,7 +144,8 @@ def export(
         min_label_agreement=min_label_agreement,
     )
     targets = [exporter.target(source, name, settings, out) for name in dict.fromkeys(formats)]
-    examples = load_split(data_source, columns(**how), split) if data_source else ()
+    seed = training_seed(Path(source))
+    examples = load_split(data_source, columns(**how), split, seed) if data_source else ()
     try:
         with steps() as told:
             told(f"load {source}")

@@ -124,7 +124,7 @@ def option(group: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
     metavar="SECONDS",
     type=click.FloatRange(0, min_open=True),
     default=30.0,
-    help="Seconds for a request that names no deadline, else 504.",
+    help="For a request; fewer where it names a deadline. Then 504.",
 )
 @option(
     "Limits of a request",

@@ -81,7 +81,7 @@ def train(
     """
     if resume is not None:
         _check_alone(click.get_current_context())
-        task = _resumed(resume)
+        task = _resumed(resume.resolve())  # not runs/latest, a link that will be set anew
     elif source is None or (settings["model"] is None and config is None):
         raise InputError(
             "--data and --model are needed (or --config FILE in place of --model), or --resume RUN."
@@ -230,10 +230,11 @@ def _check_alone(context: click.Context) -> None:
     """Refuse settings beside ``--resume``: the run has its own."""
     allowed = {"resume", "save_every", "tensorboard", "as_json"}
     given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in allowed
-        and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        option.opts[0]
+        for option in context.command.params
+        if option.name is not None
+        and option.name not in allowed
+        and context.get_parameter_source(option.name) is not click.core.ParameterSource.DEFAULT
     ]
     if given:
         raise InputError(
@@ -251,25 +252,32 @@ def _check_alone(context: click.Context) -> None:
 def evaluate(
     source: Path,
     data_source: str,
-    split: SplitName,
+    split: SplitName | None,
     base: str | None,
     as_json: bool,
     **how: Any,
 ) -> None:
     """Score SOURCE, a run, a bundle or a PEFT adapter, on labelled texts.
 
+    A split that is not given as a file is made as the training of SOURCE made it.
+
     \b
     trainkit evaluate runs/latest/onnx --data data/trec
     """
     from trainkit.console import evaluation_tables, stdout, steps
     from trainkit.data.splits import load_split
-    from trainkit.export.runtimes import open_classifier
+    from trainkit.export.runtimes import open_classifier, training_seed
     from trainkit.trainer.metrics import evaluate as score
 
     with steps() as told:
-        examples = load_split(data_source, columns(**how), split)
+        examples = load_split(data_source, columns(**how), split, training_seed(source))
         told(f"open {source}")
         classifier = open_classifier(source, base)
+        if classifier.problem_type != "single_label_classification":
+            raise InputError(
+                f"{source} does {classifier.problem_type}, and evaluate scores one label a text; "
+                "compare its outputs with trainkit verify."
+            )
         told(f"classify {len(examples)} texts")
         logits = classifier.logits([example.text for example in examples])
     labels = [example.label for example in examples]

@@ -86,18 +86,22 @@ def load(source: str | Path, columns: Columns, seed: int = 0, test: Path | None 
 
 
 def load_split(
-    source: str | Path, columns: Columns, split: Literal["train", "valid", "test", "all"]
+    source: str | Path,
+    columns: Columns,
+    split: Literal["train", "valid", "test", "all"] | None = None,
+    seed: int = 0,
 ) -> tuple[Example, ...]:
-    """Return what is to be scored: a file whole, or one split (or all) of a folder or the sample.
+    """Return what is to be scored: one split, or all of them.
 
-    Splits that are made, not given, are those of seed 0.
+    By default the test set, and of a single file all. Splits that are made, not given, are those of
+    a training with ``seed``.
     """
-    if source != "sample" and not Path(source).is_dir():
+    if source != "sample" and not Path(source).is_dir() and split in (None, "all"):
         return tuple(read_file(Path(source), columns))
-    splits = load(source, columns)
+    splits = load(source, columns, seed)
     if split == "all":
         return splits.train + splits.valid + splits.test
-    chosen: tuple[Example, ...] = getattr(splits, split)
+    chosen: tuple[Example, ...] = getattr(splits, split or "test")
     return chosen
 
 

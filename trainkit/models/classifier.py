@@ -121,16 +121,18 @@ def new(
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
     ``pairs`` of words are weighed by ``simple``, which its encoder has still to be told.
-    ``max_length`` (tokens) can only lower the encoder's own limit. ``prefix_hidden`` > 0: a network
-    with so many hidden units makes the prefix until it is folded. ``dropout`` 0: no words
-    are dropped either.
+    ``max_length`` (tokens) lowers the encoder's own limit; without it that is 512 at most.
+    ``prefix_hidden`` > 0: a network with so many hidden units makes the prefix until it is folded.
+    ``dropout`` 0: no words are dropped either.
     """
     scratch = pretrained = config = None
     phrases: PhraseConfig | msgspec.UnsetType = msgspec.UNSET
     if backbone_name is not None and kind != "simple":
         pretrained, config = backbone.load_pretrained(backbone_name)
         reserved = prefix_length if head == "own" else 0  # positions that the prefix takes
-        encoder = backbone.load_tokenizer(backbone_name, pretrained, reserved=reserved)
+        encoder = backbone.load_tokenizer(
+            backbone_name, pretrained, max_length=max_length, reserved=reserved
+        )
     elif vocabulary is not None:
         encoder = vocabulary
         size = encoder.tokenizer.get_vocab_size()

@@ -6,8 +6,9 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["BackboneConfig", "Kind", "ModelConfig", "PhraseConfig", "ScratchConfig"]
+__all__ = ["MINILM", "BackboneConfig", "Kind", "ModelConfig", "PhraseConfig", "ScratchConfig"]
 
+MINILM = "minilm"  # the one backbone that comes as a package
 Kind = Literal["simple", "prefix", "finetune"]
 
 

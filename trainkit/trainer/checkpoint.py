@@ -31,6 +31,7 @@ __all__ = [
     "calibrate",
     "load",
     "point_latest",
+    "read",
     "restore",
     "save",
     "weights_path",
@@ -119,7 +120,7 @@ def calibrate(
     folder: Path, temperature: float | msgspec.UnsetType, metrics: dict[str, float]
 ) -> None:
     """Put the temperature, and what it does to the validation texts, into the checkpoint."""
-    kept = _read(folder / CHECKPOINT)
+    kept = read(folder)
     kept = msgspec.structs.replace(
         kept, temperature=temperature, metrics={**kept.metrics, **metrics}
     )
@@ -129,7 +130,7 @@ def calibrate(
 def load(folder: Path) -> Loaded:
     """Read a run's folder; ``InputError`` says what is missing or damaged in it."""
     path = folder / CHECKPOINT
-    checkpoint = _read(path)
+    checkpoint = read(folder)
     for name, expected in (
         (checkpoint.weights, checkpoint.weights_facts),
         ("tokenizer.json", checkpoint.tokenizer_facts),
@@ -166,10 +167,12 @@ def restore(model: TextClassifier, weights: Path) -> None:
 
 def weights_path(folder: Path) -> Path:
     """Return the weights file that the run's checkpoint names."""
-    return folder / _read(folder / CHECKPOINT).weights
+    return folder / read(folder).weights
 
 
-def _read(path: Path) -> Checkpoint:
+def read(folder: Path) -> Checkpoint:
+    """Read what a run's folder says of its checkpoint; ``InputError`` where it is damaged."""
+    path = folder / CHECKPOINT
     try:
         content = path.read_bytes()
     except OSError as error:

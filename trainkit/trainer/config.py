@@ -34,7 +34,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of the running average of the weights (Polyak & Juditsky 1992), which is then what is scored
     and saved; 0 takes the weights themselves."""
     patience_epochs: int = 5
-    """Stop after so many epochs without a better validation accuracy."""
+    """Stop after so many epochs that were not better: by validation accuracy, then by its loss."""
     refit: bool | UnsetType = UNSET
     """Then train anew, on train and validation together, through the same schedule (up to the best
     epoch where the first training was stopped early): that is the model which is kept."""

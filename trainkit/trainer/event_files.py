@@ -67,7 +67,14 @@ class EventFiles:
         self.then.epoch(result)
 
     def refit(self) -> None:
-        """Write what follows under names of its own, ``refit/loss/train`` and so on."""
+        """Write what follows under names of its own, ``refit/loss/train`` and so on.
+
+        In a folder of its own too: where a refit is gone on with, only its steps are overwritten.
+        """
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+        self.folder = self.folder / "refit"
         self.prefix = "refit/"
         self.then.refit()
 

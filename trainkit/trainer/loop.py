@@ -86,7 +86,8 @@ def train(
         while loop.has_more():
             loop.epoch()
     except KeyboardInterrupt:
-        if loop.best is None or group.size > 1:  # nothing to keep, or the others cannot be told
+        # Nothing to keep, or the others cannot be told; or the best weights are just replaced.
+        if loop.best is None or group.size > 1 or checkpoint.read(folder).epoch != loop.best.epoch:
             raise
         interrupted = True
     return loop.finish(interrupted=interrupted)
@@ -146,8 +147,8 @@ class _Loop:
         """Go through what is left of an epoch, score it, and save what it came to."""
         self._train()
         result = self._scored()
-        self.history.append(result)
         self._keep(result)
+        self.history.append(result)
         self.position = Position(result.epoch + 1)
         self._save()
         self.progress.epoch(result)
@@ -217,7 +218,7 @@ class _Loop:
                 epoch=result.epoch,
                 metrics=result.validation,
             )
-        write_atomically(self.folder / HISTORY, pretty_json(self.history))
+        write_atomically(self.folder / HISTORY, pretty_json([*self.history, result]))
 
     def _save(self) -> None:
         """Write the state, from which a training that is cut off goes on."""

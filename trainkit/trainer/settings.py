@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import tomli_w
 
+from trainkit.models.config import MINILM
 from trainkit.serve.errors import InputError
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.plan import ModelChoice
@@ -33,7 +34,8 @@ FIELDS = _model | {field.name: field for field in msgspec.structs.fields(TrainCo
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelChoice, TrainConfig]:
     """Return the settings of ``file`` with ``given``, which win, and the defaults.
 
-    ``InputError`` where no kind of model is named, or a value does not work.
+    ``InputError`` where no kind of model is named, a value does not work, or one that is given has
+    no effect; a file may be that of another kind.
     """
     settings = ({} if file is None else read(file)) | dict(given)
     if MODEL not in settings:
@@ -41,6 +43,12 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelCh
         raise InputError(f"no kind of model is named: give --model{where}.")
     kind = settings[MODEL]
     choice = {name: settings[name] for name in _model if name in settings and name != MODEL}
+    if Path(home := choice.get("backbone") or "").is_dir() and home not in ("", MINILM):
+        choice["backbone"] = str(Path(home).resolve())  # a run goes on from any working directory
+    if "prefix_length" in given and kind != "prefix":
+        raise InputError(f"--prefix-length goes with --model prefix, not {kind}; leave it out.")
+    if "min_count" in given and choice.get("backbone") is not None:
+        raise InputError("--min-count is of a model from scratch: a backbone has its own words.")
     training = {name: value for name, value in settings.items() if name not in _model}
     try:
         return (

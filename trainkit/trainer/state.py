@@ -57,6 +57,8 @@ class State(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     history: tuple[Epoch, ...]
     tensors: str
     tensors_facts: FileFacts
+    backbone: str | msgspec.UnsetType = msgspec.UNSET
+    """The fingerprint of a backbone, whose frozen weights are not in the state."""
 
 
 class Training(NamedTuple):
@@ -90,6 +92,7 @@ def save(
             history=tuple(history),
             tensors=tensors.name,
             tensors_facts=facts(tensors),
+            backbone=_backbone(training),
         )
         write_atomically(folder / STATE, pretty_json(state.sealed()))
     except OSError as error:
@@ -121,6 +124,10 @@ def _restore(folder: Path, training: Training, group: Group) -> tuple[Position, 
     if not path.exists():
         return Position(), []
     state = _read(path)
+    if state.backbone is not msgspec.UNSET and state.backbone != _backbone(training):
+        raise InputError(
+            f"the backbone is not the one that {folder} was begun on; give that one, or train anew."
+        )
     file = folder / state.tensors
     if not file.is_file() or facts(file) != state.tensors_facts:
         raise InputError(f"{file} is missing or damaged; train again.")
@@ -178,6 +185,11 @@ def _random_numbers(training: Training, group: Group) -> dict[str, Tensor]:
 def _cuda(training: Training) -> torch.device | None:
     device = next(training.model.parameters()).device
     return device if device.type == "cuda" else None
+
+
+def _backbone(training: Training) -> str | msgspec.UnsetType:
+    config = training.model.config.backbone
+    return msgspec.UNSET if config is None else config.fingerprint
 
 
 def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:

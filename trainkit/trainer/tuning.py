@@ -125,7 +125,8 @@ def _space(kind: Kind) -> dict[str, Range | tuple[int, ...]]:
 def _pruner(name: PrunerName) -> optuna.pruners.BasePruner:
     """Epochs are the steps: no trial is ended by its first."""
     if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        # Steps count from 1 here, and those below n_warmup_steps are spared.
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     if name == "halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
     return optuna.pruners.NopPruner()

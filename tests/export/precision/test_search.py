@@ -190,3 +190,17 @@ def test_the_product_with_an_outlier_is_the_most_sensitive(
     order = rank(tiny_encoder, settings, quantised, evaluate_file, reference)
     assert order[0].names == ("v",)
     assert order[0].rms > 2 * order[1].rms > 0
+
+
+def test_a_product_that_the_runtime_cannot_run_is_the_most_sensitive(tiny_encoder, tmp_path):
+    def fails_on_v(settings):
+        return tmp_path / ("fails" if "v" not in settings.keep else "runs")
+
+    def evaluate_file(path):
+        if path.name == "fails":
+            raise RuntimeError("no kernel for it")
+        return np.ones((2, 3), np.float32)
+
+    order = rank(tiny_encoder, Int8Settings(), fails_on_v, evaluate_file, np.zeros((2, 3)))
+    assert (order[0].names, order[0].rms) == (("v",), None)
+    assert all(one.rms == 1 for one in order[1:])

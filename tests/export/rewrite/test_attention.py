@@ -5,8 +5,10 @@ import onnx_ir as ir
 import pytest
 
 from trainkit.export.rewrite.attention import fuse_attention
+from trainkit.export.rewrite.core import Mask
 from trainkit.export.rewrite.fold import fold_constants
-from trainkit.export.rewrite.graph import dims
+from trainkit.export.rewrite.graph import Builder, dims
+from trainkit.export.rewrite.masks import Masks
 
 B, S, P, A, D = 3, 5, 2, 2, 4
 HIDDEN = A * D
@@ -352,3 +354,41 @@ def test_masks_are_made_once_for_all_layers(exported):
     fuse_attention(model)
     biases = {node.inputs[5] for node in model.graph if node.op_type == "MultiHeadAttention"}
     assert len(biases) == 1
+
+
+def test_values_of_another_head_size_are_left_alone(graph_of):
+    model = graph_of(
+        f"float[b, {A}, n, {D}] q, float[b, {A}, n, {D}] k, float[b, {A}, n, 2] v",
+        f"float[b, {A}, n, 2] y",
+        """q3 = Transpose <perm = [0, 2, 1, 3]> (q)  q2 = Reshape (q3, wide)
+        k3 = Transpose <perm = [0, 2, 1, 3]> (k)  k2 = Reshape (k3, wide)
+        v3 = Transpose <perm = [0, 2, 1, 3]> (v)  v2 = Reshape (v3, narrow)
+        q5 = Reshape (q2, split)  q6 = Transpose <perm = [0, 2, 1, 3]> (q5)
+        k5 = Reshape (k2, split)  k6 = Transpose <perm = [0, 2, 1, 3]> (k5)
+        v5 = Reshape (v2, split2)  v6 = Transpose <perm = [0, 2, 1, 3]> (v5)
+        c = Attention (q6, k6, v6)  y = Relu (c)""",
+        opset=23,
+        wide=np.array([0, 0, A * D]),
+        narrow=np.array([0, 0, A * 2]),
+        split=np.array([0, 0, A, D]),
+        split2=np.array([0, 0, A, 2]),
+    )
+    outcome = fuse_attention(model)
+    assert outcome.rewritten == 0
+    assert "values have other heads than its keys" in outcome.declined[0]
+
+
+def test_queries_of_another_length_get_a_mask_of_their_own(graph_of):
+    """As where a few learned queries pool the states: a mask has one row for each query."""
+    model = graph_of(
+        f"float[b, s, {HIDDEN}] x, float[b, 2, {HIDDEN}] few, bool[b, 1, 1, s] m",
+        f"float[b, s, {HIDDEN}] y",
+        "y = Relu (x)",
+    )
+    states, few, mask = model.graph.inputs
+    masks, build = Masks(23), Builder(model.graph[0])
+    one, other, again = (
+        masks.as_bools(Mask(visible=mask), query, build) for query in (states, few, states)
+    )
+    assert one is again
+    assert [dims(value)[2] for value in (one, other)] == ["s", 2]

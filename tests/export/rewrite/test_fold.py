@@ -1,7 +1,10 @@
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from trainkit.export.rewrite.fold import fold_constants
+
+OPSETS = (onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("mine", 1))
 
 
 def test_what_does_not_depend_on_the_inputs_is_computed_ahead(graph_of, operators, run_model):
@@ -127,3 +130,31 @@ def test_nothing_is_folded_that_depends_on_an_input_with_a_default(graph_of, ope
     model.graph.initializers["w"] = model.graph.inputs[1]
     fold_constants(model)
     assert "Neg" in operators(model)
+
+
+def test_slices_by_attributes_are_left_alone(graph_of, operators):
+    """As they were before opset 10."""
+    model = graph_of(
+        "float[N, 2] x",
+        "int64[1] y",
+        "s = Shape (x)  t = Slice <starts = [1], ends = [2]> (s)  y = Neg (t)",
+        opset=9,
+    )
+    fold_constants(model)
+    assert "Slice" in operators(model)
+
+
+def test_a_function_that_is_inlined_counts(graph_of, operators):
+    model = graph_of("float[N] x", "float[N] y", "y = Relu (x)")
+    model = onnx.helper.make_model(ir.to_proto(model.graph), opset_imports=[*OPSETS])
+    model.graph.node[0].domain, model.graph.node[0].op_type = "mine", "Twice"
+    body = [
+        onnx.helper.make_node("Relu", ["x"], ["t"]),
+        onnx.helper.make_node("Neg", ["t"], ["y"]),
+    ]
+    model.functions.append(
+        onnx.helper.make_function("mine", "Twice", ["x"], ["y"], body, [OPSETS[0]])
+    )
+    inlined = ir.from_proto(model)
+    assert fold_constants(inlined).rewritten == 1
+    assert operators(inlined) == ["Relu", "Neg"]

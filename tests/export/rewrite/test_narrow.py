@@ -1,12 +1,14 @@
 """Choosing the head's token moves up to the queries of the last attention, where it may."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from trainkit.export.rewrite.graph import drop_unused
 from trainkit.export.rewrite.narrow import narrow_last_layer
 
 H = 4
+FLOAT = ir.DataType.FLOAT
 X, Y = f"float[batch, sequence, {H}] x", "float[batch, c] y"
 LAYER = """
 q = MatMul (x, wq)  k = MatMul (x, wk)  v = MatMul (x, wv)
@@ -125,6 +127,10 @@ DECLINES = {
         },
         "Add, which does not treat each token by itself",
     ),
+    "a slice says nothing of its axes": (
+        {"head": "t = Slice (n, none, ends)  u = Squeeze (t, one)  y = MatMul (u, wh)"},
+        "pools them all",
+    ),
     "the attention is causal": (
         {"layer": LAYER.replace("kv_num_heads = 2", "kv_num_heads = 2, is_causal = 1")},
         "Attention",
@@ -138,12 +144,33 @@ def test_it_declines(case, model_of, operators):
     model = model_of(
         **settings,
         both=np.array([0, 1]),
+        none=np.array([0, 0, 0]),
+        ends=np.array([2**31, 1, 2**31]),
     )
     before = operators(model)
     outcome = narrow_last_layer(model)
     assert outcome.rewritten == 0
     assert reason in outcome.declined[0]
     assert operators(model) == before
+
+
+def test_an_attention_that_makes_keys_of_its_own_input_is_left_alone(model_of, operators):
+    """ONNX Runtime's first fused one: of one token there, all others would be lost as keys."""
+    model = model_of(
+        layer="c = com.microsoft.Attention <num_heads = 2> (x, wqkv, bqkv)"
+        + LAYER[LAYER.index("o = MatMul") :],
+        wqkv=np.ones((H, 3 * H), np.float32),
+        bqkv=np.zeros(3 * H, np.float32),
+    )
+    (context,) = (node.outputs[0] for node in model.graph if node.domain)
+    context.shape, context.type = ir.Shape(["batch", "sequence", H]), ir.TensorType(FLOAT)
+    outcome = narrow_last_layer(model)
+    assert outcome.rewritten == 0
+    assert outcome.declined == (
+        "between the last attention and the head's token stands Attention, which does not treat "
+        "each token by itself",
+    )
+    assert operators(model).count("Gather") == 1
 
 
 PLAN = """

@@ -12,11 +12,13 @@ from contextlib import closing, suppress
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.http import metrics
+from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.settings import Limits, Settings
 
 TEXTS = [example.text for example in load_sample()[:40]]
@@ -366,3 +368,31 @@ def test_an_unexpected_error_tells_nothing_and_has_an_id(serve, caplog):
     assert "secret" not in error
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.fields["request_id"] in error
+
+
+@pytest.mark.parametrize("path", ["/classify", INFER])
+def test_a_body_that_does_not_come_is_not_waited_for(address, path):
+    at = urlsplit(address)
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: 1000\r\n"
+    with closing(socket.create_connection((at.hostname, at.port), timeout=30)) as connection:
+        connection.sendall(f"{head}X-Request-Timeout-Ms: 300\r\n\r\n{{".encode())
+        began = time.monotonic()
+        answer = b""
+        while piece := connection.recv(4096):  # until it is closed
+            answer += piece
+    assert 0.2 < time.monotonic() - began < 20
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"the body did not come before the deadline" in answer
+
+
+def test_why_the_model_failed_is_in_the_log_and_not_in_the_answer(serve, monkeypatch, caplog):
+    async def nan(self, rows):
+        return np.full((len(rows), 6), np.nan, np.float32)
+
+    with serve() as (address, _):
+        monkeypatch.setattr(Engine, "run", nan)
+        response = httpx.post(f"{address}/classify", json={"texts": ["How far is Mars?"]})
+    assert error_of(response, 500) == "the model fails on this input."
+    (told,) = [one for one in caplog.records if "NaN" in one.message]
+    assert told.message == "inference: some logits are NaN or infinite"
+    assert told.fields == {"request_id": response.headers["X-Request-Id"]}

@@ -301,3 +301,11 @@ def test_texts_survive_the_binary_form(texts):
     binary = b"".join(struct.pack("<I", len(t)) + t for t in encoded)
     header, _ = binary_text(binary, [len(texts)])
     assert decode(header + binary, len(header), SIGNATURE).texts == texts
+
+
+def test_the_label_is_that_of_the_highest_logit_where_probabilities_are_equal():
+    """In float32 the sigmoids of 18 and 25 are both 1."""
+    logits = np.array([[18, 25]], np.float32)
+    request = Request(["a"], None, (("label", False),), None, None)
+    answer, _ = encode(request, ("m", "1"), ("A", "B"), logits, np.ones((1, 2), np.float32))
+    assert json.loads(answer)["outputs"][0]["data"] == ["B"]

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,12 @@ from trainkit.serve.bundle import Serving, open_bundle, write_manifest, write_se
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import model as model_module
-from trainkit.serve.http.failures import DeadlineError, InferenceError, UnavailableError
+from trainkit.serve.http.failures import (
+    DeadlineError,
+    InferenceError,
+    QueueFullError,
+    UnavailableError,
+)
 from trainkit.serve.http.inference_process import Launch
 from trainkit.serve.http.model import Model, Models
 from trainkit.serve.http.settings import Settings
@@ -379,3 +385,31 @@ def test_a_bundle_brings_its_threads_but_not_more_than_there_are_cores(bundle, m
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 2), (16, 15)])
 def test_the_front_keeps_a_core_where_two_are_left(cores, threads):
     assert model_module.default_threads(cores) == threads
+
+
+def test_texts_that_wait_for_the_tokenizer_are_bounded(monkeypatch):
+    """One request is always taken; beside it only what may wait."""
+
+    async def scenario(model):
+        begun, go_on = threading.Event(), threading.Event()
+        tokens = model.classifier.tokens
+
+        def slow(texts):
+            begun.set()
+            assert go_on.wait(30)
+            return tokens(texts)
+
+        monkeypatch.setattr(model.classifier, "tokens", slow)
+        long = ["How far is Mars? " * 100]  # 1,700 characters; 8 * 200 may wait
+        first = asyncio.ensure_future(model.tokens(long))
+        await asyncio.to_thread(begun.wait, 30)
+        with pytest.raises(QueueFullError):
+            await model.tokens(long)
+        go_on.set()
+        assert len(await first) == 1
+        assert len(await model.tokens(long)) == 1
+        await model.close()
+        with pytest.raises(UnavailableError):
+            await model.tokens(long)
+
+    served(scenario, settings=msgspec.structs.replace(SETTINGS, queue_tokens=200))

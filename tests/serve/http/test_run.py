@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -10,7 +12,7 @@ from starlette.routing import Route
 
 from trainkit.serve.errors import InputError
 from trainkit.serve.http.listener import Server, bound, is_loopback, listen, url
-from trainkit.serve.http.run import Stop
+from trainkit.serve.http.run import Control, FromFront, Load, Report, Stop
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -145,3 +147,39 @@ def test_the_end_is_bounded(cut):
         await closed(writer)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"), [(InputError("no such folder."), 2), (OSError("no process"), 1)]
+)
+def test_an_order_that_fails_is_reported_and_the_next_one_is_obeyed(error, exit_code, caplog):
+    """Whatever it fails with: the front goes on serving what it serves."""
+    orders = []
+
+    async def load(name, folder):
+        orders.append(name)
+        if name == "bad":
+            raise error
+        return "2"
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        control = Control(*await asyncio.open_connection(sock=theirs))
+        loader = SimpleNamespace(models={"one": SimpleNamespace(version="1")}, load=load)
+        obeying = asyncio.ensure_future(control.obey(loader))
+        for name in ("bad", "one"):
+            control.orders.put_nowait(Load(name))
+        answers = [
+            msgspec.json.decode(await reader.readline(), type=FromFront) for _ in ("bad", "one")
+        ]
+        obeying.cancel()
+        await closed(writer, control.writer)
+        return answers
+
+    refused, done = asyncio.run(main())
+    assert refused == Report({"one": "1"}, str(error), exit_code)
+    assert done == Report({"one": "1"})
+    assert orders == ["bad", "one"]
+    (told,) = [record for record in caplog.records if "is refused" in record.message]
+    assert bool(told.exc_info) == (exit_code == 1)

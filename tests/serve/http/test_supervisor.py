@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.http import front
+from trainkit.serve.http import supervisor as supervisor_module
 from trainkit.serve.http.listener import bound, url
-from trainkit.serve.http.run import Plan
+from trainkit.serve.http.run import Plan, Report
 from trainkit.serve.http.settings import Settings
 from trainkit.serve.http.supervisor import Supervisor, shares
 
@@ -155,3 +156,67 @@ def test_a_front_that_hangs_while_it_starts_is_given_up(supervisor, golden, monk
     told = silent(caplog)[-1]  # on a busy machine the other one may not be up by then either
     assert told.startswith("worker 1 (pid ")
     assert "did not answer for 4 s" in told
+
+
+def test_fronts_that_opened_different_versions_are_not_served(supervisor, monkeypatch):
+    async def start(self, plan, listener):
+        return Report({"golden": str(self.number)})
+
+    monkeypatch.setattr(front.Front, "start", start)
+    with pytest.raises(InputError, match="was changed while the workers opened it"):
+        asyncio.run(supervisor(golden="anywhere").start())
+
+
+def test_a_front_that_cannot_be_started_again_is_tried_until_it_can(
+    supervisor, golden, monkeypatch, caplog
+):
+    """The others serve on meanwhile."""
+    start, failures = front.Front.start, []
+
+    async def failing(self, plan, listener):
+        if self.process and len(failures) < 2:
+            failures.append(self.number)
+            raise OSError("Cannot allocate memory")
+        return await start(self, plan, listener)
+
+    async def main():
+        made = supervisor(golden=str(golden))
+        async with running(made), asyncio.timeout(WAIT_S):
+            victim, other = made.fronts
+            pids = victim.process.pid, other.process.pid
+            victim.kill()
+            while victim.process.pid == pids[0] or not victim.ready:
+                await ask(made)
+            assert other.process.pid == pids[1]
+
+    monkeypatch.setattr(front.Front, "start", failing)
+    asyncio.run(main())
+    assert failures == [0, 0]
+    told = "worker 0 cannot be started: Cannot allocate memory"
+    assert [record.message for record in caplog.records].count(told) == 2
+
+
+def test_a_file_of_the_working_directory_is_no_library(supervisor, golden, tmp_path, monkeypatch):
+    (tmp_path / "uvicorn.py").write_text("raise SystemExit('taken for the library')")
+    monkeypatch.chdir(tmp_path)
+
+    async def main():
+        made = supervisor(golden=str(golden))
+        async with running(made):
+            await ask(made)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("usable", "given", "expected"), [(8, 0, 0), (5, 0, 2), (1, 0, 1), (5, 3, 3)]
+)
+def test_a_quota_is_shared_by_the_workers(supervisor, monkeypatch, usable, given, expected):
+    """Of eight cores two fronts have four each; 0 leaves it to a front, which sees its cores."""
+    monkeypatch.setattr(supervisor_module, "affinity", lambda: list(range(8)))
+    monkeypatch.setattr(supervisor_module, "usable_cores", lambda: usable)
+    made = supervisor(golden="anywhere")
+    plan = msgspec.structs.replace(made.plan, settings=Settings(threads=given))
+    for one in made.fronts:
+        assert len(one.cores) == 4
+        assert one.plan(plan, made.listener).settings.threads == expected
