@@ -67,7 +67,7 @@ def main(
         min_seconds=min_seconds,
         min_rounds=min_rounds,
     )
-    texts = [Example(example.text, "") for example in load_split(data, Columns(), "test")[:TEXTS]]
+    texts = [Example(example.text, "") for example in load_split(data, Columns())[:TEXTS]]
     made = prepare([spec.source for spec in specs], texts, settings)
     with steps() as told:
         wait_for_calm(60 * calm_minutes, told)

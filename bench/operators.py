@@ -100,7 +100,7 @@ def main(
     found = []
     with steps() as told:
         for source in data:
-            examples, name = load_split(source, Columns(), "test")[:texts], Path(source).name
+            examples, name = load_split(source, Columns())[:texts], Path(source).name
             for bundle in map(open_bundle, bundles):
                 for size in batch_sizes:
                     told(f"{bundle.folder}: {name}, batches of {size}")

@@ -34,6 +34,7 @@ BLOCKS = {
     "docs/runtimes.md": (
         "ahead",
         "grid-minilm",
+        "grid-minilm-64",
         "suite-minilm-trec",
         "suite-minilm-banking77",
         "suite-minilm-newsgroups20",

@@ -273,7 +273,7 @@ def _versions(python: Path, *packages: str) -> dict[str, str]:
 
 
 def _texts(source: str) -> list[str]:
-    return [example.text for example in load_split(source, Columns(), "test")]
+    return [example.text for example in load_split(source, Columns())]
 
 
 def _corpus(name: str, texts: Sequence[str], p99_below_ms: float, rate: float) -> Corpus:

@@ -67,13 +67,17 @@ def open_classifier(folder: Path, base: str | None = None) -> Classifier:
 
 
 def training_seed(folder: Path) -> int:
-    """Return the seed of a run or of a bundle's run, which its splits were made with; else 0."""
+    """Return the seed of a run, of a bundle's run or of a run's adapter; of anything else 0.
+
+    Where the training had to split its texts, it did so with that.
+    """
     if (folder / MANIFEST).is_file():
         return int(read_manifest(folder).source.get("seed", 0))
-    if (folder / "checkpoint.json").is_file():
-        from trainkit.trainer import checkpoint
+    for run in (folder, folder.resolve().parent):
+        if (run / "checkpoint.json").is_file():
+            from trainkit.trainer import checkpoint
 
-        return checkpoint.read(folder).training.seed
+            return checkpoint.read(run).training.seed
     return 0
 
 

@@ -11,7 +11,13 @@ from trainkit.bench.readme import BLOCKS, filled
 from trainkit.cli import cli
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [
+    "README.md",
+    "bench/NOTES.md",
+    *sorted(f"docs/{one.name}" for one in DOCS.glob("*.md")),
+]
 
 
 def test_its_figures_are_those_of_the_results():
@@ -20,18 +26,40 @@ def test_its_figures_are_those_of_the_results():
         assert filled(text, names, ROOT / "bench" / "results") == text
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
-def test_its_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-@pytest.mark.parametrize("line", re.findall(r"^trainkit .*$", README, re.MULTILINE))
-def test_its_commands_parse(line):
-    words = shlex.split(line, comments=True)[1:]
-    command, context = cli, click.Context(cli)
-    while isinstance(command, click.Group):
-        command = command.get_command(context, words.pop(0))
-    command.make_context("trainkit", words)
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        place = (path.parent / file).resolve() if file else path
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), target
+
+
+def anchors(path):
+    """Return the anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+def lines_of(document):
+    text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(r"^(?:    )?(trainkit .*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_parse(document):
+    for line in lines_of(document):
+        words = shlex.split(line, comments=True)[1:]
+        command, context = cli, click.Context(cli)
+        while isinstance(command, click.Group):
+            command = command.get_command(context, words.pop(0))
+        command.make_context("trainkit", words)
 
 
 def test_the_first_forty_lines_show_the_way():

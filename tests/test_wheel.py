@@ -1,6 +1,7 @@
 """The wheel, alone in an empty environment: what a production image installs."""
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "bundle"
 MOST_BYTES = 250e6
+NOT_SOURCE = (".*", "build", "runs", "exports", "*.egg-info", "__pycache__", "node_modules")
 
 PROGRAM = """
 import json, sys
@@ -24,7 +26,9 @@ print(json.dumps([answer.label, heavy]))
 @pytest.mark.slow
 def test_the_wheel_alone_loads_a_bundle_and_predicts(tmp_path):
     pip = [sys.executable, "-m", "pip"]
-    build = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    # A copy: a build leaves files in its folder, and would take up those of the last one.
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("trainkit-*.whl")
     venv.create(tmp_path / "empty", with_pip=True)

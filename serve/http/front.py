@@ -33,7 +33,7 @@ class Front:
     def __init__(self, number: int, cores: tuple[int, ...], threads: int, metrics: Path) -> None:
         self.number = number
         self.cores = cores
-        self.threads = threads  # its share of what a quota lets run: no more than it has cores
+        self.threads = threads  # at most, where nobody says how many
         self.metrics = metrics
         self.process: asyncio.subprocess.Process | None = None
         self.ready = False
@@ -44,21 +44,28 @@ class Front:
         self._answered = False  # the last ping
 
     async def start(self, plan: Plan, listener: socket.socket) -> Report:
-        """Start the process; returns what became of it. Its error, or its end, is in the report."""
+        """Start the process; returns what became of it. Its error, or its end, is in the report.
+
+        ``OSError`` where the system makes no process.
+        """
         ours, theirs = socket.socketpair()
         self.reader, self.writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
-        with theirs:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # a file of the working directory must not stand in for a library
-                "-m",
-                "trainkit.serve.http.run",
-                str(theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listener.fileno()),
-                env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(self.metrics)},
-                start_new_session=True,  # Ctrl-C in a terminal is the supervisor's alone
-            )
+        try:
+            with theirs:
+                self.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",  # a file of the working directory must not stand in for a library
+                    "-m",
+                    "trainkit.serve.http.run",
+                    str(theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), listener.fileno()),
+                    env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(self.metrics)},
+                    start_new_session=True,  # Ctrl-C in a terminal is the supervisor's alone
+                )
+        except OSError:
+            self.writer.close()
+            raise
         self._reports = asyncio.Queue()
         self._has_answered = False
         self._send(self.plan(plan, listener))
@@ -72,10 +79,8 @@ class Front:
 
     def plan(self, plan: Plan, listener: socket.socket) -> Plan:
         """Return this front's own plan."""
-        settings = plan.settings
-        bound = hasattr(os, "sched_setaffinity") and self.threads == len(self.cores)
-        if not bound and not settings.threads:  # it cannot see its share by itself
-            settings = msgspec.structs.replace(settings, threads=self.threads)
+        # Of a quota it cannot see its share by itself, nor of cores where it is bound to none.
+        settings = msgspec.structs.replace(plan.settings, most_threads=self.threads)
         return msgspec.structs.replace(
             plan, settings=settings, cores=self.cores, listener=listener.fileno()
         )

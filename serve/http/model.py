@@ -183,8 +183,9 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
     manifest = opened.manifest
     serving = manifest.serving
     threads, providers = settings.threads, settings.providers
+    cores = min(usable_cores(), settings.most_threads or usable_cores())
     if serving is not msgspec.UNSET:
-        threads = threads or min(serving.threads * serving.workers, usable_cores())
+        threads = threads or min(serving.threads * serving.workers, cores)
         providers = providers or (serving.provider,)
     files = opened.model_files
     classifier = Classifier.of_bundle(opened, _holds_no_model)
@@ -194,7 +195,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
             files=files if len(files) > 1 else {},
             pad_id=manifest.pad_id,
             token_types=classifier.encoder.token_types,
-            threads=threads or default_threads(usable_cores()),
+            threads=threads or default_threads(cores),
             providers=providers or PROVIDERS,
             start_s=settings.start_s,
             hang_s=settings.hang_s,

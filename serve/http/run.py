@@ -220,7 +220,8 @@ class Control:
             except Exception as error:  # whatever it is, the old version is served on
                 log_refused(order.name, error)
                 exit_code = error.exit_code if isinstance(error, TrainkitError) else 1
-                await self.say(Report(versions(loader.models), str(error), exit_code))
+                said = str(error) or type(error).__name__
+                await self.say(Report(versions(loader.models), said, exit_code))
             else:
                 await self.say(Report(versions(loader.models)))
 

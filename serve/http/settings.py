@@ -24,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queue_tokens: int = 1 << 18  # that may wait; beyond it a request gets 429
     timeout_s: float = 30.0  # of a request at most, and of one that names no deadline of its own
     threads: int = 0  # intra-op threads of the inference process; 0: see default_threads
+    most_threads: int = 0  # where nobody says how many; 0: as many as it sees cores
     providers: tuple[str, ...] = ()  # empty: the bundle's `serving`, else the CPU
     hang_s: float = 30.0  # a batch that takes longer is given up with its process
     start_s: float = 120.0  # a model that takes longer to load is refused

@@ -66,9 +66,12 @@ class Supervisor:
             log.warning(
                 "%d workers share %d cores; more cores help, more workers do not", workers, usable
             )
+        everything = affinity()
+        # With a quota below its cores, what that lets run is shared out as well.
+        share = max(1, usable // workers) if usable < len(everything) else usable
         self.fronts = [
-            Front(number, cores, min(len(cores), max(1, usable // workers)), metrics)
-            for number, cores in enumerate(shares(affinity(), workers))
+            Front(number, cores, min(len(cores), share), metrics)
+            for number, cores in enumerate(shares(everything, workers))
         ]
 
     async def start(self) -> None:
@@ -77,7 +80,7 @@ class Supervisor:
             *(front.start(self.plan, self.listener) for front in self.fronts)
         )
         for report in reports:
-            if report.error:
+            if report.error is not None:
                 await self.kill()
                 kind = InputError if report.exit_code == InputError.exit_code else CheckFailedError
                 raise kind(report.error)
@@ -112,25 +115,31 @@ class Supervisor:
                 status,
                 pause_s,
             )
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.drain.wait(), pause_s)
-                return
-            pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
-            began = loop.time()
-            async with self.changing:
-                if self.stop.drain.is_set():
+            report = None
+            while report is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stop.drain.wait(), pause_s)
                     return
-                try:
-                    report = await front.start(self.plan, self.listener)
-                except OSError as error:  # no memory, no process: the others serve on meanwhile
-                    log.error("worker %d cannot be started: %s", front.number, error)
-                    continue
+                pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+                began = loop.time()
+                report = await self._start_again(front)
             self._look(front, report)
             if self.stop.drain.is_set():  # it came to be after all others were told
                 front.signal()
 
+    async def _start_again(self, front: Front) -> Report | None:
+        """Start it with what is served by now; None where that is not to be, or cannot be yet."""
+        async with self.changing:
+            if self.stop.drain.is_set():
+                return None
+            try:
+                return await front.start(self.plan, self.listener)
+            except OSError as error:  # no memory, no process: the others serve on meanwhile
+                log.error("worker %d cannot be started: %s", front.number, error)
+                return None
+
     def _look(self, front: Front, report: Report) -> None:
-        if report.error:
+        if report.error is not None:
             log.error("worker %d does not start: %s", front.number, report.error)
         elif report.versions != self.versions:
             log.error(
@@ -157,7 +166,7 @@ class Supervisor:
             if not running:
                 raise CheckFailedError("no worker is running; see the server's log.")
             report = await running[0].load(order)
-            if report.error:
+            if report.error is not None:
                 refused = report.exit_code == InputError.exit_code
                 raise (InputError if refused else CheckFailedError)(report.error)
             if order.folder:  # for those that start later
@@ -165,7 +174,9 @@ class Supervisor:
                 self.plan = msgspec.structs.replace(self.plan, folders=folders)
             self.versions = report.versions
             others = await asyncio.gather(*(front.load(order) for front in running[1:]))
-        failed = [one.error for one in others if one.error or one.versions != self.versions]
+        failed = [
+            one.error for one in others if one.error is not None or one.versions != self.versions
+        ]
         if failed:
             raise CheckFailedError(
                 f"{len(failed)} of {len(running)} workers still serve the old version of {name} "

@@ -1,7 +1,6 @@
 """The load generator against a server of known behaviour, in a process of its own."""
 
 import asyncio
-import functools
 import http.client
 import io
 import json
@@ -10,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from rich.console import Console
 
+from tests.undisturbed import undisturbed
 from trainkit.bench import load, load_search
 from trainkit.bench import load_result as results
 from trainkit.bench.arrivals import arrivals
@@ -83,26 +83,6 @@ def one_worker(due: NDArray[np.float64], service_s: float) -> NDArray[np.float64
     for number, gap in enumerate(np.diff(due)):
         waits[number + 1] = max(0.0, waits[number] + service_s - gap)
     return waits + service_s
-
-
-def undisturbed(test: Callable[[], None]) -> Callable[[], None]:
-    """Measure up to three times: a busy neighbour disturbs one, a wrong generator is always wrong.
-
-    The bounds stay what they are on a quiet machine.
-    """
-
-    @functools.wraps(test)
-    def measured() -> None:
-        for left in (2, 1, 0):
-            try:
-                test()
-            except AssertionError:
-                if not left:
-                    raise
-            else:
-                return
-
-    return measured
 
 
 @undisturbed
@@ -468,6 +448,7 @@ def test_an_interrupt_ends_it_with_what_was_measured() -> None:
             [sys.executable, "-P", "-c", program, *arguments], stdout=subprocess.PIPE
         )
         while seen(target)["requests"] < 50:
+            assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=10)

@@ -267,8 +267,8 @@ def test_an_engine_within_the_tolerance_passes_the_check(tmp_path: Path) -> None
     result.check(measured)
 
 
-def test_noise_is_held_against_the_logits_of_all_workloads(tmp_path: Path) -> None:
-    """Full batches of one token, which is the same in each row, have no spread of their own."""
+def test_noise_on_rows_that_are_all_the_same_is_held_against_other_work(tmp_path: Path) -> None:
+    """Full batches of one token, the same in each row, have no spread of their own."""
     examples = [example for example in EXAMPLES if example.text.startswith("What")]
     specs = [Spec("onnx", bundle(tmp_path / name)) for name in ("sleep-0", "int8-50", "int8-5000")]
     settings = quick(lengths=(1,), min_rounds=2)

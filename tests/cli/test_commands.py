@@ -7,11 +7,14 @@ import click
 import msgspec
 import pytest
 
+from trainkit.bench.result import load
 from trainkit.cli import cli
 from trainkit.commands.predicting import CHUNK
-from trainkit.data.splits import load_sample
+from trainkit.data.splits import Splits, load_sample
 from trainkit.export import matrix
 from trainkit.serve import bundle
+from trainkit.trainer.config import TrainConfig
+from trainkit.trainer.run import ModelChoice, start
 
 
 def document(result):
@@ -161,6 +164,15 @@ def test_export_takes_the_latest_run_and_puts_the_bundles_into_it(trainkit, trai
         assert manifest.accuracy["count"] == len(splits.test)
 
 
+def test_an_export_may_be_a_triton_repository(trainkit, tiny_run, tmp_path):
+    result = trainkit("export", tiny_run, "--format", "triton", "--out", tmp_path / "models")
+    assert result.exit_code == 0, result.output
+    (model,) = (tmp_path / "models").iterdir()
+    assert model.name == tiny_run.name
+    assert {"config.pbtxt", "labels.txt", "1"} <= {path.name for path in model.iterdir()}
+    assert (model / "1" / "model.onnx").is_file()
+
+
 def test_an_export_tells_its_manifest_as_json(trainkit, trained, tmp_path):
     arguments = ("--format", "torchscript", "--out", tmp_path / "out", "--json")
     (found,) = document(trainkit("export", *arguments))
@@ -221,6 +233,16 @@ def test_verify_fails_against_a_run_with_other_weights(trainkit, tiny_bundles, q
     result = trainkit("verify", tiny_bundles["onnx"], "--against", tmp_path / "runs" / "new")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("Error: the tokenizer of ")
+
+
+def test_verify_computes_the_run_anew(trainkit, tiny_bundles, splits, tmp_path):
+    """Of the same texts, so with the same tokenizer and labels, and another seed."""
+    few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
+    config = TrainConfig(epochs=1, learning_rate=3e-3, seed=2)
+    other = start(ModelChoice(kind="simple"), few, config, tmp_path / "run").folder
+    result = trainkit("verify", tiny_bundles["onnx"], "--against", other)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: parity failed: ")
 
 
 def test_a_parity_file_without_cases_proves_nothing(trainkit, copied):
@@ -326,3 +348,22 @@ def test_the_version_is_the_packages(trainkit):
     from trainkit import __version__
 
     assert trainkit("--version").stdout.split()[-1] == __version__
+
+
+def test_a_benchmark_is_measured_kept_and_reported(trainkit, tiny_run, tiny_bundles, tmp_path):
+    result, shown = tmp_path / "bench.json", ("report.html", "report.md", "report.csv")
+    engines = (f"eager:{tiny_run}", tiny_bundles["onnx"])
+    quick = ("--min-seconds", "0", "--min-rounds", "2", "--batch-size", "8", "--length", "4")
+    done = trainkit("bench", "run", *engines, *quick, "--out", result)
+    assert done.exit_code == 0, done.output
+    made = load(result)
+    assert [engine.name for engine in made.engines] == ["PyTorch eager", "ONNX Runtime"]
+    assert {work.name for work in made.workloads} == {"texts, batch 8", "grid, 8 x 4"}
+    options = ("--html", "--markdown", "--csv")
+    files = [
+        part for one in zip(options, shown, strict=True) for part in (one[0], tmp_path / one[1])
+    ]
+    done = trainkit("bench", "report", result, *files)
+    assert done.exit_code == 0, done.output
+    for name in shown:
+        assert "ONNX Runtime" in (tmp_path / name).read_text()

@@ -75,15 +75,16 @@ def served(collector, *options):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        address = process.stdout.readline().split()[1]
-        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-        body = {"texts": [TEXT]}
-        answer = httpx.post(
-            f"{address}/classify", json=body, headers=headers, params={"q": TEXT}, timeout=WAIT_S
-        )
-        assert answer.status_code == 200
-        process.terminate()
-        errors = process.communicate(timeout=WAIT_S)[1]
+        try:
+            address = process.stdout.readline().split()[1]
+            headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+            url, body = f"{address}/classify", {"texts": [TEXT]}
+            answer = httpx.post(url, json=body, headers=headers, params={"q": TEXT}, timeout=WAIT_S)
+            assert answer.status_code == 200
+            process.terminate()
+            errors = process.communicate(timeout=WAIT_S)[1]
+        finally:
+            process.kill()
     return process.returncode, errors
 
 

@@ -15,8 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from trainkit.cli import cli
+from trainkit.commands.serving import server_settings
 from trainkit.serve import Classifier
 from trainkit.serve.bundle import Serving, open_bundle, write_serving
+from trainkit.serve.http.settings import Limits, Settings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
 TEXTS = ["Who wrote the Odyssey?", "How far is Mars?", "What does DNA stand for?"]
@@ -418,3 +421,29 @@ def test_a_token_that_is_none_is_refused(refused, tmp_path, monkeypatch):
     refused("serve", GOLDEN, "--token-file", tmp_path / "token", told=["holds no token"])
     monkeypatch.setenv("TRAINKIT_TOKEN", "")
     refused("serve", GOLDEN, told=["TRAINKIT_TOKEN holds no token"])
+
+
+def test_each_option_of_the_server_is_its_setting():
+    options = {
+        "--threads": 3,
+        "--provider": "CPUExecutionProvider",
+        "--batch-tokens": 1001,
+        "--max-wait-ms": 1.5,
+        "--queue-tokens": 1003,
+        "--timeout": 2.5,
+        "--max-body": 1005,
+        "--max-texts": 1006,
+        "--max-characters": 1007,
+        "--max-tokens": 1002,
+    }
+    given = [str(part) for option in options.items() for part in option]
+    context = cli.commands["serve"].make_context("serve", [str(GOLDEN), *given])
+    assert server_settings(**context.params) == Settings(
+        threads=3,
+        providers=("CPUExecutionProvider",),
+        batch_tokens=1001,
+        max_wait_ms=1.5,
+        queue_tokens=1003,
+        timeout_s=2.5,
+        limits=Limits(body_bytes=1005, texts=1006, characters=1007, tokens=1002),
+    )

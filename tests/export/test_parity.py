@@ -86,6 +86,15 @@ def test_a_changed_label_is_refused_even_within_the_tolerance():
     assert report.worst[0].reason == "1 of 1 labels changed"
 
 
+def test_a_changed_yes_or_no_is_refused_where_there_may_be_several():
+    batch = Batch(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
+    case = matrix.Case("one row", batch, np.array([[1e-6, 1.0]], np.float32))
+    found = np.array([[-1e-6, 1.0]], np.float32)
+    several = parity.compare([case], lambda batch: found, problem_type="multi_label_classification")
+    assert several.worst[0].reason == "1 of 1 labels changed"
+    assert parity.compare([case], lambda batch: found).passed
+
+
 def test_int8_says_which_labels_changed_only_for_a_near_tie():
     batch = Batch(np.zeros((3, 1), np.int64), np.ones((3, 1), np.int64))
     expected = np.array([[4.0, 0.0], [1.1, 1.0], [0.0, 5.0]], np.float32)

@@ -110,6 +110,6 @@ def test_settings_that_do_not_work_are_named():
             TrainConfig(focal_gamma=gamma)
 
 
-def test_a_checkpoint_from_before_these_settings_still_opens():
-    """Their absence must not change the hash of a sealed document."""
+def test_settings_that_are_not_given_are_not_written():
+    """So that a sealed document from before them keeps its hash."""
     assert not {"class_weights", "focal_gamma"} & set(msgspec.to_builtins(TrainConfig()))

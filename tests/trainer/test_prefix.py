@@ -1,6 +1,7 @@
 """Prefixes on a small BERT: made by a network and folded, against PEFT's own and its forward."""
 
 import copy
+import shutil
 
 import msgspec
 import peft
@@ -222,3 +223,21 @@ def test_a_text_may_be_longer_than_512_tokens_where_that_is_asked_for(splits, tm
     for wanted, limit in ((None, 512), (600, 600), (2000, 1024)):
         new = make_model(msgspec.structs.replace(choice, max_length=wanted), splits)
         assert new.model.config.max_length == new.encoder.max_length == limit
+
+
+def test_a_training_does_not_go_on_over_another_backbone(base, few, tmp_path):
+    """Whose frozen weights are not in its state."""
+    moved = shutil.copytree(base, tmp_path / "base")
+    choice = ModelChoice(kind="prefix", backbone=str(moved), prefix_length=3)
+    with pytest.raises(CutOffError):
+        start(choice, few, CONFIG, tmp_path / "run", Cut(2), save_every_s=0)
+    words = AutoModel.from_pretrained(moved).config.vocab_size
+    other = random_classifier("bert", words).base_model
+    with torch.no_grad():
+        other.encoder.layer[0].output.dense.weight[0, 0] += 1
+    other.save_pretrained(moved)
+    with pytest.raises(InputError, match=r"the backbone is not the one that .* was begun on"):
+        start(choice, few, CONFIG, tmp_path / "run", resume=True)
+    shutil.rmtree(moved)
+    shutil.copytree(base, moved)
+    assert start(choice, few, CONFIG, tmp_path / "run", resume=True).test.count == 24

@@ -241,16 +241,6 @@ def test_ctrl_c_while_the_best_weights_are_replaced_mixes_no_epochs(
     assert_same(folder, whole)
 
 
-def test_another_backbone_is_refused(few, tmp_path, monkeypatch):
-    """Its frozen weights are not in the state."""
-    folder = tmp_path / "run"
-    monkeypatch.setattr(state, "_backbone", lambda training: "one")
-    begun(few, folder, Cut(step=7))
-    monkeypatch.setattr(state, "_backbone", lambda training: "two")
-    with pytest.raises(InputError, match="the backbone is not the one"):
-        start(SIMPLE, few, CONFIG, folder, resume=True)
-
-
 def test_the_command_takes_no_settings_beside_resume(few, tmp_path):
     folder = tmp_path / "run"
     begun(few, folder, Cut(step=7))

@@ -16,7 +16,7 @@ from trainkit.trainer import checkpoint
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.plan import ModelChoice
 from trainkit.trainer.run import start
-from trainkit.trainer.settings import CONFIG, FIELDS, resolve, to_toml
+from trainkit.trainer.settings import CONFIG, FIELDS, read, resolve, to_toml
 
 
 @pytest.fixture
@@ -138,11 +138,28 @@ def test_the_command_takes_the_file_and_keeps_what_it_used(written, tmp_path):
     assert not (tmp_path / "runs" / "next").exists()
 
 
-def test_an_option_without_effect_is_refused():
-    with pytest.raises(InputError, match="--min-count is of a model from scratch"):
-        resolve({"model": "prefix", "backbone": "minilm", "min_count": 5})
-    with pytest.raises(InputError, match="--prefix-length goes with --model prefix, not simple"):
-        resolve({"model": "simple", "prefix_length": 3})
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["prefix", "--backbone", "minilm", "--min-count", "5"], "--min-count is of a model from"),
+        (["simple", "--prefix-length", "3"], "--prefix-length goes with --model prefix, not sim"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options, told, written):
+    arguments = ["train", "--data", "sample", "--model", *options]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+@pytest.mark.parametrize("kind", ["simple", "prefix"])
+def test_the_file_of_a_run_may_hold_what_has_no_effect(kind, written):
+    """All settings stand in it; ``tune`` takes each for given."""
+    backbone = "minilm" if kind == "prefix" else None
+    content = to_toml(ModelChoice(kind=kind, backbone=backbone), DEFAULTS[kind])
+    assert b"prefix_length" in content
+    assert b"min_count" in content
+    assert resolve(read(written(content)))[0].kind == kind
 
 
 def test_a_backbones_folder_is_kept_by_its_whole_path(tmp_path, monkeypatch):

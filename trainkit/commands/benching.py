@@ -88,6 +88,7 @@ def bench_run(
     from trainkit.bench.tables import table
     from trainkit.console import stdout, steps
     from trainkit.data.splits import load_split
+    from trainkit.export.runtimes import training_seed
     from trainkit.serve.bundle import MODEL_FILES
     from trainkit.serve.cores import usable_cores
 
@@ -111,7 +112,8 @@ def bench_run(
         min_seconds=min_seconds,
         min_rounds=min_rounds,
     )
-    examples = load_split(data_source, columns(**how), split)
+    seed = training_seed(specs[0].source) if specs else 0
+    examples = load_split(data_source, columns(**how), split, seed)
     with steps() as told:
         result = race.run(
             list(dict.fromkeys(specs)),

@@ -118,12 +118,14 @@ def _settings(
     settings: Mapping[str, Any], file: Path | None
 ) -> "tuple[ModelChoice, TrainConfig, bool]":
     """Return what the options and the file of a new training name, and whether to find its rate."""
-    from trainkit.trainer.settings import resolve
+    from trainkit.trainer.settings import check_effect, resolve
 
     given = {name: value for name, value in settings.items() if value is not None}
     if automatic := given.get("learning_rate") == "auto":
         del given["learning_rate"]
-    return *resolve(given, file), automatic
+    choice, config = resolve(given, file)
+    check_effect(given, choice)
+    return choice, config, automatic
 
 
 def _resumed(folder: Path) -> _Task:
@@ -259,7 +261,8 @@ def evaluate(
 ) -> None:
     """Score SOURCE, a run, a bundle or a PEFT adapter, on labelled texts.
 
-    A split that is not given as a file is made as the training of SOURCE made it.
+    A split that --data does not have is made with the seed of SOURCE's training: of the data that
+    it was trained on, its own test texts.
 
     \b
     trainkit evaluate runs/latest/onnx --data data/trec

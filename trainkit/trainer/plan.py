@@ -20,7 +20,7 @@ PROJECTION_SIZE = 512
 
 
 class ModelChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model to train; ``max_length`` (tokens) None for all that the encoder can take."""
+    """Which model to train; ``max_length`` (tokens) None: the encoder's, up to 512."""
 
     kind: Kind
     backbone: str | None = None

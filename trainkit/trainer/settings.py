@@ -18,7 +18,7 @@ from trainkit.serve.errors import InputError
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.plan import ModelChoice
 
-__all__ = ["CONFIG", "FIELDS", "read", "resolve", "to_toml"]
+__all__ = ["CONFIG", "FIELDS", "check_effect", "read", "resolve", "to_toml"]
 
 CONFIG = "config.toml"  # of a run's folder
 MODEL = "model"  # ModelChoice.kind, by its option's name
@@ -34,8 +34,7 @@ FIELDS = _model | {field.name: field for field in msgspec.structs.fields(TrainCo
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelChoice, TrainConfig]:
     """Return the settings of ``file`` with ``given``, which win, and the defaults.
 
-    ``InputError`` where no kind of model is named, a value does not work, or one that is given has
-    no effect; a file may be that of another kind.
+    ``InputError`` where no kind of model is named, or a value does not work.
     """
     settings = ({} if file is None else read(file)) | dict(given)
     if MODEL not in settings:
@@ -45,10 +44,6 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelCh
     choice = {name: settings[name] for name in _model if name in settings and name != MODEL}
     if Path(home := choice.get("backbone") or "").is_dir() and home not in ("", MINILM):
         choice["backbone"] = str(Path(home).resolve())  # a run goes on from any working directory
-    if "prefix_length" in given and kind != "prefix":
-        raise InputError(f"--prefix-length goes with --model prefix, not {kind}; leave it out.")
-    if "min_count" in given and choice.get("backbone") is not None:
-        raise InputError("--min-count is of a model from scratch: a backbone has its own words.")
     training = {name: value for name, value in settings.items() if name not in _model}
     try:
         return (
@@ -59,6 +54,16 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelCh
         if file is None:
             raise
         raise InputError(f"{file}, with the options given beside it: {error}") from None
+
+
+def check_effect(given: Mapping[str, Any], choice: ModelChoice) -> None:
+    """Raise ``InputError`` for an option without effect; a file's may be of another kind."""
+    if "prefix_length" in given and choice.kind != "prefix":
+        raise InputError(
+            f"--prefix-length goes with --model prefix, not {choice.kind}; leave it out."
+        )
+    if "min_count" in given and choice.backbone is not None:
+        raise InputError("--min-count is of a model from scratch: a backbone has its own words.")
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -284,7 +284,11 @@ DECLINES = {
         "reason": "-infinity",
     },
     "over another axis": {"mask": "p = Softmax <axis = 2> (s)", "reason": "last axis"},
-    "weights are an output": {"mask": MASKS["chosen"][0], "outputs": "y p", "reason": ""},
+    "weights are an output": {
+        "mask": MASKS["chosen"][0],
+        "outputs": "y p",
+        "reason": "no attention was found",
+    },
     "context is an output": {
         "mask": MASKS["chosen"][0],
         "outputs": "y c",

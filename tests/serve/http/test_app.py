@@ -3,22 +3,30 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 import zlib
 from contextlib import closing, suppress
+from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
+from trainkit.serve.bundle import open_bundle, write_manifest
 from trainkit.serve.http import metrics
+from trainkit.serve.http.classify import predictions, thresholds_of
 from trainkit.serve.http.engine import Engine
+from trainkit.serve.http.failures import UnavailableError
+from trainkit.serve.http.openapi import ClassifyRequest
 from trainkit.serve.http.settings import Limits, Settings
 
 TEXTS = [example.text for example in load_sample()[:40]]
@@ -396,3 +404,47 @@ def test_why_the_model_failed_is_in_the_log_and_not_in_the_answer(serve, monkeyp
     (told,) = [one for one in caplog.records if "NaN" in one.message]
     assert told.message == "inference: some logits are NaN or infinite"
     assert told.fields == {"request_id": response.headers["X-Request-Id"]}
+
+
+def test_while_the_model_restarts_it_is_not_ready(serve):
+    """Its inference process is stopped, and so is known for one that does not answer."""
+    with serve() as (address, found), httpx.Client(base_url=address, timeout=30) as client:
+        os.kill(pid := found["models"]["golden"].pid, signal.SIGSTOP)
+        try:
+            for path in ("/v2/health/ready", "/v2/models/golden/ready"):
+                wait_for(lambda path=path: client.get(path).status_code == 503)
+            assert client.get("/v2/health/live").status_code == 200
+        finally:
+            with suppress(ProcessLookupError):  # it was killed by now
+                os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+
+
+def test_what_comes_while_the_model_stops_may_come_again(serve, monkeypatch):
+    async def stopped(self, rows):
+        raise UnavailableError("the model is stopped")
+
+    with serve() as (address, _):
+        monkeypatch.setattr(Engine, "run", stopped)
+        response = httpx.post(f"{address}/classify", json={"texts": ["How far is Mars?"]})
+    assert "try again" in error_of(response, 503)
+    assert response.headers["Retry-After"] == "1"
+
+
+def test_thresholds_name_the_labels_of_a_text(golden, tmp_path, classify):
+    """Of a model for several labels, whose library has the same ones."""
+    folder = Path(shutil.copytree(golden, tmp_path / "bundle"))
+    manifest = open_bundle(folder).manifest
+    several = msgspec.structs.replace(manifest, problem_type="multi_label_classification")
+    write_manifest(folder, several)
+    library = Classifier.load(folder, threads=1)
+    model = SimpleNamespace(classifier=library, manifest=several)
+    own = {several.labels[0]: 0.2, several.labels[1]: 1.0}
+    request = ClassifyRequest(texts=TEXTS, thresholds=own)
+    thresholds = thresholds_of(request, model)
+    assert thresholds == dict.fromkeys(several.labels, 0.5) | own
+    rows = library.tokens(TEXTS)
+    found = predictions(model, rows, library.logits_of(rows), None, thresholds)
+    expected = [[one.label for one in row] for row in library.labels_above(TEXTS, own)]
+    assert [one.labels for one in found] == expected
+    assert len({len(labels) for labels in expected}) > 1

@@ -150,9 +150,14 @@ def test_the_end_is_bounded(cut):
 
 
 @pytest.mark.parametrize(
-    ("error", "exit_code"), [(InputError("no such folder."), 2), (OSError("no process"), 1)]
+    ("error", "said", "exit_code"),
+    [
+        (InputError("no such folder."), "no such folder.", 2),
+        (OSError("no process"), "no process", 1),
+        (MemoryError(), "MemoryError", 1),
+    ],
 )
-def test_an_order_that_fails_is_reported_and_the_next_one_is_obeyed(error, exit_code, caplog):
+def test_an_order_that_fails_is_reported_and_the_next_one_is_obeyed(error, said, exit_code, caplog):
     """Whatever it fails with: the front goes on serving what it serves."""
     orders = []
 
@@ -178,7 +183,7 @@ def test_an_order_that_fails_is_reported_and_the_next_one_is_obeyed(error, exit_
         return answers
 
     refused, done = asyncio.run(main())
-    assert refused == Report({"one": "1"}, str(error), exit_code)
+    assert refused == Report({"one": "1"}, said, exit_code)
     assert done == Report({"one": "1"})
     assert orders == ["bad", "one"]
     (told,) = [record for record in caplog.records if "is refused" in record.message]

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import math
+import shutil
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -11,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainkit.serve.bundle import Serving, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.http import front
+from trainkit.serve.http import front, model
 from trainkit.serve.http import supervisor as supervisor_module
 from trainkit.serve.http.listener import bound, url
 from trainkit.serve.http.run import Plan, Report
@@ -209,14 +212,32 @@ def test_a_file_of_the_working_directory_is_no_library(supervisor, golden, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("usable", "given", "expected"), [(8, 0, 0), (5, 0, 2), (1, 0, 1), (5, 3, 3)]
+    ("cores", "usable", "workers", "expected"),
+    [
+        (8, 8, 2, [4, 4]),
+        (7, 7, 4, [1, 2, 2, 2]),  # without a quota as many as each has cores
+        (8, 5, 2, [2, 2]),
+        (8, 1, 2, [1, 1]),
+    ],
 )
-def test_a_quota_is_shared_by_the_workers(supervisor, monkeypatch, usable, given, expected):
-    """Of eight cores two fronts have four each; 0 leaves it to a front, which sees its cores."""
-    monkeypatch.setattr(supervisor_module, "affinity", lambda: list(range(8)))
+def test_a_quota_is_shared_by_the_workers(tmp_path, monkeypatch, cores, usable, workers, expected):
+    """As the most that a front may choose by itself: an option and the bundle may say less."""
+    monkeypatch.setattr(supervisor_module, "affinity", lambda: list(range(cores)))
     monkeypatch.setattr(supervisor_module, "usable_cores", lambda: usable)
-    made = supervisor(golden="anywhere")
-    plan = msgspec.structs.replace(made.plan, settings=Settings(threads=given))
-    for one in made.fronts:
-        assert len(one.cores) == 4
-        assert one.plan(plan, made.listener).settings.threads == expected
+    with bound("127.0.0.1", 0) as listener:
+        made = Supervisor(Plan(folders={}), listener, tmp_path, workers)
+        plans = [one.plan(made.plan, listener) for one in made.fronts]
+    assert [plan.settings.most_threads for plan in plans] == expected
+    assert {plan.settings.threads for plan in plans} == {0}
+
+
+@pytest.mark.parametrize(("most", "serving", "expected"), [(0, 3, 3), (2, 3, 2), (2, 0, 2)])
+def test_a_model_keeps_to_its_fronts_share(golden, tmp_path, monkeypatch, most, serving, expected):
+    folder = Path(shutil.copytree(golden, tmp_path / "bundle"))
+    if serving:
+        provider = "CPUExecutionProvider"
+        write_serving(folder, Serving(threads=serving, batch_size=32, provider=provider))
+    monkeypatch.setattr(model, "usable_cores", lambda: 3)
+    _, _, engine = model._open(folder, Settings(most_threads=most))
+    assert engine.launch.threads == expected
+    asyncio.run(engine.close())
