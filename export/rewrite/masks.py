@@ -91,7 +91,8 @@ class Masks:
         known, (batch, length, _) = dims(mask), dims(query) or (None, None, None)
         if length not in (None, 1) and known is not None and len(known) == 4 and known[2] == length:
             return mask
-        key = ("queries", mask, query if length is None else length)
+        # As many in every layer, whatever the axis is called there; a fixed number is another.
+        key = ("queries", mask, length if isinstance(length, int) else None)
         if key not in self.made:
             sizes = build("Shape", query, shape=[3], dtype=ir.DataType.INT64)
             queries, one = build("Slice", sizes, [1], [2], shape=[1]), build.constant([1])
