@@ -33,6 +33,14 @@ __all__ = [
 
 RATIO = "ratio (95 % interval)"
 PERCENTILES = (50, 90, 95, 99)
+# What is said of an engine below its table, and when.
+SAID: tuple[tuple[str, Callable[[Engine], bool]], ...] = (
+    ("With tokenisation in their times", lambda engine: engine.tokenises),
+    (
+        "With their own export in load, cold start and peak, and the files of what they export",
+        lambda engine: engine.runtime in CONVERSIONS,
+    ),
+)
 LATENCY = {
     "offline": "ms per batch",
     "single-stream": "ms per text",
@@ -248,19 +256,10 @@ def _threads(result: Result) -> int | None:
 def _notes(result: Result, workload: WorkloadResult) -> tuple[str, ...]:
     labels = engine_labels(result)
     notes = []
-    inside = [labels[m.engine] for m in workload.measurements if result.engines[m.engine].tokenises]
-    if inside:
-        notes.append(f"With tokenisation in their times: {', '.join(inside)}.")
-    made = [
-        labels[m.engine]
-        for m in workload.measurements
-        if result.engines[m.engine].runtime in CONVERSIONS
-    ]
-    if made:
-        notes.append(
-            "With their own export in load, cold start and peak, and the files of what they "
-            f"export: {', '.join(made)}."
-        )
+    for what, is_so in SAID:
+        measured = (m.engine for m in workload.measurements)
+        if named := [labels[number] for number in measured if is_so(result.engines[number])]:
+            notes.append(f"{what}: {', '.join(named)}.")
     for m in workload.measurements:
         if m.wrong:
             notes.append(f"{labels[m.engine]} is WRONG, so its speed means nothing: {_why(m)}.")

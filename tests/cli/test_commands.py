@@ -301,6 +301,17 @@ def test_a_runs_own_test_texts_are_scored_again(trainkit, questions, tmp_path):
         assert found["confusion"] == expected["confusion"]
 
 
+def test_a_run_with_a_test_file_has_no_other_test_texts(trainkit, questions, refused, tmp_path):
+    """What would be split off its data, it was trained on."""
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\nWho are you?,HUM\nWhere is Lima?,LOC\n")
+    runs = tmp_path / "runs"
+    assert trainkit(*simple(questions, runs, "--test", test)).exit_code == 0
+    told = [f"was trained with --test {test}", f"give --data {test}"]
+    refused("evaluate", runs / "new", "--data", questions, "--split", "test", told=told)
+    assert document(trainkit("evaluate", runs / "new", "--data", test, "--json"))["count"] == 2
+
+
 def test_a_single_file_is_scored_whole(trainkit, tiny_bundles, questions):
     found = document(trainkit("evaluate", tiny_bundles["onnx"], "--data", questions, "--json"))
     assert found["count"] == 150

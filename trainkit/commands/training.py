@@ -271,7 +271,9 @@ def evaluate(
     from trainkit.data.splits import load_split
     from trainkit.export.runtimes import open_classifier, training_seed
     from trainkit.trainer.metrics import evaluate as score
+    from trainkit.trainer.plan import check_own_test
 
+    check_own_test(source, data_source, split)
     with steps() as told:
         examples = load_split(data_source, columns(**how), split, training_seed(source))
         told(f"open {source}")

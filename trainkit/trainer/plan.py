@@ -13,7 +13,15 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.files import Sealed, pretty_json, write_atomically
 from trainkit.trainer.config import TrainConfig
 
-__all__ = ["PLAN", "DataSource", "ModelChoice", "Plan", "fingerprint", "read"]
+__all__ = [
+    "PLAN",
+    "DataSource",
+    "ModelChoice",
+    "Plan",
+    "check_own_test",
+    "fingerprint",
+    "read",
+]
 
 PLAN = "settings.json"
 PROJECTION_SIZE = 512
@@ -103,6 +111,22 @@ class Plan(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder."""
         write_atomically(folder / PLAN, pretty_json(self.sealed()))
+
+
+def check_own_test(folder: Path, data: str, split: str | None) -> None:
+    """Raise ``InputError`` where a run's test set is a file, and another is about to be split off.
+
+    ``folder`` is a run, or lies in one as its bundles do; ``split`` is what is taken of ``data``.
+    """
+    for run in (folder, folder.resolve().parent):
+        own = read(run).source if (run / PLAN).is_file() else None
+        made = split == "test" or (split is None and not Path(data).is_file())
+        same = own is not None and own.data in (data, str(Path(data).resolve()))
+        if own is not None and own.test is not None and same and made:
+            raise InputError(
+                f"{run} was trained with --test {own.test}, and so on what would be split off "
+                f"{data}; give --data {own.test}."
+            )
 
 
 def fingerprint(splits: Splits) -> str:

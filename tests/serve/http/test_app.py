@@ -3,30 +3,23 @@
 import gzip
 import json
 import os
-import shutil
 import signal
 import socket
 import threading
 import time
 import zlib
 from contextlib import closing, suppress
-from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 import numpy as np
 import pytest
 
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
-from trainkit.serve.bundle import open_bundle, write_manifest
 from trainkit.serve.http import metrics
-from trainkit.serve.http.classify import predictions, thresholds_of
 from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.failures import UnavailableError
-from trainkit.serve.http.openapi import ClassifyRequest
 from trainkit.serve.http.settings import Limits, Settings
 
 TEXTS = [example.text for example in load_sample()[:40]]
@@ -429,22 +422,3 @@ def test_what_comes_while_the_model_stops_may_come_again(serve, monkeypatch):
         response = httpx.post(f"{address}/classify", json={"texts": ["How far is Mars?"]})
     assert "try again" in error_of(response, 503)
     assert response.headers["Retry-After"] == "1"
-
-
-def test_thresholds_name_the_labels_of_a_text(golden, tmp_path, classify):
-    """Of a model for several labels, whose library has the same ones."""
-    folder = Path(shutil.copytree(golden, tmp_path / "bundle"))
-    manifest = open_bundle(folder).manifest
-    several = msgspec.structs.replace(manifest, problem_type="multi_label_classification")
-    write_manifest(folder, several)
-    library = Classifier.load(folder, threads=1)
-    model = SimpleNamespace(classifier=library, manifest=several)
-    own = {several.labels[0]: 0.2, several.labels[1]: 1.0}
-    request = ClassifyRequest(texts=TEXTS, thresholds=own)
-    thresholds = thresholds_of(request, model)
-    assert thresholds == dict.fromkeys(several.labels, 0.5) | own
-    rows = library.tokens(TEXTS)
-    found = predictions(model, rows, library.logits_of(rows), None, thresholds)
-    expected = [[one.label for one in row] for row in library.labels_above(TEXTS, own)]
-    assert [one.labels for one in found] == expected
-    assert len({len(labels) for labels in expected}) > 1
