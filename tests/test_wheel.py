@@ -23,7 +23,7 @@ print(json.dumps([answer.label, heavy]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_the_wheel_alone_loads_a_bundle_and_predicts(tmp_path):
     pip = [sys.executable, "-m", "pip"]
     # A copy: a build leaves files in its folder, and would take up those of the last one.
