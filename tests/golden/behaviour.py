@@ -1,4 +1,4 @@
-"""What the commands gave at commit 904615f, recorded: ``python tests/golden/behaviour.py TRAINKIT``.
+"""What the commands gave at 904615f, recorded: ``python tests/golden/behaviour.py TRAINKIT``.
 
 TRAINKIT is the ``trainkit`` command of the installation to record. ``tests/test_golden.py`` runs
 the same commands today and compares. Record again only if a change of behaviour is intended.
