@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 
 from trainkit.bench import files
-from trainkit.bench.environment import Environment
-from trainkit.bench.protocol import Turn, WarmUp
-from trainkit.bench.roofline import Roofline
-from trainkit.bench.samples import bootstrap_interval
+from trainkit.bench.measure.environment import Environment
+from trainkit.bench.race.protocol import Turn, WarmUp
+from trainkit.bench.measure.roofline import Roofline
+from trainkit.bench.measure.statistics import bootstrap_interval
 from trainkit.export.parity import Report
 from trainkit.serve.errors import CheckFailedError, InputError
 

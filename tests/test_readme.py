@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from trainkit.bench.readme import BLOCKS, filled
+from trainkit.bench.studies.publish import BLOCKS, filled
 from trainkit.cli import cli
 
 ROOT = Path(__file__).parents[1]

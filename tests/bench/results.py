@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from trainkit.bench import environment
-from trainkit.bench.environment import Environment
-from trainkit.bench.protocol import Turn, WarmUp
+from trainkit.bench.measure import environment
+from trainkit.bench.measure.environment import Environment
+from trainkit.bench.race.protocol import Turn, WarmUp
 from trainkit.bench.result import (
     Absent,
     Engine,
@@ -25,7 +25,7 @@ from trainkit.bench.result import (
     Settings,
     WorkloadResult,
 )
-from trainkit.bench.roofline import Point, Roofline
+from trainkit.bench.measure.roofline import Point, Roofline
 from trainkit.export.parity import CaseResult, Report, Tolerance
 
 TOKENS = 12  # of a text
