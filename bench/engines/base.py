@@ -1,7 +1,7 @@
 """What every engine of the benchmark is made of, whichever runtime computes it.
 
-The environments of the peers (:mod:`trainkit.bench.engines.peers`) import this: no more than serving's
-packages.
+The environments of the peers (:mod:`trainkit.bench.engines.peers`) import this: no more than
+serving's packages.
 """
 
 from collections.abc import Callable, Mapping, Sequence

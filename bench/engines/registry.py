@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from trainkit.bench.engines.bundles import of_bundle, onnx_on, onnx_workers, openvino_bundle
 from trainkit.bench.engines.base import KINDS, ON_TORCH, Engine, Kind, NotThereError, kind_of
+from trainkit.bench.engines.bundles import of_bundle, onnx_on, onnx_workers, openvino_bundle
 from trainkit.bench.engines.peers import CONVERSIONS
 from trainkit.bench.engines.pytorch import compiled, eager, huggingface, pipeline
 from trainkit.serve.bundle import Format

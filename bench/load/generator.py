@@ -22,9 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from yarl import URL
 
-from trainkit.bench.measure import environment
-from trainkit.bench.load import search
-from trainkit.bench.measure.arrivals import arrivals, arrivals_within
 from trainkit.bench.load.protocols import PROTOCOLS, public_url, split_url
 from trainkit.bench.load.result import (
     MIN_FOR_P99,
@@ -36,6 +33,9 @@ from trainkit.bench.load.result import (
     Sample,
     summarise,
 )
+from trainkit.bench.load.search import find_rate, hopeless
+from trainkit.bench.measure import environment
+from trainkit.bench.measure.arrivals import arrivals, arrivals_within
 from trainkit.serve.errors import InputError
 
 __all__ = ["Target", "generate", "run", "schedule"]
@@ -85,7 +85,7 @@ def run(
         progress(f"{settings.rate:g} requests/s")
         runs = [generate(target, settings, schedule(settings))]
     else:
-        runs, search = search.find_rate(
+        runs, search = find_rate(
             lambda rate: _probe(target, settings, rate),
             start=settings.rate,
             p99_below_ms=settings.p99_below_ms,
@@ -136,7 +136,7 @@ def generate(
     """
     firing = _Firing(target, settings, due, watch)
     cpu, started = time.process_time(), time.perf_counter()
-    theft = environment.watch_theft()
+    theft = environment.cpu_steal_monitor()
     gc.collect()
     gc.freeze()  # what was imported need not be searched for garbage between two requests
     try:
@@ -261,7 +261,7 @@ def _probe(target: Target, settings: LoadSettings, rate: float) -> LoadRun:
     at_rate = msgspec.structs.replace(settings, rate=rate)
     due = schedule(at_rate, MIN_FOR_P99)
     counted = int((due >= settings.warm_up_s).sum())
-    watch = search.hopeless(settings.p99_below_ms, counted)
+    watch = hopeless(settings.p99_below_ms, counted)
     found = generate(target, at_rate, due, watch)
     if not found.interrupted:
         # What an overloaded server still has in its queue is not the next rate's fault.

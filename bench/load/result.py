@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from trainkit.bench import files
+from trainkit.bench.load.protocols import PROTOCOLS
 from trainkit.bench.measure.arrivals import Arrivals
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.load.protocols import PROTOCOLS
 from trainkit.bench.measure.statistics import MIN_SAMPLES, percentile
 from trainkit.serve.errors import InputError
 
@@ -195,7 +195,7 @@ def summarise(
 ) -> LoadRun:
     """Compute a run's figures from its counted requests, which may be none.
 
-    ``stolen`` says what :func:`trainkit.bench.measure.environment.watch_theft` saw.
+    ``stolen`` says what :func:`trainkit.bench.measure.environment.cpu_steal_monitor` saw.
     """
     samples = sorted(samples, key=lambda sample: sample.due_s)
     outcomes = Counter(sample.outcome for sample in samples)

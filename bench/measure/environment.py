@@ -8,30 +8,34 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import psutil
 
 from trainkit.bench.measure.procfs import colon_separated, processor_flags
 from trainkit.serve.cores import affinity_cores, quota_cores
 
 __all__ = [
     "Environment",
+    "cpu_steal_monitor",
     "describe",
-    "wait_for_calm",
-    "watch_theft",
 ]
 
 NOISY_THEFT = 0.05
-CALM_S, CALM_PAUSE_S = 2.0, 15.0
 
 # What decides how fast a matrix product is on x86: vector width, and dot products of bytes.
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+)
 PACKAGES = (
     "torch",
     "transformers",
@@ -71,7 +75,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     providers: tuple[str, ...] = ()
 
 
-def watch_theft() -> Callable[[], tuple[str, ...]]:
+def cpu_steal_monitor() -> Callable[[], tuple[str, ...]]:
     """Begin to count what a hypervisor takes; what it returns says at the end whether it matters.
 
     In a virtual machine others may get the cores while programs here wait for them; the kernel
@@ -89,27 +93,10 @@ def watch_theft() -> Callable[[], tuple[str, ...]]:
     return reasons
 
 
-def wait_for_calm(within_s: float, told: Callable[[str], None]) -> None:
-    """Wait until others take little of this machine, ``within_s`` seconds at most.
-
-    It looks by multiplying matrices on all cores for a moment: an idle machine has nothing to be
-    stolen. What still is not calm then, the measurement says of itself.
-    """
-    until = time.monotonic() + within_s
-    square = np.ones((512, 512), dtype=np.float32)
-    while time.monotonic() < until:
-        theft, busy_until = watch_theft(), time.monotonic() + CALM_S
-        while time.monotonic() < busy_until:
-            square @ square
-        reasons = theft()
-        if not reasons:
-            return
-        told(f"waiting for a calm machine: {reasons[0]}")
-        time.sleep(min(CALM_PAUSE_S, max(0.0, until - time.monotonic())))
-
-
 def _cpu_seconds() -> tuple[float, float]:
     """Return what was stolen from this machine since it started, and what it wanted in all."""
+    import psutil  # of the extra `bench`; describing a machine needs only the base install
+
     times = psutil.cpu_times()
     stolen: float = getattr(times, "steal", 0.0)  # Linux counts it
     wanted = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from trainkit.bench.result import Turn
 from trainkit.serve.classifier import FloatArray
 from trainkit.serve.encoding import Batch, Text
 
@@ -27,35 +28,13 @@ __all__ = [
     "Request",
     "TakeBatches",
     "TakeTurn",
-    "Turn",
     "Warm",
-    "WarmUp",
     "Work",
     "load_logits",
     "load_work",
     "save_logits",
     "save_work",
 ]
-
-
-class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Passes over all batches: the seconds of every batch, one tuple a pass.
-
-    Wall time of the call, or, where batches arrive by a schedule, from when each was due to its
-    end. ``seconds`` are the wall seconds of the passes, ``cpu_s`` their CPU seconds over all
-    threads.
-    """
-
-    batch_s: tuple[tuple[float, ...], ...]
-    seconds: float
-    cpu_s: float
-
-
-class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The turn before the measurement, and whether its passes had become equally fast."""
-
-    turn: Turn
-    stable: bool
 
 
 class Load(msgspec.Struct, tag=True):

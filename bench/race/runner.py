@@ -16,13 +16,10 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainkit.bench.measure import environment
-from trainkit.bench.measure import roofline
-from trainkit.bench.arrivals import arrivals
 from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec, python_of
-from trainkit.bench.race.summary import Raced, Running, noise_of, result_of, spread_of, with_end
-from trainkit.bench.race.worker_process import WorkerProcess
+from trainkit.bench.measure import environment, roofline
+from trainkit.bench.measure.arrivals import arrivals
 from trainkit.bench.race.protocol import (
     Done,
     Load,
@@ -32,12 +29,13 @@ from trainkit.bench.race.protocol import (
     TakeBatches,
     TakeTurn,
     Warm,
-    WarmUp,
     load_logits,
     save_work,
 )
-from trainkit.bench.result import Absent, Engine, Result, Settings
+from trainkit.bench.race.summary import Raced, Running, noise_of, result_of, spread_of, with_end
+from trainkit.bench.race.worker_process import WorkerProcess
 from trainkit.bench.race.workload import Workload, prepare
+from trainkit.bench.result import Absent, Engine, Result, Settings, WarmUp
 from trainkit.data.readers import Example
 from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.errors import InputError
@@ -114,7 +112,7 @@ def run_on(
 
     The caller sees to it that all ``specs`` are of one model.
     """
-    before, theft = environment.describe(), environment.watch_theft()
+    before, theft = environment.describe(), environment.cpu_steal_monitor()
     roof = None
     if with_roofline:
         progress("measure the machine's peak")

@@ -12,12 +12,21 @@ import msgspec
 import numpy as np
 
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.race.worker_process import WorkerProcess
-from trainkit.bench.race.protocol import Measured, Turn, WarmUp
-from trainkit.bench.result import Absent, Engine, Measurement, Ratio, WorkloadResult, texts_per_s
 from trainkit.bench.measure.roofline import Roofline
 from trainkit.bench.measure.statistics import percentile, spread
+from trainkit.bench.race.protocol import Measured
+from trainkit.bench.race.worker_process import WorkerProcess
 from trainkit.bench.race.workload import Workload
+from trainkit.bench.result import (
+    Absent,
+    Engine,
+    Measurement,
+    Ratio,
+    Turn,
+    WarmUp,
+    WorkloadResult,
+    texts_per_s,
+)
 from trainkit.export import matrix, parity
 from trainkit.serve.classifier import FloatArray, Runner
 

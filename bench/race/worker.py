@@ -1,8 +1,8 @@
 """A process that owns one engine: ``python -m trainkit.bench.race.worker RUNTIME SOURCE THREADS``.
 
 Requests come in on standard input, replies go out on standard output
-(:mod:`trainkit.bench.race.protocol`); between them it blocks in ``read`` and takes no CPU time. It ends
-when standard input is closed, so it cannot outlive the process that started it. A peer's
+(:mod:`trainkit.bench.race.protocol`); between them it blocks in ``read`` and takes no CPU time. It
+ends when standard input is closed, so it cannot outlive the process that started it. A peer's
 environment runs it too: it needs nothing but trainkit's own serving part.
 """
 
@@ -31,12 +31,12 @@ from trainkit.bench.race.protocol import (
     Request,
     TakeBatches,
     TakeTurn,
-    Turn,
     Warm,
     Work,
     load_work,
     save_logits,
 )
+from trainkit.bench.result import Turn
 from trainkit.serve.errors import TrainkitError
 
 __all__ = ["is_stable", "scheduled_turn", "speak", "take_turn"]

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainkit.bench.measure.roofline import useful_flop
 from trainkit.bench.race.protocol import Work
 from trainkit.bench.result import Scenario, Settings
-from trainkit.bench.measure.roofline import useful_flop
 from trainkit.data.readers import Example
 from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.encoding import Batch, Text, TextEncoder

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trainkit.bench.report.tables import engine_labels
 from trainkit.bench.result import (
     Engine,
     Measurement,
@@ -23,7 +24,6 @@ from trainkit.bench.result import (
     WorkloadResult,
     texts_per_s,
 )
-from trainkit.bench.report.tables import engine_labels
 from trainkit.serve.errors import CheckFailedError, InputError
 
 __all__ = [

@@ -12,8 +12,8 @@ import msgspec
 
 from trainkit.bench.measure.environment import Environment
 from trainkit.bench.report.plots import Missing, Plot, plots, svg
-from trainkit.bench.result import Result
 from trainkit.bench.report.tables import Sheet, engine_labels, machine, noise, not_measured, sheets
+from trainkit.bench.result import Result
 from trainkit.page import document, framed, row, table
 
 __all__ = ["html"]

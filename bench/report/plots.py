@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from trainkit.bench.report.compare import speeds
-from trainkit.bench.result import Measurement, Result, WorkloadResult
 from trainkit.bench.measure.statistics import bootstrap_interval
+from trainkit.bench.report.compare import speeds
 from trainkit.bench.report.tables import engine_labels
+from trainkit.bench.result import Measurement, Result, WorkloadResult
 from trainkit.drawing import COLOURS, inline_svg
 
 __all__ = ["Missing", "Panel", "Plot", "Point", "Series", "plots", "svg"]

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from trainkit.bench.report.compare import speed_ratio, speeds
-from trainkit.bench.result import Engine, Measurement, Ratio, Result, WorkloadResult
 from trainkit.bench.report.tables import engine_labels
+from trainkit.bench.result import Engine, Measurement, Ratio, Result, WorkloadResult
 from trainkit.serve.bundle import MANIFEST, Manifest, Serving, open_bundle, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
 

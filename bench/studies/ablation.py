@@ -1,9 +1,9 @@
 """What each choice is worth: what trainkit ships, beside the same model with one choice undone.
 
-``python -m trainkit.bench.studies.ablation runs/suite/minilm-trec/classifier --data data/trec`` exports the
-model, makes variants of its graph, of its session and of its batches, and races them, each in a
-process of its own, on real texts; the baseline is what is shipped, and each variant's outputs are
-compared with its. Writes ``bench/results/ablation-DATA.json``.
+``python -m trainkit.bench.studies ablation runs/suite/minilm-trec/classifier --data data/trec``
+exports the model, makes variants of its graph, of its session and of its batches, and races them,
+each in a process of its own, on real texts; the baseline is what is shipped, and each variant's
+outputs are compared with its. Writes ``bench/results/ablation-DATA.json``.
 """
 
 import shutil
@@ -16,13 +16,13 @@ import msgspec
 import onnx_ir as ir
 import onnxruntime as ort
 
-from trainkit.bench.race import runner
-from trainkit.bench.studies.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
 from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec
-from trainkit.bench.measure.environment import wait_for_calm
-from trainkit.bench.result import Settings, check, save
+from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
+from trainkit.bench.result import Settings, check, save
+from trainkit.bench.studies.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
+from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.console import stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
@@ -89,7 +89,7 @@ def main(
         shipped = export(prepare(opened, told=told), home / "shipped", model_file.Settings()).folder
         told("make the variants")
         specs, absent = variants(opened, shipped, home)
-        wait_for_calm(60 * calm_minutes, told)
+        wait_until_quiet(60 * calm_minutes, told)
         result = runner.run(
             specs,
             splits.test[:texts],

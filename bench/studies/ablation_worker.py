@@ -1,8 +1,8 @@
 """The variants of :mod:`trainkit.bench.studies.ablation`, one a process.
 
-``python -m trainkit.bench.studies.ablation_worker VARIANT BUNDLE THREADS`` owns one variant and speaks as
-:mod:`trainkit.bench.race.worker` does. Needs neither torch nor the exporter: what it has resident is
-what serving has.
+``python -m trainkit.bench.studies ablation_worker VARIANT BUNDLE THREADS`` owns one variant and
+speaks as :mod:`trainkit.bench.race.worker` does. Needs neither torch nor the exporter: what it has
+resident is what serving has.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""What each kind of model reaches over several seeds: ``python -m trainkit.bench.studies.accuracy``.
+"""What each kind of model reaches over several seeds: ``python -m trainkit.bench.studies
+accuracy``.
 
 Trains every model of :data:`TASKS` with the seeds 0, 1, ... and its own settings, chosen on
 validation, and scores the test set once, beside a linear SVM on tf-idf of words and word pairs.

@@ -1,8 +1,8 @@
 """How long an export takes, verification included, and how much memory: MiniLM and a base size.
 
-``python -m trainkit.bench.studies.export_cost`` runs ``trainkit export`` on two Hugging Face folders, each in a
-process of its own, in turns, and writes ``bench/results/exports.json``. The weights of the base
-size are random: its time and memory do not depend on them.
+``python -m trainkit.bench.studies export_cost`` runs ``trainkit export`` on two Hugging Face
+folders, each in a process of its own, in turns, and writes ``bench/results/exports.json``. The
+weights of the base size are random: its time and memory do not depend on them.
 """
 
 import os

@@ -1,7 +1,7 @@
 """What an ONNX bundle costs a service: its start, its memory, and whether that memory grows.
 
-``python -m trainkit.bench.studies.footprint BUNDLE...`` starts fresh processes up to their first answer,
-and sends random requests to one that lives on, whose resident memory it samples. Writes
+``python -m trainkit.bench.studies footprint BUNDLE...`` starts fresh processes up to their first
+answer, and sends random requests to one that lives on, whose resident memory it samples. Writes
 ``bench/results/footprint.json``; it fails where that memory grows after the first requests. Goals
 of start and memory are told beside the figures.
 """
@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 import click
 import msgspec
 
-from trainkit.bench.studies import cold_start
-from trainkit.bench.studies.cold_start import ColdStart
 from trainkit.bench.measure.environment import Environment, describe
 from trainkit.bench.race.worker_process import last_line
+from trainkit.bench.studies import cold_start
+from trainkit.bench.studies.cold_start import ColdStart
 from trainkit.bench.studies.random_requests import SAMPLE_EVERY
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle

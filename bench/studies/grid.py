@@ -1,9 +1,9 @@
 """trainkit beside the others on full batches of every size and length, where padding costs none.
 
-``python -m trainkit.bench.studies.grid FOLDER --data DATA``, the suite's folder of one model, races the
-tokens of DATA's test texts in batches without padding, in which nothing is saved by leaving padding
-out. Writes ``bench/results/grid-NAME.json``. Every engine keeps the memory of its largest batch:
-64 x 512 of MiniLM takes more than 24 GB in a dozen of them.
+``python -m trainkit.bench.studies grid FOLDER --data DATA``, the suite's folder of one model, races
+the tokens of DATA's test texts in batches without padding, in which nothing is saved by leaving
+padding out. Writes ``bench/results/grid-NAME.json``. Every engine keeps the memory of its largest
+batch: 64 x 512 of MiniLM takes more than 24 GB in a dozen of them.
 """
 
 import sys
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import click
 
-from trainkit.bench.studies import speedups
-from trainkit.bench.race import runner
-from trainkit.bench.studies.speedups import Goals
 from trainkit.bench.engines.registry import Spec, applicable
-from trainkit.bench.measure.environment import wait_for_calm
+from trainkit.bench.race import runner
 from trainkit.bench.race.protocol import Work
-from trainkit.bench.result import Result, Settings, WorkloadResult, check, save
 from trainkit.bench.race.workload import Workload, prepare
+from trainkit.bench.result import Result, Settings, WorkloadResult, check, save
+from trainkit.bench.studies import speedups
+from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.bench.studies.speedups import Goals
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
@@ -71,7 +71,7 @@ def main(
     texts = [Example(example.text, "") for example in load_split(data, Columns())[:TEXTS]]
     made = prepare([spec.source for spec in specs], texts, settings)
     with steps() as told:
-        wait_for_calm(60 * calm_minutes, told)
+        wait_until_quiet(60 * calm_minutes, told)
         result = runner.run_on(
             [_short(one) for one in made if one.length is not None],  # not the texts themselves
             specs,

@@ -1,8 +1,8 @@
 """Where a forward's time goes, operator by operator, as ONNX Runtime's own profiler tells.
 
-``python -m trainkit.bench.studies.operators BUNDLE... --data data/trec`` runs batches of real texts, cut as
-serving cuts them, and writes ``bench/results/operators.json``. Only shares are kept: the profiler
-takes some microseconds an operator, so that times are longer than without it.
+``python -m trainkit.bench.studies operators BUNDLE... --data data/trec`` runs batches of real
+texts, cut as serving cuts them, and writes ``bench/results/operators.json``. Only shares are kept:
+the profiler takes some microseconds an operator, so that times are longer than without it.
 """
 
 import sys

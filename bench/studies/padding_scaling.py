@@ -1,10 +1,10 @@
 """Whether time follows real tokens: batches of random ids with a rising share of padding.
 
-``python -m trainkit.bench.studies.padding_scaling BUNDLE... --classifier FOLDER`` runs batches that one long row
-pads, and the same rows without padding, one forward a length; of both it fits time against real
-tokens. The folder of the same classifier is for contrast: a padded graph, by ONNX Runtime's own
-optimizer. Writes ``bench/results/growth.json`` and ``growth.svg``, and fails where a bundle's
-padded slope is not within a tenth of the other.
+``python -m trainkit.bench.studies padding_scaling BUNDLE... --classifier FOLDER`` runs batches that
+one long row pads, and the same rows without padding, one forward a length; of both it fits time
+against real tokens. The folder of the same classifier is for contrast: a padded graph, by ONNX
+Runtime's own optimizer. Writes ``bench/results/growth.json`` and ``growth.svg``, and fails where a
+bundle's padded slope is not within a tenth of the other.
 """
 
 import sys
@@ -17,14 +17,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainkit.bench.race import runner
 from trainkit.bench.engines.registry import Spec
-from trainkit.bench.measure.environment import wait_for_calm
-from trainkit.bench.report.plots import Panel, Plot, Point, Series, svg
-from trainkit.bench.result import Measurement, Ratio, Result, Settings
 from trainkit.bench.measure.statistics import bootstrap_interval
-from trainkit.bench.studies.padding_shapes import MEAN_LENGTH, SHARES, Shape, shapes, workload
+from trainkit.bench.race import runner
+from trainkit.bench.report.plots import Panel, Plot, Point, Series, svg
 from trainkit.bench.report.tables import engine_labels, machine, noise
+from trainkit.bench.result import Measurement, Ratio, Result, Settings
+from trainkit.bench.studies.padding_shapes import MEAN_LENGTH, SHARES, Shape, shapes, workload
+from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.console import steps
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
@@ -44,7 +44,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 class Growth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``growth.json``.
 
-    The shapes are those of :func:`trainkit.bench.studies.padding_shapes.shapes`; of each, ``result`` has three
+    The shapes are those of :func:`.padding_shapes.shapes`; of each, ``result`` has three
     batches in its one workload: the padded batch, its longest row, its other rows.
     """
 
@@ -85,7 +85,7 @@ def main(
         warm_up_max_seconds=60.0,
     )
     with steps() as told:
-        wait_for_calm(60 * calm_minutes, told)
+        wait_until_quiet(60 * calm_minutes, told)
         raced = runner.run_on(
             [workload((*by_tokens, *by_rows), encoder)],
             specs,

@@ -20,7 +20,6 @@ import onnx_ir as ir
 
 from trainkit.bench.engines.base import Engine
 from trainkit.bench.measure.environment import Environment, describe
-from trainkit.bench.race.worker_process import WorkerProcess
 from trainkit.bench.race.protocol import (
     Done,
     Load,
@@ -32,8 +31,9 @@ from trainkit.bench.race.protocol import (
     Work,
     save_work,
 )
-from trainkit.bench.result import Ratio
 from trainkit.bench.race.worker import speak
+from trainkit.bench.race.worker_process import WorkerProcess
+from trainkit.bench.result import Ratio
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
@@ -164,7 +164,14 @@ def _race(
     with ExitStack() as stack:
         workers = []
         for path in paths:
-            command = [sys.executable, "-P", "-m", "trainkit.bench.studies.precision", "worker", str(path)]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "trainkit.bench.studies.precision",
+                "worker",
+                str(path),
+            ]
             worker = stack.enter_context(
                 WorkerProcess(command, path.stem, path.with_suffix(".log"))
             )
@@ -205,7 +212,15 @@ def measure(bundle: Bundle, trec: Path) -> PrecisionFigures:
     centred = scored[0].together - scored[0].together.mean(axis=0)
     return PrecisionFigures(
         schema="trainkit-precision/1",
-        command=("python", "-m", "trainkit.bench.studies.precision", "race", "BUNDLE", "--trec", "TREC"),
+        command=(
+            "python",
+            "-m",
+            "trainkit.bench.studies.precision",
+            "race",
+            "BUNDLE",
+            "--trec",
+            "TREC",
+        ),
         environment_before=before,
         environment_after=describe(),
         texts=len(texts.texts),

@@ -4,19 +4,21 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.bench.studies import accuracy
-from trainkit.bench.studies import speedups
-from trainkit.bench.studies import export_cost
-from trainkit.bench.studies import families
-from trainkit.bench.studies import footprint
-from trainkit.bench.studies import grid
-from trainkit.bench.studies import padding_scaling
-from trainkit.bench.studies import operators
-from trainkit.bench.studies.serving import result
-from trainkit.bench.studies import training
-from trainkit.bench.studies.trec import RESULTS, load_figures, parity_markdown, start_markdown
-from trainkit.bench.result import load
 from trainkit.bench.report.tables import markdown
+from trainkit.bench.result import load
+from trainkit.bench.studies import (
+    accuracy,
+    export_cost,
+    families,
+    footprint,
+    grid,
+    operators,
+    padding_scaling,
+    speedups,
+    training,
+)
+from trainkit.bench.studies.serving import result as serving
+from trainkit.bench.studies.trec import RESULTS, load_figures, parity_markdown, start_markdown
 from trainkit.serve.files import write_atomically
 
 __all__ = ["BLOCKS", "filled"]
@@ -83,7 +85,7 @@ def _block(name: str, results: Path) -> str:
     if name == "training":
         return training.markdown(training.load(path))
     if name == "serving":
-        return result.markdown(result.load(path))
+        return serving.markdown(serving.load(path))
     return markdown(load(path)).strip()
 
 

@@ -1,7 +1,7 @@
 """A process that serves random requests and samples its memory, with no more than serving imports.
 
-``python -m trainkit.bench.studies.random_requests BUNDLE COUNT`` prints one JSON object: the resident bytes
-after every hundred requests, and the seconds of all.
+``python -m trainkit.bench.studies random_requests BUNDLE COUNT`` prints one JSON object: the
+resident bytes after every hundred requests, and the seconds of all.
 """
 
 import json

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trainkit.bench.report.compare import speeds
-from trainkit.bench.result import Measurement, Ratio, Result, WorkloadResult
 from trainkit.bench.report.tables import engine_labels
+from trainkit.bench.result import Measurement, Ratio, Result, WorkloadResult
 
 __all__ = [
     "HEADINGS",

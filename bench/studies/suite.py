@@ -1,9 +1,10 @@
 """The full table: one Hugging Face classifier in every runtime and peer, on real texts.
 
-``python -m trainkit.bench.studies.suite --model minilm --data data/trec`` fine-tunes MiniLM for one epoch,
-exports it in every format, and races whatever there is; ``make peers`` adds the peers. ``base`` is
-that model grown to BERT-base's size and trained for one epoch more; with ``--reuse`` it runs on
-other data too, whose labels it does not know. Writes ``bench/results/suite-MODEL-DATA.json``.
+``python -m trainkit.bench.studies suite --model minilm --data data/trec`` fine-tunes MiniLM for one
+epoch, exports it in every format, and races whatever there is; ``make peers`` adds the peers.
+``base`` is that model grown to BERT-base's size and trained for one epoch more; with ``--reuse`` it
+runs on other data too, whose labels it does not know. Writes
+``bench/results/suite-MODEL-DATA.json``.
 """
 
 import shutil
@@ -21,12 +22,12 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from trainkit.bench.race import runner
 from trainkit.bench.engines.registry import Spec, applicable
-from trainkit.bench.measure.environment import wait_for_calm
-from trainkit.bench.studies.widened_bert import grow
-from trainkit.bench.result import Settings, check, save
+from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
+from trainkit.bench.result import Settings, check, save
+from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.bench.studies.widened_bert import grow
 from trainkit.console import stderr, stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
@@ -103,7 +104,7 @@ def main(
     )
     command = ["python", "-m", "trainkit.bench.studies.suite", *sys.argv[1:]]
     with steps() as told:
-        wait_for_calm(60 * calm_minutes, told)
+        wait_until_quiet(60 * calm_minutes, told)
         result = runner.run(
             specs, splits.test[:texts], settings, data=data.name, progress=told, command=command
         )

@@ -1,9 +1,9 @@
 """How many tokens a forward should have on a CPU: the same texts in larger and smaller parts.
 
-``python -m trainkit.bench.studies.token_budget BUNDLE... --data data/trec`` runs batches of real texts through
-:func:`trainkit.serve.classifier.in_parts` with several budgets, and whole, each in a process of its
-own, and writes ``bench/results/batches.json``. It fails where the budget that serving uses is
-slower than the one of other devices.
+``python -m trainkit.bench.studies token_budget BUNDLE... --data data/trec`` runs batches of real
+texts through :func:`trainkit.serve.classifier.in_parts` with several budgets, and whole, each in a
+process of its own, and writes ``bench/results/batches.json``. It fails where the budget that
+serving uses is slower than the one of other devices.
 """
 
 import sys
@@ -14,14 +14,14 @@ from typing import Literal
 import click
 import msgspec
 
-from trainkit.bench.race import runner
 from trainkit.bench import result
 from trainkit.bench.engines.base import Engine, versions_of
 from trainkit.bench.engines.registry import Spec
-from trainkit.bench.measure.environment import wait_for_calm
-from trainkit.bench.result import Result, Settings, WorkloadResult
-from trainkit.bench.report.tables import machine, noise
+from trainkit.bench.race import runner
 from trainkit.bench.race.worker import speak
+from trainkit.bench.report.tables import machine, noise
+from trainkit.bench.result import Result, Settings, WorkloadResult
+from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load as load_splits
@@ -87,7 +87,7 @@ def main(
     )
     races = []
     with steps() as told:
-        wait_for_calm(60 * calm_minutes, told)
+        wait_until_quiet(60 * calm_minutes, told)
         for bundle in bundles:
             raced = runner.run(
                 [Spec(budget, bundle) for budget in _baseline_first()],

@@ -1,7 +1,8 @@
-"""How fast a training is beside ``transformers.Trainer``: ``python -m trainkit.bench.studies.training``.
+"""How fast a training is beside ``transformers.Trainer``: ``python -m trainkit.bench.studies
+training``.
 
-Each training is a process of its own (see :mod:`trainkit.bench.studies.training_run`); the two engines take
-turns. Writes ``bench/results/training.json``.
+Each training is a process of its own (see :mod:`trainkit.bench.studies.training_run`); the two
+engines take turns. Writes ``bench/results/training.json``.
 """
 
 import subprocess
@@ -16,12 +17,12 @@ import numpy as np
 
 from trainkit.bench.measure.environment import (
     Environment,
+    cpu_steal_monitor,
     describe,
-    wait_for_calm,
-    watch_theft,
 )
-from trainkit.bench.race.worker_process import last_line
 from trainkit.bench.measure.statistics import bootstrap_interval
+from trainkit.bench.race.worker_process import last_line
+from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.training_run import Engine, Job, Timed
 from trainkit.console import steps
 from trainkit.one_sentence import OneSentence
@@ -82,7 +83,7 @@ def main(
     out: Path,
 ) -> None:
     """Fine-tune a backbone with both engines, in turns, and compare their samples a second."""
-    theft = watch_theft()
+    theft = cpu_steal_monitor()
     job = Job(
         engine="trainkit",
         data=trec,
@@ -130,7 +131,7 @@ def _in_turns(
     """Train with each engine in each round, the other one first each time, with its own seed."""
     runs: dict[Engine, list[Timed]] = {engine: [] for engine in get_args(Engine)}
     for turn in range(rounds):
-        wait_for_calm(60 * calm_minutes, told)
+        wait_until_quiet(60 * calm_minutes, told)
         for engine in list(runs)[:: 1 if turn % 2 == 0 else -1]:
             told(f"{job.data}: round {turn + 1} of {rounds}, {engine}")
             runs[engine].append(_timed(msgspec.structs.replace(job, engine=engine, seed=turn)))

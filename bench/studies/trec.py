@@ -1,9 +1,9 @@
 """What the models of TREC-6 give once they are exported: ``make figures``.
 
-Takes the models that ``python -m trainkit.bench.studies.accuracy`` trained with seed 0 (and trains what is
-not there), exports them to both formats with all labels of the test questions unchanged, and
-measures start-up and throughput. Writes ``trec.json`` (parity, start-up) and ``runtimes.json`` (a
-benchmark with raw samples).
+Takes the models that ``python -m trainkit.bench.studies accuracy`` trained with seed 0 (and trains
+what is not there), exports them to both formats with all labels of the test questions unchanged,
+and measures start-up and throughput. Writes ``trec.json`` (parity, start-up) and ``runtimes.json``
+(a benchmark with raw samples).
 """
 
 import sys
@@ -13,15 +13,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from trainkit.bench.studies import accuracy
-from trainkit.bench.studies import cold_start
-from trainkit.bench.race import runner
 from trainkit.bench import result as report
-from trainkit.bench.studies.accuracy import Job, jobs_of, train_all
-from trainkit.bench.studies.cold_start import ColdStart, HelpTime
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.measure.environment import Environment, describe
+from trainkit.bench.race import runner
 from trainkit.bench.report.tables import markdown
+from trainkit.bench.studies import accuracy, cold_start
+from trainkit.bench.studies.accuracy import Job, jobs_of, train_all
+from trainkit.bench.studies.cold_start import ColdStart, HelpTime
 from trainkit.console import steps
 from trainkit.data.splits import Splits, load
 from trainkit.export.export import export_all, target

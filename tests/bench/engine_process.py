@@ -57,7 +57,7 @@ def save_classifier(folder: Path, texts):
     """Save a small random BERT and a tokenizer of the texts' words, as Hugging Face would."""
     from transformers import PreTrainedTokenizerFast
 
-    from trainkit.bench.studies.families import MAX_LENGTH, random_classifier
+    from tests.families import MAX_LENGTH, random_classifier
     from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 
     words = word_tokenizer(texts, min_count=1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from trainkit.bench.measure import environment
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.race.protocol import Turn, WarmUp
+from trainkit.bench.measure.roofline import Point, Roofline
 from trainkit.bench.result import (
     Absent,
     Engine,
@@ -23,9 +23,10 @@ from trainkit.bench.result import (
     Result,
     Scenario,
     Settings,
+    Turn,
+    WarmUp,
     WorkloadResult,
 )
-from trainkit.bench.measure.roofline import Point, Roofline
 from trainkit.export.parity import CaseResult, Report, Tolerance
 
 TOKENS = 12  # of a text

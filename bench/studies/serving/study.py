@@ -1,7 +1,7 @@
 """``trainkit serve`` beside what else one could run: rates, added time, a soak, idle CPU.
 
-``python -m trainkit.bench.studies.serving.study --classifier FOLDER --fp32 BUNDLE --int8 BUNDLE --trec FOLDER
---newsgroups FOLDER`` measures one model in four servers, one at a time, and writes
+``python -m trainkit.bench.studies serving.study --classifier FOLDER --fp32 BUNDLE --int8 BUNDLE
+--trec FOLDER --newsgroups FOLDER`` measures one model in four servers, one at a time, and writes
 ``bench/results/serving.json``: in each round every server starts anew, is warmed, and is searched
 for the highest rate that keeps the p99. Each measurement is kept under ``--work`` as soon as it is
 made; ``--resume`` goes on from there.
@@ -24,11 +24,12 @@ from typing import NamedTuple, TypeVar
 import click
 import msgspec
 
-from trainkit.bench.load import generator
-from trainkit.bench.load import result
 from trainkit.bench.engines.registry import PEERS
-from trainkit.bench.measure.environment import describe, wait_for_calm
+from trainkit.bench.load import generator
+from trainkit.bench.load import result as load_result
+from trainkit.bench.measure.environment import describe
 from trainkit.bench.race.worker_process import last_line
+from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.serving.measure import (
     PAUSE_SECONDS,
     Launch,
@@ -153,7 +154,7 @@ def main(
     with steps() as told, _ended_by_sigterm():
 
         def calm() -> None:
-            wait_for_calm(60 * calm_minutes, told)
+            wait_until_quiet(60 * calm_minutes, told)
 
         serving = _measure(launches, corpora, plan, work, told, calm)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,12 @@ def _measure(
     calm()
     soaks = _each(ours, work, Soak, lambda one: soak(one, varied, plan, told))
     return Serving(
-        command=("python", "-m", "trainkit.bench.studies.serving.study", *_without_paths(sys.argv[1:])),
+        command=(
+            "python",
+            "-m",
+            "trainkit.bench.studies.serving.study",
+            *_without_paths(sys.argv[1:]),
+        ),
         date=datetime.now(UTC).replace(microsecond=0),
         environment=environment,
         plan=plan,
@@ -223,7 +229,7 @@ def _rates(
             begin = _begin(found, launch, corpus)
             step = named(told, f"{name}, round {number + 1} of {plan.rounds}")
             _search(launch, corpus, plan, begin, raw, step)
-        found.append(_rate(result.load(raw), launch, corpus, number))
+        found.append(_rate(load_result.load(raw), launch, corpus, number))
     return tuple(found)
 
 
@@ -338,10 +344,10 @@ def _search(
         result = generator.run(target, settings, data=corpus.about.name, progress=told)
     if result.interrupted:
         raise KeyboardInterrupt
-    result.save(result, raw)
+    load_result.save(result, raw)
 
 
-def _rate(result: result.LoadResult, launch: Launch, corpus: Corpus, number: int) -> Rate:
+def _rate(result: load_result.LoadResult, launch: Launch, corpus: Corpus, number: int) -> Rate:
     assert result.search is not None
     passed = [run for run in result.runs if not run.failed_because]
     best = max(passed, key=lambda run: run.rate, default=None)

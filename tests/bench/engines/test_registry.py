@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.bench import engine_process as process
-from trainkit.bench.studies import cold_start
 from trainkit.bench.engines import registry
 from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec, applicable, open_engine, parse, python_of
+from trainkit.bench.studies import cold_start
 from trainkit.data.splits import load_sample
 from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings
@@ -158,7 +158,7 @@ def test_a_runtime_that_is_not_there_says_how_to_get_it(name, below, said, folde
 
 
 def test_a_peer_without_its_environment_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "PEERS", tmp_path)
+    monkeypatch.setattr(registry, "PEERS", tmp_path)
     assert python_of("onnx") is None
     with pytest.raises(NotThereError, match=r"environment of optimum was not made.* make peers"):
         python_of("optimum-int8")
@@ -171,7 +171,8 @@ def test_a_peer_without_its_environment_is_not_there(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_process_of_an_onnx_bundle_imports_no_torch(folder):
     program = (
-        "import sys; from pathlib import Path; from trainkit.bench.engines.registry import open_engine;"
+        "import sys; from pathlib import Path;"
+        "from trainkit.bench.engines.registry import open_engine;"
         "open_engine('onnx', Path(sys.argv[1]), 1);"
         "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
     )

@@ -24,13 +24,13 @@ from rich.console import Console
 
 from tests.undisturbed import undisturbed
 from trainkit.bench.load import generator
-from trainkit.bench.load import search
 from trainkit.bench.load import result as results
-from trainkit.bench.arrivals import arrivals
 from trainkit.bench.load.generator import Target, generate, schedule
 from trainkit.bench.load.protocols import PROTOCOLS, guess_protocol, public_url
 from trainkit.bench.load.result import LoadRun, LoadSettings, Sample
+from trainkit.bench.load.search import MAX_PROBES, find_rate, hopeless
 from trainkit.bench.load.tables import table
+from trainkit.bench.measure.arrivals import arrivals
 from trainkit.cli import cli
 from trainkit.serve.errors import InputError
 
@@ -314,7 +314,7 @@ def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.Sear
         return answers_in(rate, 0.2 if over else 0.01, late_s=late_s if over else 0.0)
 
     how = {"start": 10.0, "p99_below_ms": 50, "max_seconds": 1e9, "seconds_of": lambda rate: 1.0}
-    return search.find_rate(probe, **how | changed)
+    return find_rate(probe, **how | changed)
 
 
 @pytest.mark.parametrize("capacity", [1.3, 9.0, 10.0, 37.0, 1234.0, 8000.0])
@@ -337,7 +337,7 @@ def test_the_search_says_what_kept_it_from_more() -> None:
     runs, found = search(100.0, max_seconds=0.5)
     assert (runs, found.rate, found.limited_by) == ([], None, "time")
     runs, found = search(float("inf"))
-    assert (len(runs), found.limited_by) == (search.MAX_PROBES, "probes")
+    assert (len(runs), found.limited_by) == (MAX_PROBES, "probes")
 
 
 def test_a_noisy_failure_is_probed_once_more() -> None:
@@ -346,12 +346,12 @@ def test_a_noisy_failure_is_probed_once_more() -> None:
 
 
 def test_a_hopeless_probe_ends_early_and_not_before() -> None:
-    watch = search.hopeless(50, 500)
+    watch = hopeless(50, 500)
     late = [Sample(0, 0, 0, 0.06, False, "ok")] * 7
     assert [watch(sample) for sample in late] == [False] * 5 + [True] * 2
     for count in (5, 6):  # what it promises: with one more, the p99 is above the limit
         assert (np.percentile([0.06] * count + [0.0] * (500 - count), 99) > 0.05) == (count == 6)
-    assert search.hopeless(50, 500)(Sample(0, 0, 0, 0.01, False, "HTTP 500"))
+    assert hopeless(50, 500)(Sample(0, 0, 0, 0.01, False, "HTTP 500"))
 
 
 def test_percentiles_are_given_where_the_sample_carries_them() -> None:

@@ -3,14 +3,12 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from trainkit.bench.measure import environment
-from trainkit.bench.measure import procfs
+from trainkit.bench.measure import environment, procfs
 from trainkit.serve.cores import usable_cores
 
 
@@ -66,10 +64,10 @@ def test_the_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:
 def test_time_that_other_machines_took_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([(10.0, 100.0), (11.0, 104.0), (10.0, 100.0), (10.1, 104.0)])
     monkeypatch.setattr(environment, "_cpu_seconds", lambda: next(seconds))
-    assert environment.watch_theft()() == (
+    assert environment.cpu_steal_monitor()() == (
         "other virtual machines took 25 % of the CPU time wanted here",
     )
-    assert environment.watch_theft()() == ()
+    assert environment.cpu_steal_monitor()() == ()
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="compares with Linux's own counters")
@@ -82,17 +80,3 @@ def test_the_counters_are_the_kernels() -> None:
     assert before[0] <= steal <= after[0]
     wanted = user + nice + system + irq + softirq + steal
     assert before[1] - 0.05 <= wanted <= after[1] + 0.05
-
-
-def test_a_calm_machine_is_waited_for_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "CALM_S", 0.01)
-    monkeypatch.setattr(environment, "CALM_PAUSE_S", 0.01)
-    looks = iter([("25 %",), ("10 %",), ()])
-    monkeypatch.setattr(environment, "watch_theft", lambda: lambda: next(looks))
-    told: list[str] = []
-    environment.wait_for_calm(60, told.append)
-    assert told == [f"waiting for a calm machine: {share} %" for share in (25, 10)]
-    monkeypatch.setattr(environment, "watch_theft", lambda: lambda: ("50 %",))
-    before = time.monotonic()
-    environment.wait_for_calm(0.2, told.append)
-    assert 0.2 <= time.monotonic() - before < 5

@@ -10,7 +10,7 @@ import pytest
 import torch.utils.benchmark
 
 from tests.undisturbed import undisturbed
-from trainkit.bench.arrivals import arrivals
+from trainkit.bench.measure.arrivals import arrivals
 from trainkit.bench.race.worker import scheduled_turn, take_turn
 
 loadgen = pytest.importorskip("mlperf_loadgen", reason="no wheel of it for this system")

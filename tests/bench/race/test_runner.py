@@ -11,15 +11,13 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from trainkit.bench.race import summary
-from trainkit.bench.race import worker_process
-from trainkit.bench.race import runner
 from trainkit.bench import result
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.race.protocol import WarmUp, Work
-from trainkit.bench.result import Measurement, Ratio, Result, Settings
+from trainkit.bench.race import runner, summary, worker_process
+from trainkit.bench.race.protocol import Work
 from trainkit.bench.race.workload import Workload, prepare
+from trainkit.bench.result import Measurement, Ratio, Result, Settings, WarmUp
 from trainkit.data.readers import Example
 from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.bundle import FORMAT_VERSION, Manifest, write_manifest
@@ -317,7 +315,7 @@ def test_an_input_error_of_a_worker_reaches_the_user_as_it_is(tmp_path: Path) ->
 def test_a_worker_that_does_not_end_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(worker_process, "STOP_SECONDS", 0.2)
     bench(tmp_path, ["stays"], min_rounds=1)
     assert alive(tmp_path) == []
 

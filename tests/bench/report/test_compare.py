@@ -11,7 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench import results
-from trainkit.bench.report.compare import Comparison, check, compare, parse_share, speed_ratio, speeds
+from trainkit.bench.report.compare import (
+    Comparison,
+    check,
+    compare,
+    parse_share,
+    speed_ratio,
+    speeds,
+)
 from trainkit.bench.result import Ratio, Result, save
 from trainkit.cli import cli
 from trainkit.serve.errors import CheckFailedError, InputError

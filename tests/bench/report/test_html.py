@@ -10,8 +10,8 @@ import pytest
 
 from tests.bench import results
 from tests.pages import Page, outside
-from trainkit.bench.report.plots import COLOURS, Missing, Plot, plots, svg
 from trainkit.bench.report import html
+from trainkit.bench.report.plots import COLOURS, Missing, Plot, plots, svg
 from trainkit.bench.result import Result
 
 

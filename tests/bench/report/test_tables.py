@@ -8,8 +8,8 @@ from rich.console import Console, RenderableType
 
 from tests.bench import results
 from trainkit.bench.report import html
-from trainkit.bench.result import Absent
 from trainkit.bench.report.tables import csv, engine_labels, markdown, not_measured, sheets, table
+from trainkit.bench.result import Absent
 
 
 def printed(renderable: RenderableType, width: int = 160) -> str:

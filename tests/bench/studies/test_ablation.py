@@ -10,9 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench.engine_process import save_classifier
-from trainkit.bench.studies import ablation
-from trainkit.bench.race import runner
 from trainkit.bench import result
+from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.registry import Spec
+from trainkit.bench.race import runner
+from trainkit.bench.report.tables import markdown
+from trainkit.bench.result import Settings
+from trainkit.bench.studies import ablation
 from trainkit.bench.studies.ablation_worker import (
     AHEAD,
     BATCHINGS,
@@ -20,10 +24,6 @@ from trainkit.bench.studies.ablation_worker import (
     SHIPPED,
     open_variant,
 )
-from trainkit.bench.engines.base import NotThereError
-from trainkit.bench.engines.registry import Spec
-from trainkit.bench.result import Settings
-from trainkit.bench.report.tables import markdown
 from trainkit.data.splits import Splits, load_sample
 from trainkit.export import model_file
 from trainkit.export.export import export, prepare

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from trainkit.bench.measure.environment import describe
 from trainkit.bench.studies import footprint
 from trainkit.bench.studies.cold_start import ColdRun, ColdStart
-from trainkit.bench.measure.environment import describe
 from trainkit.bench.studies.footprint import Footprint, Measured, check, load, markdown
 from trainkit.bench.studies.random_requests import requests
 from trainkit.serve.errors import CheckFailedError

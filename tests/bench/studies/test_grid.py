@@ -4,9 +4,9 @@ import numpy as np
 
 from tests.bench import results
 from tests.bench.results import Truth, Work
-from trainkit.bench.studies import grid
 from trainkit.bench.race import protocol
 from trainkit.bench.race.workload import Workload
+from trainkit.bench.studies import grid
 from trainkit.serve.encoding import Batch
 
 HF = Truth("Hugging Face eager", "huggingface", "runs/hf", 0.0, 100.0)

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench import results
+from trainkit.bench.report.plots import svg
+from trainkit.bench.result import Turn
 from trainkit.bench.studies import padding_scaling
 from trainkit.bench.studies.padding_scaling import Growth, check, load, markdown, plot, slope_ratio
-from trainkit.bench.report.plots import svg
-from trainkit.bench.race.protocol import Turn
 from trainkit.bench.studies.padding_shapes import SHARES, Shape, shapes, workload
 from trainkit.serve.errors import CheckFailedError, InputError
 
@@ -117,7 +117,9 @@ def test_batches_are_the_shape_and_its_rows_apart(word_encoder):
 def test_a_real_bundle_is_measured_and_told(tiny_bundles, tmp_path):
     out = tmp_path / "growth.json"
     folder = str(tiny_bundles["onnx"])
-    done = CliRunner().invoke(padding_scaling.main, [folder, "--min-rounds", "2", "--out", str(out)])
+    done = CliRunner().invoke(
+        padding_scaling.main, [folder, "--min-rounds", "2", "--out", str(out)]
+    )
     assert done.exit_code in (0, 1), done.output  # so small a model has other costs than tokens
     assert markdown(load(out)) in done.output
     assert load(out).result.workloads[0].measurements[0].rounds

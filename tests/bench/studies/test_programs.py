@@ -3,10 +3,8 @@
 import pytest
 from click.testing import CliRunner
 
-from trainkit.bench.studies import ablation
-from trainkit.bench.studies import trec
+from trainkit.bench.studies import ablation, suite, trec
 from trainkit.bench.studies.serving import study
-from trainkit.bench.studies import suite
 
 FOLDERS = ["--classifier", "nowhere", "--fp32", "nowhere", "--int8", "nowhere"]
 

@@ -9,10 +9,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from trainkit.bench.studies.serving import study
-from trainkit.bench.studies.serving import measure
 from trainkit.bench.measure.environment import describe
 from trainkit.bench.measure.statistics import Interval
+from trainkit.bench.studies.serving import measure, study
 from trainkit.bench.studies.serving.process import MemorySeries, cpu_share, memory_watched, started
 from trainkit.bench.studies.serving.result import (
     AddedTime,
@@ -93,9 +92,7 @@ def test_http_adds_the_time_that_the_server_takes() -> None:
     assert found.http_p50_ms > 20
     assert found.added_p50_ms == pytest.approx(found.http_p50_ms - found.library_p50_ms)
     assert 15 < found.added_p50_ms < 60
-    assert [len(block) for block in (*found.library_ms, *found.http_ms)] == [
-        measure.BLOCK
-    ] * 4
+    assert [len(block) for block in (*found.library_ms, *found.http_ms)] == [measure.BLOCK] * 4
 
 
 def test_a_soak_sees_no_growth_where_there_is_none_and_a_leak_where_there_is_one() -> None:

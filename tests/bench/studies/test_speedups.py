@@ -6,9 +6,9 @@ import pytest
 
 from tests.bench import results
 from tests.bench.results import Truth, Work
-from trainkit.bench.studies import speedups
 from trainkit.bench.engines.registry import RUNTIMES
 from trainkit.bench.result import Result
+from trainkit.bench.studies import speedups
 
 HF = Truth("Hugging Face eager", "huggingface", "runs/hf", 0.0, 100.0)
 COMPILED = Truth("torch.compile", "compile", "runs/hf", 0.0, 80.0)

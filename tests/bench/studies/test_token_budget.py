@@ -23,13 +23,15 @@ def race(**call_ms: float) -> Batches:
 def test_every_budget_computes_the_same_of_a_real_bundle(
     tiny_bundles, splits, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(batches, "BUDGETS", ("64", "512", "2048", "whole"))
+    monkeypatch.setattr(token_budget, "BUDGETS", ("64", "512", "2048", "whole"))
     data = tmp_path / "few.csv"
     rows = [f'"{one.text}",{one.label}' for one in splits.train[:120] if '"' not in one.text]
     data.write_text("\n".join(["text,label", *rows]))
     out = tmp_path / "batches.json"
     arguments = [str(tiny_bundles["onnx"]), "--data", str(data), "--texts", "12", "--out", str(out)]
-    done = CliRunner().invoke(token_budget.main, [*arguments, "--min-seconds", "0", "--min-rounds", "3"])
+    done = CliRunner().invoke(
+        token_budget.main, [*arguments, "--min-seconds", "0", "--min-rounds", "3"]
+    )
     assert done.exit_code in (0, 1), done.output  # 1: on a busy machine 512 tokens may look slow
     assert "not the outputs" not in done.output
     (raced,) = load(out).races
@@ -71,7 +73,7 @@ def test_a_folder_that_cannot_be_cut_is_one_sentence(kind, copied, tmp_path, mon
         opened = token_budget.open_bundle(folder)
         manifest = msgspec.structs.replace(opened.manifest, equal_lengths=True)
         changed = opened._replace(manifest=manifest)
-        monkeypatch.setattr(batches, "open_bundle", lambda _: changed)
+        monkeypatch.setattr(token_budget, "open_bundle", lambda _: changed)
     done = CliRunner().invoke(token_budget.main, [str(folder), "--data", str(tmp_path)])
     assert done.exit_code == 2
     assert str(folder) in done.output

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from trainkit.bench.studies import training
 from trainkit.bench.measure.environment import describe
+from trainkit.bench.studies import training
 from trainkit.bench.studies.training import Corpus, Training, check, main, markdown, rates, ratios
 from trainkit.bench.studies.training_run import Timed
 from trainkit.serve.errors import CheckFailedError

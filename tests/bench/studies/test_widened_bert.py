@@ -38,11 +38,13 @@ def test_it_has_the_size_of_bert_base(small):
 
 
 def test_a_wider_model_computes_the_same(small, inputs, monkeypatch):
-    monkeypatch.setattr(grown, "_deepened", lambda model: model)
+    monkeypatch.setattr(widened_bert, "_deepened", lambda model: model)
     torch.testing.assert_close(logits(widened_bert.grow(small), inputs), logits(small, inputs))
     # Not because it reads one half only: the halves have weights of their own.
-    monkeypatch.setattr(grown, "_twice", lambda value, heads: torch.cat([value, 0 * value]))
-    assert not torch.allclose(logits(widened_bert.grow(small), inputs), logits(small, inputs), atol=1e-2)
+    monkeypatch.setattr(widened_bert, "_twice", lambda value, heads: torch.cat([value, 0 * value]))
+    assert not torch.allclose(
+        logits(widened_bert.grow(small), inputs), logits(small, inputs), atol=1e-2
+    )
 
 
 def test_a_deeper_model_nearly_does(small, inputs):
