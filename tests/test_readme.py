@@ -15,7 +15,7 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
     "README.md",
-    "bench/NOTES.md",
+    "bench/studies/README.md",
     *sorted(f"docs/{one.name}" for one in DOCS.glob("*.md")),
 ]
 

@@ -2,7 +2,7 @@
 
 A conversion writes to a scratch folder that is gone once the model is open. Optimum and
 sentence-transformers run in environments of their own, ``build/peers/NAME/venv``, made by ``make
-peers`` from ``bench/peers/NAME.txt``, on a transformers that trainkit's own has left behind.
+peers`` from ``bench/studies/peers/NAME.txt``, on a transformers that trainkit's own has left behind.
 """
 
 import tempfile

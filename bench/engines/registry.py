@@ -4,6 +4,7 @@ A process opens one engine. A runtime is imported where it is opened: the enviro
 (:mod:`trainkit.bench.engines.peers`) have no more than serving's packages and their own.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -17,10 +18,7 @@ from trainkit.bench.engines.pytorch import compiled, eager, huggingface, pipelin
 from trainkit.serve.bundle import Format
 from trainkit.serve.errors import InputError, TrainkitError
 
-__all__ = ["PEERS", "RUNTIMES", "Spec", "applicable", "open_engine", "parse", "python_of"]
-
-# Where `make peers` makes an environment for each, in a checkout.
-PEERS = Path(__file__).parents[1] / "build" / "peers"
+__all__ = ["RUNTIMES", "Spec", "applicable", "open_engine", "parse", "peers_folder", "python_of"]
 
 
 class Spec(NamedTuple):
@@ -39,7 +37,7 @@ class Runtime(NamedTuple):
     open: Callable[[Path, int], Engine]
     takes: tuple[Kind, ...]
     needs: tuple[str, ...] = ("torch", "transformers")
-    install: str = "pip install 'trainkit[bench]'"
+    install: str = "pip install 'trainkit-onnx[bench]'"
     peer: str | None = None
 
 
@@ -67,6 +65,11 @@ def applicable(source: Path) -> list[str]:
     return [name for name, runtime in RUNTIMES.items() if kind in runtime.takes]
 
 
+def peers_folder() -> Path:
+    """Return the folder with one environment per peer: `TRAINKIT_PEERS`, or else ``build/peers``."""
+    return Path(os.environ.get("TRAINKIT_PEERS", "build/peers")).absolute()
+
+
 def python_of(name: str) -> Path | None:
     """Return the interpreter of a peer's environment; None where the runtime runs in this one.
 
@@ -75,10 +78,11 @@ def python_of(name: str) -> Path | None:
     peer = _known(name).peer
     if peer is None:
         return None
-    home = PEERS / peer / "venv" / "bin"
+    home = peers_folder() / peer / "venv" / "bin"
     if not (home / ".installed").is_file():  # which `make peers` writes last
         raise NotThereError(
-            f"the environment of {peer} was not made; run, in a checkout: make peers"
+            f"the environment of {peer} is not in {peers_folder()}; run `make peers` in a checkout, "
+            "and set TRAINKIT_PEERS to its build/peers when you are elsewhere"
         )
     return home / "python"
 
@@ -124,7 +128,7 @@ def _converted(source: Path, threads: int, name: str) -> Engine:
 
 
 def _conversion(name: str, *needs: str, peer: str | None = None, extra: str = "bench") -> Runtime:
-    install = "make peers" if peer else f"pip install 'trainkit[{extra}]'"
+    install = "make peers" if peer else f"pip install 'trainkit-onnx[{extra}]'"
     return Runtime(partial(_converted, name=name), ("classifier",), needs, install, peer)
 
 
@@ -144,7 +148,7 @@ RUNTIMES: dict[str, Runtime] = {
     "onnx": _opened("ONNX Runtime", "onnx", "onnxruntime"),
     "onnx-workers": Runtime(onnx_workers, ("onnx",), ("onnxruntime",)),
     "openvino": Runtime(
-        openvino_bundle, ("onnx",), ("openvino",), "pip install 'trainkit[openvino]'"
+        openvino_bundle, ("onnx",), ("openvino",), "pip install 'trainkit-onnx[openvino]'"
     ),
     "eager-cuda": Runtime(partial(eager, device="cuda"), ON_TORCH),
     "onnx-cuda": Runtime(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from trainkit import __version__
 from trainkit.bench.measure.procfs import colon_separated, processor_flags
 from trainkit.serve.cores import affinity_cores, quota_cores
 
@@ -46,7 +47,6 @@ PACKAGES = (
     "numpy",
     "tokenizers",
     "aiohttp",
-    "trainkit",
 )
 
 
@@ -116,7 +116,7 @@ def describe() -> Environment:
         load_average=os.getloadavg(),
         python=platform.python_version(),
         platform=platform.platform(),
-        versions={package: _version(package) for package in PACKAGES},
+        versions={package: _version(package) for package in PACKAGES} | {"trainkit": __version__},
         gpu=_nvidia("name") or "none",
         gpu_driver=_nvidia("driver_version"),
         governor=_first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),

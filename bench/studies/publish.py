@@ -26,7 +26,7 @@ __all__ = ["BLOCKS", "filled"]
 BLOCKS = {
     "README.md": ("headline", "accuracy", "parity", "start", "runtimes"),
     "docs/parity.md": ("families", "exports"),
-    "bench/NOTES.md": ("operators", "ablation-trec"),
+    "bench/studies/README.md": ("operators", "ablation-trec"),
     "docs/library.md": ("footprint",),
     "docs/load.md": ("serving",),
     "docs/rewrites.md": ("growth",),

@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 import click
 import msgspec
 
-from trainkit.bench.engines.registry import PEERS
+from trainkit.bench.engines.registry import peers_folder
 from trainkit.bench.load import generator
 from trainkit.bench.load import result as load_result
 from trainkit.bench.measure.environment import describe
@@ -68,8 +68,8 @@ from trainkit.serve.http.model import default_threads
 __all__ = ["main"]
 
 RESULTS = Path("bench/results/serving.json")
-PROGRAMS = Path(__file__).with_name("servers")
-PEER_PYTHON = PEERS / "litserve" / "venv" / "bin" / "python"
+PROGRAMS = Path(__file__).parent
+PEER_PYTHON = peers_folder() / "litserve" / "venv" / "bin" / "python"
 LITSERVE_BATCH = 32
 # 0 would not wait, but its loop then takes a whole core while nothing comes.
 LITSERVE_TIMEOUT_MS = 5.0
@@ -244,7 +244,7 @@ def _launches(
         server = Server(
             name=f"trainkit {precision}",
             about=f"trainkit serve with its defaults, --threads {threads}",
-            versions=_versions(Path(sys.executable), "trainkit", "uvicorn", "onnxruntime"),
+            versions=_versions(Path(sys.executable), "trainkit-onnx", "uvicorn", "onnxruntime"),
         )
         options = ("--port", "0", "--threads", str(threads), "--drain-seconds", "0")
         yield Launch(server, (*command, *options), bundle)

@@ -14,7 +14,7 @@ from trainkit.bench.engines.registry import python_of
 from trainkit.data.splits import load_sample
 from trainkit.models.hub_classifier import load
 
-pytestmark = pytest.mark.slow  # a conversion each
+pytestmark = pytest.mark.peers
 
 TEXTS = [example.text for example in load_sample()[:21]]
 GROUPS = [TEXTS[start : start + 4] for start in range(0, len(TEXTS), 4)]
@@ -61,7 +61,7 @@ def test_a_worker_loads_only_what_a_peer_has(name):
     printed = subprocess.check_output([sys.executable, "-P", "-c", LOADED], text=True)
     pinned = {
         line.partition("==")[0]
-        for line in (ROOT / f"bench/peers/{name}.txt").read_text().splitlines()
+        for line in (ROOT / f"bench/studies/peers/{name}.txt").read_text().splitlines()
         if "==" in line
     }
     assert "numpy" in printed.split()

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.bench import engine_process as process
-from trainkit.bench.engines import registry
 from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec, applicable, open_engine, parse, python_of
 from trainkit.bench.studies import cold_start
@@ -158,9 +157,9 @@ def test_a_runtime_that_is_not_there_says_how_to_get_it(name, below, said, folde
 
 
 def test_a_peer_without_its_environment_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "PEERS", tmp_path)
+    monkeypatch.setenv("TRAINKIT_PEERS", str(tmp_path))
     assert python_of("onnx") is None
-    with pytest.raises(NotThereError, match=r"environment of optimum was not made.* make peers"):
+    with pytest.raises(NotThereError, match=r"environment of optimum is not in .*make peers"):
         python_of("optimum-int8")
     home = tmp_path / "optimum/venv/bin"
     home.mkdir(parents=True)

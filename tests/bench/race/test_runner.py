@@ -23,7 +23,7 @@ from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.bundle import FORMAT_VERSION, Manifest, write_manifest
 from trainkit.serve.errors import CheckFailedError, InputError
 
-FAKE = Path(__file__).with_name("fake_worker.py")
+FAKE = Path(__file__).parents[1] / "fake_worker.py"
 TEXTS = [
     "How far is it from Denver to Aspen ?",
     "Who was Galileo ?",

@@ -30,7 +30,7 @@ from trainkit.bench.studies.serving.result import (
 )
 from trainkit.serve.errors import CheckFailedError, InputError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BUNDLE = ROOT / "tests" / "golden" / "bundle"
 TEXTS = ["How far is it from Denver to Aspen ?", "Who was Galileo ?", "What is an atom ?"]
 
