@@ -1,8 +1,8 @@
 """What others make of a Hugging Face folder: exporters and optimisers, as their users run them.
 
-A conversion writes to a scratch folder that is gone once the model is open. Optimum and
-sentence-transformers run in environments of their own, ``build/peers/NAME/venv``, made by ``make
-peers`` from ``bench/studies/peers/NAME.txt``, on a transformers that trainkit's own has left behind.
+A conversion writes to a scratch folder that is removed once the model is open. Optimum and
+sentence-transformers need an older transformers than trainkit and run in environments of their own,
+which ``make peers`` creates (:func:`trainkit.bench.engines.registry.peers_folder`).
 """
 
 import tempfile

@@ -66,7 +66,7 @@ def applicable(source: Path) -> list[str]:
 
 
 def peers_folder() -> Path:
-    """Return the folder with one environment per peer: `TRAINKIT_PEERS`, or else ``build/peers``."""
+    """Return the folder with an environment per peer: `TRAINKIT_PEERS`, or else ``build/peers``."""
     return Path(os.environ.get("TRAINKIT_PEERS", "build/peers")).absolute()
 
 
@@ -81,8 +81,8 @@ def python_of(name: str) -> Path | None:
     home = peers_folder() / peer / "venv" / "bin"
     if not (home / ".installed").is_file():  # which `make peers` writes last
         raise NotThereError(
-            f"the environment of {peer} is not in {peers_folder()}; run `make peers` in a checkout, "
-            "and set TRAINKIT_PEERS to its build/peers when you are elsewhere"
+            f"the environment of {peer} is not in {peers_folder()}; run in a checkout: make peers "
+            "(and set TRAINKIT_PEERS to its build/peers if you work in another folder)"
         )
     return home / "python"
 

@@ -30,7 +30,7 @@ def report(
 
     loaded = load(result)
     if html_path is not None:
-        from trainkit.bench.report import html
+        from trainkit.bench.report.html import html
 
         _write(html_path, html(loaded))
     if markdown_path is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bench import results
 from tests.helpers.html import Page, outside
-from trainkit.bench.report import html
+from trainkit.bench.report.html import html
 from trainkit.bench.report.plots import COLOURS, Missing, Plot, plots, svg
 from trainkit.bench.result import Result
 

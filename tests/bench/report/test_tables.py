@@ -7,7 +7,7 @@ import msgspec
 from rich.console import Console, RenderableType
 
 from tests.bench import results
-from trainkit.bench.report import html
+from trainkit.bench.report.html import html
 from trainkit.bench.report.tables import csv, engine_labels, markdown, not_measured, sheets, table
 from trainkit.bench.result import Absent
 
