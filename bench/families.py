@@ -19,10 +19,10 @@ from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.export import parity
-from trainkit.export.export import Prepared, prepare
-from trainkit.export.model_file import Settings, write_model
-from trainkit.export.onnx_graph import OPSET
-from trainkit.export.source import Source, from_hub
+from trainkit.export.bundle_writer import PreparedSource, prepare
+from trainkit.export.pipeline import write_model
+from trainkit.export.settings import OPSET, ExportSettings
+from trainkit.export.source import ExportSource, from_transformers
 from trainkit.models import hub_classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError
@@ -116,7 +116,7 @@ def random_classifier(family: str, vocabulary: int, **settings: Any) -> PreTrain
     return model
 
 
-def random_source(family: str, **settings: Any) -> Source:
+def random_source(family: str, **settings: Any) -> ExportSource:
     """Return the source of a random classifier with a tokenizer of the sample's words."""
     tokenizer = word_tokenizer([example.text for example in load_sample()], min_count=4)
     model = random_classifier(family, tokenizer.get_vocab_size(), **settings)
@@ -124,7 +124,7 @@ def random_source(family: str, **settings: Any) -> Source:
         tokenizer, MAX_LENGTH, PAD_ID, token_types=hub_classifier.takes_token_types(model)
     )
     loaded = hub_classifier.describe(model, encoder)
-    return from_hub(loaded, {"kind": "classifier", "backbone": family})
+    return from_transformers(loaded, {"kind": "classifier", "backbone": family})
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,17 +151,17 @@ class Families(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 EXPORTS = (
-    Settings(),
-    Settings(opset=18),
-    Settings(precision="fp16"),
+    ExportSettings(),
+    ExportSettings(opset=18),
+    ExportSettings(precision="fp16"),
     # The gate is open: random weights put many rows near a tie. The matrix judges all the same.
-    Settings(precision="int8", max_accuracy_drop=100, min_label_agreement=0),
-    Settings(format="torchscript"),
-    Settings(format="pt2"),
+    ExportSettings(precision="int8", max_accuracy_drop=100, min_label_agreement=0),
+    ExportSettings(format="torchscript"),
+    ExportSettings(format="pt2"),
 )
 
 
-def measure(prepared: Prepared, family: str, settings: Settings) -> Row:
+def measure(prepared: PreparedSource, family: str, settings: ExportSettings) -> Row:
     """Export in a scratch folder; a refusal is a row too."""
     source = prepared.source
     report: parity.Report | None = None
@@ -206,7 +206,7 @@ def main() -> None:
     write_atomically(RESULTS, pretty_json(document))
 
 
-def _prepared(family: str) -> Prepared:
+def _prepared(family: str) -> PreparedSource:
     """Prepare with the sample's questions as data, labelled as the model itself labels them.
 
     Random weights have no accuracy to lose; what is judged is whether the labels stay.

@@ -14,12 +14,13 @@ import msgspec
 import onnx_ir as ir
 
 from trainkit.export.accuracy import Gate
+from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.precision.calibration import Range, calibrate
 from trainkit.export.precision.gate import Limits, Verdict, judge
 from trainkit.export.precision.int8 import to_int8
+from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.sensitivity import Evaluate, Sensitivity, rank
-from trainkit.export.precision.settings import Int8Settings
-from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
 
@@ -72,7 +73,7 @@ class Found(NamedTuple):
 
     result: SearchResult
     model: ir.Model | None
-    outcome: Outcome | None
+    outcome: RewriteResult | None
 
 
 def search(
@@ -85,7 +86,7 @@ def search(
     calibration: Sequence[Batch] = (),
     candidates: Sequence[Int8Settings] = CANDIDATES,
     fault: Callable[[Path], str] = lambda path: "",
-    told: Callable[[str], None] = lambda step: None,
+    on_progress: ProgressCallback = lambda step: None,
 ) -> Found:
     """Find the first settings whose int8 graph stays within ``limits`` on the texts of ``gate``.
 
@@ -95,7 +96,7 @@ def search(
     with static activations are left out. ``fault`` says what else is wrong with a file that the
     gate lets through, nothing where all is well.
     """
-    return _Search(fresh, gate, limits, evaluate, scratch, calibration, fault, told).run(
+    return _Search(fresh, gate, limits, evaluate, scratch, calibration, fault, on_progress).run(
         [one for one in candidates if calibration or one.activations != "static"]
     )
 
@@ -104,7 +105,7 @@ class _Made(NamedTuple):
     path: Path
     size_bytes: int
     model: ir.Model
-    outcome: Outcome
+    outcome: RewriteResult
 
 
 @dataclass
@@ -118,7 +119,7 @@ class _Search:
     scratch: Path
     calibration: Sequence[Batch]
     fault: Callable[[Path], str]
-    told: Callable[[str], None]
+    on_progress: ProgressCallback
     fp32_bytes: int = 0
     ranges: dict[float, dict[str, Range]] = field(default_factory=dict)
     tries: list[Try] = field(default_factory=list)
@@ -127,7 +128,7 @@ class _Search:
     def run(self, candidates: Sequence[Int8Settings]) -> Found:
         self.fp32_bytes = _save(self.fresh(), self.scratch)
         for settings in self._settings(candidates):
-            self.told(f"int8: {describe(settings)}")
+            self.on_progress(f"int8: {describe(settings)}")
             made = self._make(settings)
             tried = Try(
                 **msgspec.structs.asdict(self._verdict(made.path)),
@@ -146,7 +147,7 @@ class _Search:
         if not self.tries:
             return
         nearest = max(self.tries, key=_merit).settings
-        self.told("int8: which products suffer most")
+        self.on_progress("int8: which products suffer most")
         self.sensitivity = rank(
             self.fresh,
             nearest,
@@ -169,7 +170,7 @@ class _Search:
         if settings.activations != "static":
             return {}
         if settings.percentile not in self.ranges:
-            self.told(f"int8: calibrate, {settings.percentile:g} %")
+            self.on_progress(f"int8: calibrate, {settings.percentile:g} %")
             self.ranges[settings.percentile] = calibrate(
                 self.fresh(), self.calibration, self.scratch, settings.percentile
             )

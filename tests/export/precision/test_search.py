@@ -8,9 +8,9 @@ import pytest
 
 from trainkit.export.accuracy import Gate
 from trainkit.export.precision.gate import Limits, judge
+from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.search import CANDIDATES, SearchResult, search
 from trainkit.export.precision.sensitivity import rank
-from trainkit.export.precision.settings import Int8Settings
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.trainer.metrics import evaluate
