@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 ProgressCallback = Callable[[str], None]
-"""Called with the name of each step as it begins."""
 
 PARITY_FILE = "parity.npz"
 BATCH_SIZES = (1, 2, 7)

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 
 from tests.helpers.cores import all_cores
-from trainkit.bench import cold_start
+from trainkit.bench.studies import cold_start
 from trainkit.data.splits import Splits
 from trainkit.export.bundle_writer import export_all, make_target
 from trainkit.export.settings import ExportSettings

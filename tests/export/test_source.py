@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
-from trainkit.bench.families import random_classifier
+from tests.families import random_classifier
 from trainkit.cli import cli
 from trainkit.export import bundle_writer
 from trainkit.export.settings import ExportSettings
@@ -220,7 +220,7 @@ SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("p-tuning"
 
 @pytest.mark.parametrize("kind", ["prefix", *SLOW_KINDS])
 def test_the_commands_take_an_adapter(kind, hub_folder, questions, tmp_path):
-    """Exported, verified against PEFT afresh, and scored: the same before and after."""
+    """ExportResult, verified against PEFT afresh, and scored: the same before and after."""
     own = adapter(hub_folder, tmp_path / "adapter", ADAPTERS[kind])
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
