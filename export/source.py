@@ -14,7 +14,7 @@ from trainkit.models.adapter import adapter_effect, load_adapter
 from trainkit.models.classifier import torch_runner
 from trainkit.models.config import MINILM
 from trainkit.models.hub_classifier import HubClassifier
-from trainkit.models.untrusted import fetch
+from trainkit.models.safe_loading import fetch
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.decision import ProblemType
@@ -188,9 +188,7 @@ def _adapter(
         trust_remote_code=trust_remote_code,
     )
     hub_classifier.complete_padding(adapted.model, encoder.pad_id, adapted.base_name)
-    loaded = hub_classifier.assemble(
-        adapted.model, adapted.reference, encoder, adapted.padded_because
-    )
+    loaded = hub_classifier.build(adapted.model, adapted.reference, encoder, adapted.padded_because)
     sample = [example.text for example in load_sample()[:EFFECT_TEXTS]]
     facts = {
         "kind": adapted.kind,

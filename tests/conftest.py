@@ -14,7 +14,8 @@ from trainkit.data.splits import Splits, load
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.serve.encoding import TextEncoder
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +47,7 @@ def run_folder(splits, tmp_path_factory):
     """Return a run of the smallest model, trained on real questions; copy it before changing it."""
     few = Splits(splits.train[:120], splits.valid[:40], splits.test[:40])
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    start(ModelChoice(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder)
+    train(ModelSpec(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder)
     return folder
 
 
@@ -57,7 +58,7 @@ def tiny_run(splits, tmp_path_factory):
     # Ten epochs take a second, and the model then gives more than one label.
     config = TrainConfig(epochs=10, learning_rate=3e-3, seed=1)
     folder = tmp_path_factory.mktemp("tiny") / "run"
-    return start(ModelChoice(kind="simple"), few, config, folder).folder
+    return train(ModelSpec(kind="simple"), few, config, folder).folder
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from trainkit.export.parity import Report
     from trainkit.serve.bundle import Manifest, Tensor
+    from trainkit.trainer.callbacks import Epoch
     from trainkit.trainer.metrics import Evaluation
-    from trainkit.trainer.progress import Epoch
     from trainkit.trainer.run import Run
 
 __all__ = [

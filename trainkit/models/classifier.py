@@ -15,21 +15,21 @@ from transformers import PreTrainedModel
 from trainkit.data.vocabulary import UNK_ID
 from trainkit.models import backbone
 from trainkit.models.backbone import BackboneEncoder
-from trainkit.models.config import Kind, ModelConfig, PhraseConfig, ScratchConfig
-from trainkit.models.phrases import PhraseEncoder
+from trainkit.models.config import Kind, ModelConfig, TextCNNConfig, TransformerConfig
 from trainkit.models.pooling import masked_mean
-from trainkit.models.scratch import ScratchEncoder
+from trainkit.models.text_cnn import TextCNN
+from trainkit.models.transformer import SmallTransformer
 from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch, TextEncoder
 
-__all__ = ["NewModel", "TextClassifier", "build", "new", "torch_runner"]
+__all__ = ["TextClassifier", "UntrainedModel", "build", "new", "torch_runner"]
 
 
 class TextClassifier(nn.Module):
     """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, C) ``logits``, C labels."""
 
     def __init__(
-        self, encoder: BackboneEncoder | PhraseEncoder | ScratchEncoder, config: ModelConfig
+        self, encoder: BackboneEncoder | TextCNN | SmallTransformer, config: ModelConfig
     ) -> None:
         super().__init__()
         self.config = config
@@ -45,7 +45,7 @@ class TextClassifier(nn.Module):
             assert isinstance(self.encoder, BackboneEncoder)  # the configuration sees to it
             return self.encoder.logits(input_ids, attention_mask)
         logits: Tensor
-        if isinstance(self.encoder, PhraseEncoder):
+        if isinstance(self.encoder, TextCNN):
             logits = self.head(self.dropout(self.encoder(input_ids, attention_mask)))
             if self.training:  # what is trained gets a loss of its own
                 return logits
@@ -62,7 +62,7 @@ class TextClassifier(nn.Module):
         """Say how a text's states become one; None where the backbone's own head does it."""
         if self.head is None:
             return None
-        if isinstance(self.encoder, PhraseEncoder):
+        if isinstance(self.encoder, TextCNN):
             return "highest value of each filter"
         return "masked mean"
 
@@ -98,7 +98,7 @@ class TextClassifier(nn.Module):
             self.encoder.fold()
 
 
-class NewModel(NamedTuple):
+class UntrainedModel(NamedTuple):
     """A model before its training, with the encoder of its texts."""
 
     model: TextClassifier
@@ -117,7 +117,7 @@ def new(
     max_length: int | None = None,
     dropout: float = 0.1,
     head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET,
-) -> NewModel:
+) -> UntrainedModel:
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
     ``pairs`` of words are weighed by ``simple``, which its encoder has still to be told.
@@ -126,7 +126,7 @@ def new(
     ``dropout`` 0: no words are dropped either.
     """
     scratch = pretrained = config = None
-    phrases: PhraseConfig | msgspec.UnsetType = msgspec.UNSET
+    phrases: TextCNNConfig | msgspec.UnsetType = msgspec.UNSET
     if backbone_name is not None and kind != "simple":
         pretrained, config = backbone.load_pretrained(backbone_name)
         reserved = prefix_length if head == "own" else 0  # positions that the prefix takes
@@ -137,11 +137,11 @@ def new(
         encoder = vocabulary
         size = encoder.tokenizer.get_vocab_size()
         if kind == "simple":
-            phrases = PhraseConfig(vocabulary_size=size, unknown_id=UNK_ID, pairs=pairs)
+            phrases = TextCNNConfig(vocabulary_size=size, unknown_id=UNK_ID, pairs=pairs)
             if not dropout:
                 phrases = msgspec.structs.replace(phrases, word_dropout=0.0, rare_word_dropout=0.0)
         else:
-            scratch = ScratchConfig(vocabulary_size=size)
+            scratch = TransformerConfig(vocabulary_size=size)
             if not dropout:
                 scratch = msgspec.structs.replace(scratch, word_dropout=0.0)
     else:
@@ -161,8 +161,8 @@ def new(
         phrases=phrases,
     )
     if pretrained is not None:
-        return NewModel(_on_backbone(pretrained, settings, prefix_hidden), encoder)
-    return NewModel(build(settings), encoder)
+        return UntrainedModel(_on_backbone(pretrained, settings, prefix_hidden), encoder)
+    return UntrainedModel(build(settings), encoder)
 
 
 def build(config: ModelConfig) -> TextClassifier:
@@ -171,11 +171,9 @@ def build(config: ModelConfig) -> TextClassifier:
     ``InputError`` where the frozen backbone is not the one that the prefix was trained on.
     """
     if config.phrases is not msgspec.UNSET:
-        return TextClassifier(
-            PhraseEncoder(config.phrases, len(config.labels), config.dropout), config
-        )
+        return TextClassifier(TextCNN(config.phrases, len(config.labels), config.dropout), config)
     if config.scratch is not None:
-        encoder = ScratchEncoder(
+        encoder = SmallTransformer(
             config.scratch, config.max_length, config.dropout, config.prefix_length
         )
         return TextClassifier(encoder, config)

@@ -6,7 +6,7 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["MINILM", "BackboneConfig", "Kind", "ModelConfig", "PhraseConfig", "ScratchConfig"]
+__all__ = ["MINILM", "BackboneConfig", "Kind", "ModelConfig", "TextCNNConfig", "TransformerConfig"]
 
 MINILM = "minilm"  # the one backbone that comes as a package
 Kind = Literal["simple", "prefix", "finetune"]
@@ -18,7 +18,7 @@ def _check_sizes(config: msgspec.Struct, *names: str) -> None:
             raise InputError(f"{name} must be at least 1, not {size}.")
 
 
-class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TextCNNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the encoder of words and phrases that is trained from scratch.
 
     ``windows`` are the convolutions' sizes in tokens, each with as many ``filters``; the linear
@@ -50,7 +50,7 @@ class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
 
-class ScratchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TransformerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the transformer that is trained from scratch."""
 
     vocabulary_size: int
@@ -98,11 +98,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pad_id: int
     dropout: float = 0.1
     prefix_length: int = 0
-    scratch: ScratchConfig | None = None
+    scratch: TransformerConfig | None = None
     backbone: BackboneConfig | None = None
     head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET
     # Unset and not None: checkpoints from before there was this field keep their hash.
-    phrases: PhraseConfig | msgspec.UnsetType = msgspec.UNSET
+    phrases: TextCNNConfig | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         faults = []

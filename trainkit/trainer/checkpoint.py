@@ -27,7 +27,7 @@ __all__ = [
     "CHECKPOINT",
     "LATEST",
     "Checkpoint",
-    "Loaded",
+    "LoadedRun",
     "calibrate",
     "load",
     "point_latest",
@@ -62,7 +62,7 @@ class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     temperature: float | msgspec.UnsetType = msgspec.UNSET
 
 
-class Loaded(NamedTuple):
+class LoadedRun(NamedTuple):
     """A model in evaluation mode with its trained weights, and the encoder of its texts."""
 
     model: TextClassifier
@@ -127,7 +127,7 @@ def calibrate(
     write_atomically(folder / CHECKPOINT, pretty_json(kept.sealed()))
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path) -> LoadedRun:
     """Read a run's folder; ``InputError`` says what is missing or damaged in it."""
     path = folder / CHECKPOINT
     checkpoint = read(folder)
@@ -146,7 +146,7 @@ def load(folder: Path) -> Loaded:
     )
     model = build(checkpoint.model)
     restore(model, folder / checkpoint.weights)
-    return Loaded(model.eval(), encoder, checkpoint)
+    return LoadedRun(model.eval(), encoder, checkpoint)
 
 
 def restore(model: TextClassifier, weights: Path) -> None:
