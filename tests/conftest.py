@@ -1,10 +1,15 @@
-"""What the tests share: real sentences, tiny models that are quick to make, and the masks."""
+"""Fixtures for all tests: real sentences and tiny models that are quick to train."""
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
+
+# The models of the tests are tiny: a second thread only waits for the first. Set before numpy and
+# torch are imported; processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -19,12 +24,12 @@ from trainkit.trainer.run_config import ModelSpec
 
 ROOT = Path(__file__).parents[1]
 
-# The tests' models are tiny: a second thread only waits for the first, for long where another
-# process has its core.
 torch.set_num_threads(1)
 
+pytest_plugins = ["tests.helpers.plugin"]
+
 # absl, which TensorBoard and OpenVINO load, closes the standard error that it found when logging is
-# configured anew, as the server does: in a test that would be pytest's own.
+# configured again, as the server does: in a test that would be pytest's own.
 with contextlib.redirect_stderr(sys.__stderr__):
     import absl.logging  # noqa: F401
 
@@ -43,36 +48,44 @@ def word_encoder(splits):
 
 
 @pytest.fixture(scope="session")
-def run_folder(splits, tmp_path_factory):
+def run_folder(splits, once):
     """Return a run of the smallest model, trained on real questions; copy it before changing it."""
-    few = Splits(splits.train[:120], splits.valid[:40], splits.test[:40])
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(ModelSpec(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder)
-    return folder
+
+    def make(folder):
+        few = Splits(splits.train[:120], splits.valid[:40], splits.test[:40])
+        train(ModelSpec(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder)
+
+    return once("tiny", make)
 
 
 @pytest.fixture(scope="session")
-def tiny_run(splits, tmp_path_factory):
+def tiny_run(splits, once):
     """Train one tiny model from scratch; a test that changes the folder copies it first."""
-    few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
-    # Ten epochs take a second, and the model then gives more than one label.
-    config = TrainConfig(epochs=10, learning_rate=3e-3, seed=1)
-    folder = tmp_path_factory.mktemp("tiny") / "run"
-    return train(ModelSpec(kind="simple"), few, config, folder).folder
+
+    def make(folder):
+        few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
+        # Ten epochs take a second, and the model then gives more than one label.
+        config = TrainConfig(epochs=10, learning_rate=3e-3, seed=1)
+        train(ModelSpec(kind="simple"), few, config, folder)
+
+    return once("run", make)
 
 
 @pytest.fixture(scope="session")
-def tiny_bundles(tiny_run):
+def tiny_bundles(tiny_run, once):
     """Export ``tiny_run`` once to both formats: the folder of each by its format."""
     from trainkit.export.export import export_all, target
     from trainkit.export.model_file import Settings
     from trainkit.export.source import open_source
 
-    folders = {name: tiny_run.with_name(name) for name in ("onnx", "torchscript")}
-    source = str(tiny_run)
-    goals = [target(source, name, Settings(), folder) for name, folder in folders.items()]
-    export_all(open_source(source), goals)
-    return folders
+    def export(name):
+        def make(folder):
+            goal = target(str(tiny_run), name, Settings(format=name), folder)
+            export_all(open_source(str(tiny_run)), [goal])
+
+        return once(name, make)
+
+    return {name: export(name) for name in ("onnx", "torchscript")}
 
 
 @pytest.fixture

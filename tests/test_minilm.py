@@ -6,7 +6,7 @@ import shutil
 import pytest
 import safetensors.torch
 
-from tests.threads import all_cores
+from tests.helpers.cores import all_cores
 from trainkit.bench import cold_start
 from trainkit.data.splits import Splits
 from trainkit.export.export import export_all, target

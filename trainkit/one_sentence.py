@@ -8,7 +8,7 @@ from trainkit.serve.errors import InputError, TrainkitError
 
 __all__ = ["OneSentence"]
 
-# What `pip install trainkit[...]` brings each library that the base install leaves out.
+# What `pip install trainkit-onnx[...]` brings each library that the base install leaves out.
 EXTRAS = {
     "torch": "train",
     "transformers": "train",
@@ -52,5 +52,5 @@ class OneSentence(click.Command):
             extra = EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
                 raise
-            message = f"this command needs {error.name}; run: pip install 'trainkit[{extra}]'"
+            message = f"this command needs {error.name}; run: pip install 'trainkit-onnx[{extra}]'"
             raise Failure(InputError(message)) from None

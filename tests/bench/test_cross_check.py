@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch.utils.benchmark
 
-from tests.undisturbed import undisturbed
+from tests.helpers.retry_timing import retry_timing
 from trainkit.bench.arrivals import arrivals
 from trainkit.bench.worker import scheduled_turn, take_turn
 
@@ -51,7 +51,7 @@ def loadgen_run(folder: Path, configure: Callable[[object], None]) -> dict[str, 
     return {percent: int(nanoseconds) / 1e6 for percent, nanoseconds in found}
 
 
-@undisturbed
+@retry_timing
 def test_single_stream_is_loadgens(tmp_path: Path) -> None:
     def configure(settings: object) -> None:
         settings.scenario = loadgen.TestScenario.SingleStream
@@ -63,7 +63,7 @@ def test_single_stream_is_loadgens(tmp_path: Path) -> None:
     assert ours[1] == pytest.approx(theirs["90.00"], rel=0.25)
 
 
-@undisturbed
+@retry_timing
 def test_server_latencies_are_loadgens(tmp_path: Path) -> None:
     """At half load, where one request in two waits for another, by theirs and by ours."""
     rate = 0.5 / SERVICE_S

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from rich.console import Console
 
-from tests.undisturbed import undisturbed
+from tests.helpers.retry_timing import retry_timing
 from trainkit.bench import load, load_search
 from trainkit.bench import load_result as results
 from trainkit.bench.arrivals import arrivals
@@ -85,7 +85,7 @@ def one_worker(due: NDArray[np.float64], service_s: float) -> NDArray[np.float64
     return waits + service_s
 
 
-@undisturbed
+@retry_timing
 def test_at_a_low_rate_latency_is_the_service_time() -> None:
     with server(service_s=0.02) as target:
         run = measure(target, rate=20, arrivals="constant", duration_s=1.5)
@@ -98,7 +98,7 @@ def test_at_a_low_rate_latency_is_the_service_time() -> None:
     assert 0 < run.cpu_share < 0.5
 
 
-@undisturbed
+@retry_timing
 def test_every_latency_is_that_of_the_queue_which_the_arrivals_make() -> None:
     how = settings(rate=70, duration_s=3)
     due = schedule(how)
@@ -111,7 +111,7 @@ def test_every_latency_is_that_of_the_queue_which_the_arrivals_make() -> None:
     assert np.mean(measured) == pytest.approx(np.mean(expected), abs=0.008)
 
 
-@undisturbed
+@retry_timing
 def test_a_stall_of_a_second_is_charged_for_every_request_that_was_due_in_it() -> None:
     with server(stall_at=100) as target:
         run = measure(target, rate=100, arrivals="constant", duration_s=4.7)
@@ -125,7 +125,7 @@ def test_a_stall_of_a_second_is_charged_for_every_request_that_was_due_in_it() -
     assert run.p50_ms < 10
 
 
-@undisturbed
+@retry_timing
 def test_a_closed_loop_would_have_seen_one_late_request() -> None:
     with server(stall_at=100) as target:
         connection = http.client.HTTPConnection(urlsplit(target.url).netloc)
@@ -140,7 +140,7 @@ def test_a_closed_loop_would_have_seen_one_late_request() -> None:
     assert np.percentile(latencies, 99) < 0.1
 
 
-@undisturbed
+@retry_timing
 def test_a_wait_for_a_connection_counts_from_the_due_time_too() -> None:
     with server(stall_at=50) as target:
         run = measure(target, rate=100, arrivals="constant", duration_s=2, connections=1)
@@ -175,7 +175,7 @@ def test_errors_are_counted_by_kind(fault: str, kind: str) -> None:
     assert [sample.outcome for sample in run.samples].count(kind) == 10
 
 
-@undisturbed
+@retry_timing
 def test_a_server_that_hangs_ends_the_run_in_time_and_shows_in_the_percentiles() -> None:
     started = time.monotonic()
     with server(every=1, fault="hang") as target:
@@ -228,7 +228,7 @@ def test_answers_are_checked(protocol: str, content: bytes, answers: int | None)
     assert PROTOCOLS[protocol].answers(content) == answers
 
 
-@undisturbed
+@retry_timing
 def test_the_warm_up_is_not_counted_and_the_count_is_bounded() -> None:
     how = settings(rate=100, arrivals="constant", warm_up_s=0.5, duration_s=60, max_requests=40)
     assert len(schedule(how)) == 90
@@ -265,7 +265,7 @@ def test_timers_are_finer_than_a_millisecond() -> None:
     assert 0.0002 <= load._in_loop(typical()) < 0.0009
 
 
-@undisturbed
+@retry_timing
 def test_the_highest_rate_of_one_worker_is_found() -> None:
     service_s, limit_ms = 0.0025, 50
     how = settings(rate=200, p99_below_ms=limit_ms, duration_s=1, max_seconds=40, warm_up_s=0.2)

@@ -14,7 +14,7 @@ from trainkit.bench.engines import python_of
 from trainkit.data.splits import load_sample
 from trainkit.models.hub_classifier import load
 
-pytestmark = pytest.mark.slow  # a conversion each
+pytestmark = pytest.mark.peers
 
 TEXTS = [example.text for example in load_sample()[:21]]
 GROUPS = [TEXTS[start : start + 4] for start in range(0, len(TEXTS), 4)]

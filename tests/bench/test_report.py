@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.bench import results
-from tests.pages import Page, outside
+from tests.helpers.html import Page, outside
 from trainkit.bench.plots import COLOURS, Missing, Plot, plots, svg
 from trainkit.bench.report import html
 from trainkit.bench.result import Result

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.pages import Page, outside
+from tests.helpers.html import Page, outside
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.trainer import report

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from tests.threads import all_cores
+from tests.helpers.cores import all_cores
 from trainkit.export.accuracy import reference_gate
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import save_graph

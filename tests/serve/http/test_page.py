@@ -22,7 +22,11 @@ from trainkit.serve.http.settings import Limits, Settings
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
 
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
+
+def needs_browser(test):
+    """Mark a test as ``browser``; it is skipped without Chromium."""
+    no_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
+    return pytest.mark.browser(no_browser(test))
 
 
 class Served(dict):

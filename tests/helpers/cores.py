@@ -1,4 +1,4 @@
-"""All cores for what is not tiny: elsewhere the tests give torch one thread."""
+"""All cores for large models; other tests give torch one thread."""
 
 import contextlib
 from collections.abc import Iterator
