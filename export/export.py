@@ -315,6 +315,6 @@ def _manifest(source: Source, settings: Settings, written: Written) -> Manifest:
         machine=written.machine,
         equal_lengths=source.equal_lengths,
         notes=(*source.notes, *written.notes),
-        temperature=source.temperature,
+        temperature=msgspec.UNSET if source.temperature is None else source.temperature,
         files={},
     )

@@ -54,7 +54,7 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
     equal_lengths: bool = False
     blank_rows: bool = True
-    temperature: float | msgspec.UnsetType = msgspec.UNSET
+    temperature: float | None = None
 
     def classifier(self, run: Runner | None = None) -> Classifier:
         """Return the reference as a classifier of texts, or ``run`` in its place."""
@@ -64,7 +64,7 @@ class Source(NamedTuple):
             self.labels,
             self.problem_type,
             equal_lengths=self.equal_lengths,
-            temperature=1.0 if self.temperature is msgspec.UNSET else self.temperature,
+            temperature=1.0 if self.temperature is None else self.temperature,
         )
 
 
@@ -125,10 +125,13 @@ def _run(folder: Path) -> Source:
     config, training = loaded.checkpoint.model, loaded.checkpoint.training
     if config.backbone is not None:
         architecture = dict(config.backbone.architecture)
-    elif config.phrases is not msgspec.UNSET:
-        architecture = {"model_type": "trainkit-phrases", **msgspec.to_builtins(config.phrases)}
+    elif config.text_cnn is not None:
+        architecture = {"model_type": "trainkit-phrases", **msgspec.to_builtins(config.text_cnn)}
     else:
-        architecture = {"model_type": "trainkit-scratch", **msgspec.to_builtins(config.scratch)}
+        architecture = {
+            "model_type": "trainkit-scratch",
+            **msgspec.to_builtins(config.transformer),
+        }
     facts = {
         "kind": config.kind,
         # The name alone: a backbone's folder is this machine's business.

@@ -33,7 +33,7 @@ def main(folder: Path, scratch: Path) -> None:
         feed_forward_size=32,
     )
     settings = ModelConfig(
-        kind="simple", labels=splits.label_names, max_length=24, pad_id=PAD_ID, scratch=sizes
+        kind="simple", labels=splits.label_names, max_length=24, pad_id=PAD_ID, transformer=sizes
     )
     seed_everything(0)
     new = UntrainedModel(build(settings), encoder)

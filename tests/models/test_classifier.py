@@ -118,7 +118,7 @@ def _small_model():
         labels=LABELS,
         max_length=32,
         pad_id=0,
-        scratch=TransformerConfig(
+        transformer=TransformerConfig(
             vocabulary_size=50, hidden_size=16, heads=2, feed_forward_size=32
         ),
     )

@@ -16,7 +16,7 @@ SIZES = TextCNNConfig(
     vocabulary_size=50, unknown_id=1, embedding_size=8, filters=5, windows=(1, 2, 3), pairs=4
 )
 CONFIG = ModelConfig(
-    kind="simple", labels=("a", "b", "c"), max_length=12, pad_id=0, dropout=0.0, phrases=SIZES
+    kind="simple", labels=("a", "b", "c"), max_length=12, pad_id=0, dropout=0.0, text_cnn=SIZES
 )
 PAIRS = [(9, 3), (7, 9), (5, 4), (41, 5)]
 TEXTS = [[7, 9, 3, 9, 22, 41, 5], [4], [30, 7, 9], [11, 49, 1, 2]]
@@ -133,4 +133,4 @@ def test_sizes_that_do_not_work_are_refused(wrong):
 
 def test_exactly_one_encoder_is_described():
     with pytest.raises(InputError, match="exactly one of scratch, phrases and backbone"):
-        msgspec.structs.replace(CONFIG, phrases=msgspec.UNSET)
+        msgspec.structs.replace(CONFIG, text_cnn=None)

@@ -146,7 +146,7 @@ def test_where_none_is_best_none_is_kept(few, tmp_path):
     config = TrainConfig(epochs=1)
     run = train(ModelSpec(kind="simple", max_length=16), new, config, tmp_path / "run")
     assert "no temperature is best" in run.no_temperature
-    assert checkpoint.load(run.folder).checkpoint.temperature is msgspec.UNSET
+    assert checkpoint.load(run.folder).checkpoint.temperature is None
     assert b'"temperature"' not in (run.folder / checkpoint.CHECKPOINT).read_bytes()
     assert run.test.temperature == 1
     assert run.test.calibration_error == run.test.raw_calibration_error

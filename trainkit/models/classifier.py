@@ -36,7 +36,7 @@ class TextClassifier(nn.Module):
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
         self.head: nn.Linear | None = None
-        if config.head is msgspec.UNSET:
+        if config.head == "mean":
             self.head = nn.Linear(encoder.hidden_size, len(config.labels))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def new(
     prefix_hidden: int = 0,
     max_length: int | None = None,
     dropout: float = 0.1,
-    head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET,
+    head: Literal["mean", "own"] = "mean",
 ) -> UntrainedModel:
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
@@ -125,8 +125,8 @@ def new(
     ``prefix_hidden`` > 0: a network with so many hidden units makes the prefix until it is folded.
     ``dropout`` 0: no words are dropped either.
     """
-    scratch = pretrained = config = None
-    phrases: TextCNNConfig | msgspec.UnsetType = msgspec.UNSET
+    transformer = pretrained = config = None
+    text_cnn: TextCNNConfig | None = None
     if backbone_name is not None and kind != "simple":
         pretrained, config = backbone.load_pretrained(backbone_name)
         reserved = prefix_length if head == "own" else 0  # positions that the prefix takes
@@ -137,13 +137,15 @@ def new(
         encoder = vocabulary
         size = encoder.tokenizer.get_vocab_size()
         if kind == "simple":
-            phrases = TextCNNConfig(vocabulary_size=size, unknown_id=UNK_ID, pairs=pairs)
+            text_cnn = TextCNNConfig(vocabulary_size=size, unknown_id=UNK_ID, pairs=pairs)
             if not dropout:
-                phrases = msgspec.structs.replace(phrases, word_dropout=0.0, rare_word_dropout=0.0)
+                text_cnn = msgspec.structs.replace(
+                    text_cnn, word_dropout=0.0, rare_word_dropout=0.0
+                )
         else:
-            scratch = TransformerConfig(vocabulary_size=size)
+            transformer = TransformerConfig(vocabulary_size=size)
             if not dropout:
-                scratch = msgspec.structs.replace(scratch, word_dropout=0.0)
+                transformer = msgspec.structs.replace(transformer, word_dropout=0.0)
     else:
         raise ValueError("give a backbone's name or a vocabulary")
     limits = [encoder.max_length] if max_length is None else [encoder.max_length, max_length]
@@ -155,10 +157,10 @@ def new(
         pad_id=encoder.pad_id,
         dropout=dropout,
         prefix_length=prefix_length if kind == "prefix" else 0,
-        scratch=scratch,
+        transformer=transformer,
         backbone=config,
         head=head,
-        phrases=phrases,
+        text_cnn=text_cnn,
     )
     if pretrained is not None:
         return UntrainedModel(_on_backbone(pretrained, settings, prefix_hidden), encoder)
@@ -170,11 +172,11 @@ def build(config: ModelConfig) -> TextClassifier:
 
     ``InputError`` where the frozen backbone is not the one that the prefix was trained on.
     """
-    if config.phrases is not msgspec.UNSET:
-        return TextClassifier(TextCNN(config.phrases, len(config.labels), config.dropout), config)
-    if config.scratch is not None:
+    if config.text_cnn is not None:
+        return TextClassifier(TextCNN(config.text_cnn, len(config.labels), config.dropout), config)
+    if config.transformer is not None:
         encoder = SmallTransformer(
-            config.scratch, config.max_length, config.dropout, config.prefix_length
+            config.transformer, config.max_length, config.dropout, config.prefix_length
         )
         return TextClassifier(encoder, config)
     assert config.backbone is not None  # ModelConfig holds one or the other

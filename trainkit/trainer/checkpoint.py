@@ -58,8 +58,7 @@ class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights: str
     weights_facts: FileFacts
     tokenizer_facts: FileFacts
-    # Unset and not None: a checkpoint from before there was this field keeps its hash.
-    temperature: float | msgspec.UnsetType = msgspec.UNSET
+    temperature: float | None = None
 
 
 class LoadedRun(NamedTuple):
@@ -78,7 +77,7 @@ class LoadedRun(NamedTuple):
             self.encoder,
             torch_runner(self.model),
             self.checkpoint.model.labels,
-            temperature=1.0 if kept is msgspec.UNSET else kept,
+            temperature=1.0 if kept is None else kept,
         )
 
 
@@ -116,9 +115,7 @@ def save(
     return checkpoint
 
 
-def calibrate(
-    folder: Path, temperature: float | msgspec.UnsetType, metrics: dict[str, float]
-) -> None:
+def calibrate(folder: Path, temperature: float | None, metrics: dict[str, float]) -> None:
     """Put the temperature, and what it does to the validation texts, into the checkpoint."""
     kept = read(folder)
     kept = msgspec.structs.replace(

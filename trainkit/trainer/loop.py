@@ -119,7 +119,7 @@ class _Loop:
         self.progress, self.save_every_s, self.until = progress, save_every_s, until
         self.train_data = encode(splits.train, self.encoder, model.config.labels)
         self.valid_data = encode(splits.valid, self.encoder, model.config.labels)
-        self.batch_tokens = config.batch_tokens or BATCH_TOKENS
+        self.batch_tokens = config.batch_tokens
         self.steps = math.ceil(len(self.train_data.rows) / config.batch_size)  # an epoch
         self.training = TrainingState(
             model, make_average(model, config), make_optimizer(model, config)
@@ -136,9 +136,7 @@ class _Loop:
         schedule = make_schedule(optimizer, self.config, self.steps * self.config.epochs, begun)
         # Dense gradients are what processes exchange, and what a compiler and CUDA are made for.
         alone = self.group.size == 1 and gradients.device.type == "cpu"
-        tables = SparseEmbeddingGrads(
-            model if alone and self.config.compile is not True else nn.Module()
-        )
+        tables = SparseEmbeddingGrads(model if alone and not self.config.compile else nn.Module())
         return Stepper(self.training, gradients, schedule, self.config.max_gradient_norm, tables)
 
     @property
@@ -211,7 +209,7 @@ class _Loop:
         loss, accuracy = score(self._candidate(), self.valid_data, self.batch_tokens, self.group)
         result = Epoch(*reached, loss, accuracy, best=True)
         # A refit ends its whole schedule: its scores and temperature are those of such a model.
-        whole = self.config.refit is True and now.epoch == self.config.epochs
+        whole = self.config.refit and now.epoch == self.config.epochs
         if whole or self.best is None or result.rank > self.best.rank:
             return result
         return msgspec.structs.replace(result, best=False)

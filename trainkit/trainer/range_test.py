@@ -26,7 +26,7 @@ from trainkit.drawing import COLOURS
 from trainkit.models.classifier import UntrainedModel
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer.batches import BATCH_TOKENS, encode, shuffled
+from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.losses import objective
 from trainkit.trainer.run import make_model
@@ -134,7 +134,7 @@ def _sweep(
     loss_of = objective(config, data.labels, len(model.config.labels), device)
     gradients = Gradients(model, loss_of, device)
     batches = itertools.chain.from_iterable(
-        shuffled(data, config.batch_size, config.seed, epoch, config.batch_tokens or BATCH_TOKENS)
+        shuffled(data, config.batch_size, config.seed, epoch, config.batch_tokens)
         for epoch in itertools.count(1)
     )
     points: list[RatePoint] = []

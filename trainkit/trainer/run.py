@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import torch
 
 from trainkit.data.readers import Example
@@ -102,7 +101,7 @@ def train(
         fitting = _Fitting(spec, config, folder, progress or NoCallback(), save_every_s, group)
         answer, trained = fitting.validated(splits)
         validated = _validate(answer, splits.valid)
-        if config.refit is True:
+        if config.refit:
             answer, kept = fitting.refit(splits, trained)
             trained = trained._replace(model=kept.model)
         return _finish(answer, trained, validated, splits, plan, folder, report)
@@ -114,7 +113,7 @@ def train_worker(
     """Train along with the process of ``group`` that leads, which writes ``folder``."""
     fitting = _Fitting(spec, config, folder, NoCallback(), math.inf, group)
     trained = fitting.validated(splits)[1]
-    if config.refit is True:
+    if config.refit:
         fitting.refit(splits, trained)
 
 
@@ -196,7 +195,7 @@ def _finish(
     _, valid, temperature, no_temperature = validated
     checkpoint.calibrate(
         folder,
-        msgspec.UNSET if no_temperature else temperature,
+        None if no_temperature else temperature,
         {
             **trained.best.validation,
             "valid_raw_calibration_error": valid.raw_calibration_error,
@@ -286,7 +285,7 @@ def make_model(
         prefix_hidden=spec.projection_size,
         max_length=spec.max_length,
         dropout=0.1 if spec.dropout is None else spec.dropout,
-        head="own" if spec.head == "own" else msgspec.UNSET,
+        head=spec.head,
     )
     if spec.kind == "prefix" and not spec.projection_size:
         choose = random.Random(0 if config is None else config.seed)
@@ -311,7 +310,7 @@ def _from_scratch(spec: ModelSpec, splits: Splits, balanced: bool) -> UntrainedM
         max_length=spec.max_length,
         # A model from scratch sees few texts and forgets to generalise without more dropout.
         dropout=0.5 if spec.dropout is None else spec.dropout,
-        head="own" if spec.head == "own" else msgspec.UNSET,
+        head=spec.head,
     )
     if isinstance(new.model.encoder, TextCNN):
         new.model.encoder.count(rows)

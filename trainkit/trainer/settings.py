@@ -114,6 +114,6 @@ def to_toml(spec: ModelSpec, config: TrainConfig) -> bytes:
     for struct in (spec, config):
         for name in struct.__struct_fields__:
             value = getattr(struct, name)
-            if name != "kind" and value is not None and value is not msgspec.UNSET:
+            if name != "kind" and value is not None:
                 settings[name] = value
     return tomli_w.dumps(settings).encode()

@@ -57,7 +57,7 @@ class State(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     history: tuple[Epoch, ...]
     tensors: str
     tensors_facts: FileFacts
-    backbone: str | msgspec.UnsetType = msgspec.UNSET
+    backbone: str | None = None
     """The fingerprint of a backbone, whose frozen weights are not in the state."""
 
 
@@ -128,7 +128,7 @@ def _restore(
     if not path.exists():
         return Step(), []
     state = _read(path)
-    if state.backbone is not msgspec.UNSET and state.backbone != _backbone(training):
+    if state.backbone is not None and state.backbone != _backbone(training):
         raise InputError(
             f"the backbone is not the one that {folder} was begun on; give that one, or train anew."
         )
@@ -191,9 +191,9 @@ def _cuda(training: TrainingState) -> torch.device | None:
     return device if device.type == "cuda" else None
 
 
-def _backbone(training: TrainingState) -> str | msgspec.UnsetType:
+def _backbone(training: TrainingState) -> str | None:
     config = training.model.config.backbone
-    return msgspec.UNSET if config is None else config.fingerprint
+    return None if config is None else config.fingerprint
 
 
 def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:

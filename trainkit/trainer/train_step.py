@@ -116,7 +116,7 @@ def make_gradients(
     """Take the loss, the precision and the compiler that ``config`` names; ``data`` is train."""
     device = next(model.parameters()).device
     loss_of = objective(config, data.labels, len(model.config.labels), device)
-    compiled = torch.compile(model, dynamic=True) if config.compile is True else model
+    compiled = torch.compile(model, dynamic=True) if config.compile else model
     forward = group.wrap(cast(nn.Module, compiled), device)
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     return Gradients(forward, loss_of, device, half, group)
