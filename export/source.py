@@ -16,7 +16,7 @@ from trainkit.models.classifier import torch_runner
 from trainkit.models.config import MINILM
 from trainkit.models.hub_classifier import HubClassifier
 from trainkit.models.safe_loading import fetch
-from trainkit.serve.bundle import MANIFEST
+from trainkit.models.sources import detect
 from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.decision import ProblemType
 from trainkit.serve.encoding import TextEncoder
@@ -80,44 +80,23 @@ def open_source(
     ``base`` is the model that an adapter belongs to, where the adapter does not say or it moved.
     ``max_length`` (tokens) cuts texts of a Hugging Face model; a run has its own.
     """
-    folder = Path(name)
-    if (folder / MANIFEST).is_file():
+    folder, kind = Path(name), detect(name, hub=True)
+    if kind == "bundle":
         raise InputError(
             f"{name} is a bundle, exported already; give the run or the model that it came from."
         )
-    if (folder / checkpoint.CHECKPOINT).is_file():
+    if kind == "run":
         return _run(folder)
-    if not folder.is_dir() and _is_path(name):
-        raise InputError(
-            f"{name} is not a trainkit run, nor any other folder; train one with: trainkit train "
-            "--data sample, or give a Hugging Face folder or hub id."
-        )
-    if not folder.is_dir() and name != MINILM:
+    if kind == "hub id" and name != MINILM:
         remedy = "give a run, a Hugging Face folder or adapter, or a hub id and a network"
         folder = fetch(name, "source", trust_remote_code=trust_remote_code, remedy=remedy)
-    if (folder / "adapter_config.json").is_file():
+        kind = detect(folder)
+    if kind == "adapter":
         return _adapter(name, folder, base, max_length, trust_remote_code)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"{name} is not a trainkit run (no checkpoint.json), nor a Hugging Face classifier (no "
-            "config.json), nor a PEFT adapter (no adapter_config.json); train a run with: "
-            "trainkit train --data sample"
-        )
     if base is not None:
         raise InputError(f"--base goes with a PEFT adapter, and {name} is none; leave it out.")
     loaded = hub_classifier.load(name, max_length=max_length, trust_remote_code=trust_remote_code)
     return from_hub(loaded, {"kind": "classifier", "backbone": Path(name).name})
-
-
-def _is_path(name: str) -> bool:
-    """Tell a path from a hub id, NAME or OWNER/NAME, of which nobody needs to ask the hub."""
-    path = Path(name)
-    return (
-        path.is_absolute()
-        or name.startswith((".", "~", "runs/"))
-        or len(path.parts) > 2
-        or (path.parent != Path() and path.parent.is_dir())
-    )
 
 
 def _run(folder: Path) -> Source:

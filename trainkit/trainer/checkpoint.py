@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from trainkit import __version__
 from trainkit.models.classifier import TextClassifier, build
 from trainkit.models.config import ModelConfig
+from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -37,7 +38,6 @@ __all__ = [
     "weights_path",
 ]
 
-CHECKPOINT = "checkpoint.json"
 LATEST = "latest"
 FORMAT_VERSION = 1
 
