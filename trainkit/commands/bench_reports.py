@@ -24,13 +24,13 @@ def report(
     \b
     trainkit bench report bench.json --html bench.html
     """
-    from trainkit.bench import tables
+    from trainkit.bench.report import tables
     from trainkit.bench.result import load
     from trainkit.console import stdout
 
     loaded = load(result)
     if html_path is not None:
-        from trainkit.bench.report import html
+        from trainkit.bench.report.html import html
 
         _write(html_path, html(loaded))
     if markdown_path is not None:
@@ -63,7 +63,7 @@ def compare(a: Path, b: Path, fail_if_slower: str | None, as_json: bool) -> None
     \b
     trainkit bench compare before.json after.json --fail-if-slower 5%
     """
-    from trainkit.bench import compare as comparing
+    from trainkit.bench.report import compare as comparing
     from trainkit.bench.result import load
     from trainkit.console import stdout
 
@@ -112,7 +112,7 @@ def recommend(
     \b
     trainkit bench recommend bench.json --latency-below 50
     """
-    from trainkit.bench import recommend as recommending
+    from trainkit.bench.report import recommend as recommending
     from trainkit.bench.result import load
     from trainkit.serve.errors import InputError
 
