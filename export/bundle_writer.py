@@ -24,12 +24,12 @@ from trainkit.export.precision.gate import judge
 from trainkit.export.runtimes import runner
 from trainkit.export.settings import ExportSettings, check_settings
 from trainkit.export.source import ExportSource
+from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
 from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
 from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
-from trainkit.trainer import checkpoint
 
 __all__ = [
     "ExportFormat",
@@ -68,8 +68,7 @@ def make_target(
 ) -> ExportTarget:
     """Complete ``settings``, and the place beside the run, or under ``exports/`` for a model."""
     folder = Path(source).resolve()
-    is_run = (folder / checkpoint.CHECKPOINT).is_file()
-    home = folder if is_run else Path("exports") / folder.name
+    home = folder if is_kind(folder, "run") else Path("exports") / folder.name
     suffix = "" if settings.precision == "fp32" else f"-{settings.precision}"
     return ExportTarget(
         out or home / f"{kind}{suffix}",
@@ -150,7 +149,7 @@ def prepare(
     """
     cases = parity_cases.run_reference(
         source.reference,
-        parity_cases.make_cases(source.encoder, parity_texts(), blank_rows=source.blank_rows),
+        parity_cases.make_cases(source.encoder, parity_texts()),
         lambda name: on_progress(f"PyTorch: {name}"),
     )
     checks = batch_invariance.check_invariance(
@@ -324,6 +323,6 @@ def _manifest(source: ExportSource, settings: ExportSettings, written: ExportedM
         machine=written.machine,
         equal_lengths=source.equal_lengths,
         notes=(*source.notes, *written.notes),
-        temperature=source.temperature,
+        temperature=msgspec.UNSET if source.temperature is None else source.temperature,
         files={},
     )

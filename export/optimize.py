@@ -23,7 +23,7 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.serve.classifier import Runner
 from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.errors import CheckFailedError, InputError, first_line
 
 __all__ = ["Optimized", "Step", "optimize"]
 
@@ -121,7 +121,7 @@ def _load(source: Path) -> ir.Model:
         model = ir.load(source)
     except Exception as error:  # protobuf, onnx_ir and the file system each raise their own
         raise InputError(
-            f"{source} cannot be read as an ONNX model ({_first_line(error)}); give an ONNX file "
+            f"{source} cannot be read as an ONNX model ({first_line(error)}); give an ONNX file "
             "with its weights beside it."
         ) from None
     if not model.graph.outputs or not len(model.graph):
@@ -177,7 +177,7 @@ def _runner(path: Path, roles: Roles) -> Runner:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
         raise InputError(
-            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({_first_line(error)}); "
+            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({first_line(error)}); "
             "export it again."
         ) from None
 
@@ -227,7 +227,7 @@ def _reference(
         try:
             logits = run(batch)
         except Exception as error:  # whatever a runtime raises on a shape
-            said = _first_line(error)
+            said = first_line(error)
             skipped.append(f"{name}: {said}")
             continue
         if logits.ndim == 2 and len(logits) == len(batch.input_ids) and np.isfinite(logits).all():
@@ -257,7 +257,7 @@ def _prove(
         run = _runner(path, roles)
     except (*INVALID, InputError) as error:
         raise CheckFailedError(
-            f"{what} made a graph that is not valid ({_first_line(error)}); nothing was written."
+            f"{what} made a graph that is not valid ({first_line(error)}); nothing was written."
         ) from None
     report = parity.compare(cases, run, on_progress=lambda case: on_progress(f"{what}: {case}"))
     if not report.passed:
@@ -267,8 +267,3 @@ def _prove(
             f"{report.cases} cases (worst: {worst.case}, {worst.reason}); nothing was written."
         )
     return report.max_abs
-
-
-def _first_line(error: Exception) -> str:
-    said = str(error).splitlines()
-    return said[0] if said else type(error).__name__

@@ -20,7 +20,7 @@ from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
-from trainkit.bench.result import Settings, check, save
+from trainkit.bench.result import ExportSettings, check, save
 from trainkit.bench.studies.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.console import stdout, steps
@@ -76,7 +76,7 @@ def main(
 ) -> None:
     """Measure what each choice is worth for SOURCE, a run or a Hugging Face folder."""
     splits = load(data, Columns(text_column=text_column, label_column=label_column))
-    settings = Settings(
+    settings = ExportSettings(
         batch_sizes=batch_sizes,
         threads=(usable_cores(),),
         min_seconds=min_seconds,

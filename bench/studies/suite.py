@@ -25,7 +25,7 @@ from transformers import (
 from trainkit.bench.engines.registry import Spec, applicable
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
-from trainkit.bench.result import Settings, check, save
+from trainkit.bench.result import ExportSettings, check, save
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.widened_bert import grow
 from trainkit.console import stderr, stdout, steps
@@ -35,7 +35,8 @@ from trainkit.data.splits import Splits, load
 from trainkit.export.bundle_writer import prepare, write_bundle
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
-from trainkit.models.backbone import quiet, resolve
+from trainkit.models.backbone import resolve
+from trainkit.models.loading import quiet
 from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.cores import usable_cores
@@ -96,7 +97,7 @@ def main(
     names = ["huggingface", *(one for one in applicable(folder) if one != "huggingface")]
     specs = [Spec(runtime, folder) for runtime in names]
     specs += [Spec(runtime, bundle) for bundle in bundles for runtime in applicable(bundle)]
-    settings = Settings(
+    settings = ExportSettings(
         batch_sizes=batch_sizes,
         threads=(usable_cores(),),
         min_seconds=5.0,
