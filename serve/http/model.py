@@ -187,7 +187,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
     manifest = opened.manifest
     serving = manifest.serving
     threads, providers = settings.threads, settings.providers
-    cores = min(usable_cores(), settings.most_threads or usable_cores())
+    cores = min(usable_cores(), settings.max_threads or usable_cores())
     if serving is not msgspec.UNSET:
         threads = threads or min(serving.threads * serving.workers, cores)
         providers = providers or (serving.provider,)
