@@ -104,7 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timeout_s: Annotated[
         float,
         _setting(
-            "Seconds until a queued request gets status 504; a request may name a shorter deadline.",
+            "Seconds until a queued request gets status 504; requests may ask for less.",
             BATCHES,
             "--timeout",
             gt=0,
