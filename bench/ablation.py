@@ -23,6 +23,7 @@ from trainkit.bench.engines import Spec
 from trainkit.bench.environment import wait_for_calm
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.tables import table
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
@@ -34,7 +35,6 @@ from trainkit.export.onnx_graph import export_graph
 from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.source import Source, open_source
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Manifest, open_bundle, write_manifest
 from trainkit.serve.cores import usable_cores
 
@@ -49,7 +49,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
 }
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("source")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")

@@ -21,10 +21,10 @@ from trainkit.bench.environment import wait_for_calm
 from trainkit.bench.result import Result, Settings, WorkloadResult
 from trainkit.bench.tables import machine, noise
 from trainkit.bench.worker import speak
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load as load_splits
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import CPU_TOKENS, MAX_TOKENS, in_parts
 from trainkit.serve.cores import usable_cores
@@ -51,7 +51,7 @@ class Batches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     races: tuple[Result, ...]
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")

@@ -39,7 +39,7 @@ class Runtime(NamedTuple):
     open: Callable[[Path, int], Engine]
     takes: tuple[Kind, ...]
     needs: tuple[str, ...] = ("torch", "transformers")
-    install: str = "pip install 'trainkit[bench]'"
+    install: str = "pip install 'trainkit-onnx[bench]'"
     peer: str | None = None
 
 
@@ -124,7 +124,7 @@ def _converted(source: Path, threads: int, name: str) -> Engine:
 
 
 def _conversion(name: str, *needs: str, peer: str | None = None, extra: str = "bench") -> Runtime:
-    install = "make peers" if peer else f"pip install 'trainkit[{extra}]'"
+    install = "make peers" if peer else f"pip install 'trainkit-onnx[{extra}]'"
     return Runtime(partial(_converted, name=name), ("classifier",), needs, install, peer)
 
 
@@ -144,7 +144,7 @@ RUNTIMES: dict[str, Runtime] = {
     "onnx": _opened("ONNX Runtime", "onnx", "onnxruntime"),
     "onnx-workers": Runtime(onnx_workers, ("onnx",), ("onnxruntime",)),
     "openvino": Runtime(
-        openvino_bundle, ("onnx",), ("openvino",), "pip install 'trainkit[openvino]'"
+        openvino_bundle, ("onnx",), ("openvino",), "pip install 'trainkit-onnx[openvino]'"
     ),
     "eager-cuda": Runtime(partial(eager, device="cuda"), ON_TORCH),
     "onnx-cuda": Runtime(

@@ -20,12 +20,12 @@ from trainkit.bench.cold_start import ColdStart, HelpTime
 from trainkit.bench.engines import Spec
 from trainkit.bench.environment import Environment, describe
 from trainkit.bench.tables import markdown
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.splits import Splits, load
 from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings
 from trainkit.export.source import open_source
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Format
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.files import pretty_json, write_atomically
@@ -70,7 +70,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     help: HelpTime
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)

@@ -17,10 +17,10 @@ import msgspec
 import onnxruntime as ort
 
 from trainkit.bench.environment import Environment, describe
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.classifier import in_parts
 from trainkit.serve.cores import usable_cores
@@ -75,7 +75,7 @@ class Event(msgspec.Struct):
     args: Mapping[str, object] = msgspec.field(default_factory=dict)
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--data", multiple=True, required=True)
 @click.option(

@@ -27,6 +27,7 @@ from trainkit.bench.environment import wait_for_calm
 from trainkit.bench.grown import grow
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.tables import table
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stderr, stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
@@ -35,7 +36,6 @@ from trainkit.export import model_file
 from trainkit.export.export import export, prepare
 from trainkit.export.source import open_source
 from trainkit.models.backbone import quiet, resolve
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
@@ -58,7 +58,7 @@ EXPORTS = (
 )
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--model", type=click.Choice(["minilm", "base"]), default="minilm")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from torch import nn
 
+from trainkit import __version__
 from trainkit.data.splits import load_sample
 from trainkit.models import backbone, hub_classifier
 from trainkit.models.adapter import adapter_effect, load_adapter
@@ -166,7 +167,7 @@ def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
         facts=facts
         | {
             "weights_sha256": loaded.fingerprint,
-            "versions": {"trainkit": metadata.version("trainkit")} | _versions(),
+            "versions": {"trainkit": __version__} | _versions(),
             "padded_because": loaded.padded_because,
         },
         notes=() if defined else (NO_BLANK_ROWS,),

@@ -30,7 +30,7 @@ def test_the_wheel_alone_loads_a_bundle_and_predicts(tmp_path):
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
     build = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(build, check=True)
-    (wheel,) = tmp_path.glob("trainkit-*.whl")
+    (wheel,) = tmp_path.glob("trainkit_onnx-*.whl")
     venv.create(tmp_path / "empty", with_pip=True)
     python = tmp_path / "empty" / "bin" / "python"
     before = size(tmp_path / "empty")
@@ -53,7 +53,7 @@ def test_the_wheel_alone_loads_a_bundle_and_predicts(tmp_path):
     assert run("-m", "trainkit", "data", "stats", "sample")[0] == 0
     status, out, err = run("-m", "trainkit", "train", "--data", "sample", "--model", "simple")
     assert status == 2
-    assert "pip install 'trainkit[train]'" in err
+    assert "pip install 'trainkit-onnx[train]'" in err
     top_level = {path.name for path in (tmp_path / "empty").glob("lib/python*/site-packages/*")}
     assert not top_level & {"export", "serve", "bench", "tests"}
 

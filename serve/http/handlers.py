@@ -8,13 +8,13 @@ metrics. What a request may be is in ``guard``, ``inference_protocol`` and ``cla
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
 from starlette.types import Receive, Scope
 
+from trainkit import __version__
 from trainkit.serve.decision import probabilities
 from trainkit.serve.http import classify, metrics
 from trainkit.serve.http import inference_protocol as protocol
@@ -84,7 +84,7 @@ class Handlers:
         self.answering = Answering(settings, tracing)
         self._noted: WeakKeyDictionary[Model, dict[str, int]] = WeakKeyDictionary()
         self.server = ServerMetadata(
-            "trainkit", metadata.version("trainkit"), ["binary_tensor_data", "schedule_policy"]
+            "trainkit", __version__, ["binary_tensor_data", "schedule_policy"]
         )
 
     def table(self) -> list[tuple[str, str, Handler]]:

@@ -29,7 +29,7 @@ def not_installed(error: ImportError) -> InputError:
     """Say which package is missing, and how to get it."""
     return InputError(
         f"OpenTelemetry needs {error.name}, which is not installed; "
-        "run: pip install 'trainkit[otel]'"
+        "run: pip install 'trainkit-onnx[otel]'"
     )
 
 

@@ -188,7 +188,7 @@ def test_without_peft_the_run_says_what_to_install(made, few, tmp_path, monkeypa
     )
     choice = ModelChoice(kind="prefix", backbone=str(base), prefix_length=2, head="own")
     run = start(choice, few, msgspec.structs.replace(CONFIG, epochs=1), tmp_path / "run")
-    assert "pip install 'trainkit[peft]'" in run.notes[0]
+    assert "pip install 'trainkit-onnx[peft]'" in run.notes[0]
     assert not (run.folder / ADAPTER).exists()
 
 

@@ -96,7 +96,7 @@ def test_without_tensorboard_the_remedy_is_said_and_nothing_is_trained(tmp_path,
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     done = CliRunner().invoke(cli, [*COMMAND, "--runs", str(tmp_path)])
     assert done.exit_code == 2
-    assert "run: pip install 'trainkit[tensorboard]'" in done.stderr
+    assert "run: pip install 'trainkit-onnx[tensorboard]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -49,7 +49,7 @@ def write_adapter(
     if importlib.util.find_spec("peft") is None:
         return (
             "no PEFT adapter was written: PEFT is not installed; run: pip install "
-            "'trainkit[peft]', and train again."
+            "'trainkit-onnx[peft]', and train again."
         )
     assert model.config.backbone is not None  # a BackboneEncoder has one
     with tempfile.TemporaryDirectory(dir=folder) as place:

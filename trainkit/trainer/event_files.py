@@ -27,7 +27,7 @@ class EventFiles:
         except ModuleNotFoundError:
             raise InputError(
                 "--tensorboard needs TensorBoard, which is not installed; "
-                "run: pip install 'trainkit[tensorboard]'"
+                "run: pip install 'trainkit-onnx[tensorboard]'"
             ) from None
         self.folder = run / EVENTS
         self.then = then

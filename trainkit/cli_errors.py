@@ -6,9 +6,9 @@ import click
 
 from trainkit.serve.errors import InputError, TrainkitError
 
-__all__ = ["OneSentence"]
+__all__ = ["ErrorReportingCommand"]
 
-# What `pip install trainkit[...]` brings each library that the base install leaves out.
+# What `pip install trainkit-onnx[...]` brings each library that the base install leaves out.
 EXTRAS = {
     "torch": "train",
     "transformers": "train",
@@ -39,7 +39,7 @@ class Failure(click.ClickException):
         self.exit_code = error.exit_code  # type: ignore[misc]  # click declares a class variable
 
 
-class OneSentence(click.Command):
+class ErrorReportingCommand(click.Command):
     """A command that turns our own errors, and a missing extra, into one clear sentence."""
 
     def invoke(self, context: click.Context) -> Any:
@@ -52,5 +52,5 @@ class OneSentence(click.Command):
             extra = EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
                 raise
-            message = f"this command needs {error.name}; run: pip install 'trainkit[{extra}]'"
+            message = f"this command needs {error.name}; run: pip install 'trainkit-onnx[{extra}]'"
             raise Failure(InputError(message)) from None
