@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import psutil
 
+from trainkit import __version__
 from trainkit.bench.proc import colon_separated, processor_flags
 from trainkit.serve.cores import affinity_cores, quota_cores
 
@@ -42,7 +43,6 @@ PACKAGES = (
     "numpy",
     "tokenizers",
     "aiohttp",
-    "trainkit",
 )
 
 
@@ -129,7 +129,7 @@ def describe() -> Environment:
         load_average=os.getloadavg(),
         python=platform.python_version(),
         platform=platform.platform(),
-        versions={package: _version(package) for package in PACKAGES},
+        versions={package: _version(package) for package in PACKAGES} | {"trainkit": __version__},
         gpu=_nvidia("name") or "none",
         gpu_driver=_nvidia("driver_version"),
         governor=_first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),

@@ -238,7 +238,7 @@ def _launches(
         server = Server(
             name=f"trainkit {precision}",
             about=f"trainkit serve with its defaults, --threads {threads}",
-            versions=_versions(Path(sys.executable), "trainkit", "uvicorn", "onnxruntime"),
+            versions=_versions(Path(sys.executable), "trainkit-onnx", "uvicorn", "onnxruntime"),
         )
         options = ("--port", "0", "--threads", str(threads), "--drain-seconds", "0")
         yield Launch(server, (*command, *options), bundle)

@@ -134,8 +134,7 @@ def _need_peft() -> None:
         import peft  # noqa: F401  # only asks whether it can be imported
     except ImportError:
         raise InputError(
-            "a PEFT adapter needs PEFT, which is not installed; run: "
-            "pip install 'trainkit-onnx[peft]'"
+            "PEFT adapters need the package peft; run: pip install 'trainkit-onnx[peft]'"
         ) from None
 
 

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from trainkit import __version__
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.drawing import COLOURS, inline_svg
@@ -34,7 +35,7 @@ REPORT = "report.html"
 MATRIX_LABELS = 20  # with more, a matrix is wider than a screen
 SHOWN = 30  # rows of a list
 TEXT_LENGTH = 400  # characters of an example that are quoted
-PACKAGES = ("trainkit", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 class Scored(NamedTuple):
@@ -364,5 +365,6 @@ def _words(value: Any) -> str:
 
 def _versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
+    yield "trainkit", __version__
     for package in PACKAGES:
         yield package, metadata.version(package)
