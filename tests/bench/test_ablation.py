@@ -32,7 +32,8 @@ from trainkit.serve.bundle import open_bundle, write_manifest
 from trainkit.serve.classifier import CPU_TOKENS
 from trainkit.serve.errors import CheckFailedError
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 EXAMPLES = load_sample()[:60]
 QUICK = Settings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
@@ -92,8 +93,8 @@ def test_a_rewrite_that_does_nothing_to_a_model_is_absent_with_its_reason(made, 
     assert absent == {"without fold_constants": f"{same}nothing is left to fold"}
     # A model that averages all tokens: no layer can be narrowed.
     few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
-    choice = ModelChoice(kind="prefix", prefix_length=2)
-    run = start(choice, few, TrainConfig(epochs=1), tmp_path / "run").folder
+    choice = ModelSpec(kind="prefix", prefix_length=2)
+    run = train(choice, few, TrainConfig(epochs=1), tmp_path / "run").folder
     source = open_source(str(run))
     shipped = export(prepare(source), tmp_path / "shipped", model_file.Settings()).folder
     specs, absent = ablation.variants(source, shipped, tmp_path)

@@ -254,8 +254,8 @@ def test_a_fold_that_does_nothing_is_refused(kind, made, monkeypatch):
     def forget(adapted, _):
         model = copy.deepcopy(adapted)
         if kind == "lora":
-            return folding.Folded(model.unload(), None)
-        return folding.Folded(folding._without_peft(model), None)
+            return folding.MergedAdapter(model.unload(), None)
+        return folding.MergedAdapter(folding._without_peft(model), None)
 
     monkeypatch.setattr(adapter, "fold", forget)
     with pytest.raises(CheckFailedError, match="does not compute what PEFT does"):

@@ -124,8 +124,10 @@ def export(
         raise InputError(
             "--precision int8 needs labelled texts to judge what it costs; give --data FILE."
         )
+    from trainkit.models.sources import is_kind
+
     for option, given in (("--max-length", max_length), ("--base", base)):
-        if given is not None and (Path(source) / "checkpoint.json").is_file():
+        if given is not None and is_kind(source, "run"):
             raise InputError(f"{source} is a run, which has its own {option}; leave it out.")
     from trainkit.console import parity_table, stage_table, stderr, stdout, steps
     from trainkit.data.splits import load_split

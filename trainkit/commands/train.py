@@ -21,11 +21,11 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from trainkit.data.columns import Labels
     from trainkit.data.splits import Splits
+    from trainkit.trainer.callbacks import TrainingCallback
     from trainkit.trainer.config import TrainConfig
-    from trainkit.trainer.plan import DataSource, ModelChoice
-    from trainkit.trainer.progress import Progress
     from trainkit.trainer.range_test import RangeTest
     from trainkit.trainer.run import Run
+    from trainkit.trainer.run_config import DataSpec, ModelSpec
 
 __all__ = ["train"]
 
@@ -102,9 +102,9 @@ def train(
 class _Task(NamedTuple):
     """A training to begin, or to go on with; ``automatic``: its rate is still to be found."""
 
-    choice: "ModelChoice"
+    choice: "ModelSpec"
     config: "TrainConfig"
-    data: "DataSource"
+    data: "DataSpec"
     folder: Path
     automatic: bool = False
     resumed: bool = False
@@ -112,7 +112,7 @@ class _Task(NamedTuple):
 
 def _settings(
     settings: Mapping[str, Any], file: Path | None
-) -> "tuple[ModelChoice, TrainConfig, bool]":
+) -> "tuple[ModelSpec, TrainConfig, bool]":
     """Return what the options and the file of a new training name, and whether to find its rate."""
     from trainkit.trainer.settings import check_effect, resolve
 
@@ -126,9 +126,9 @@ def _settings(
 
 def _resumed(folder: Path) -> _Task:
     """Read what the run was begun with; the rate that was found is one of its settings."""
-    from trainkit.trainer import plan
+    from trainkit.trainer import run_config
 
-    earlier = plan.read(folder)
+    earlier = run_config.read(folder)
     if earlier.source is None:
         raise InputError(f"{folder} does not say where its data was; train anew.")
     return _Task(earlier.model, earlier.training, earlier.source, folder, resumed=True)
@@ -138,19 +138,19 @@ def _run(task: _Task, save_every_s: float, tensorboard: bool) -> "Run | None":
     """Train; None in a process that only goes along with the one that leads."""
     from trainkit.console import TrainingBar
     from trainkit.data.splits import load
-    from trainkit.trainer.group import joined
-    from trainkit.trainer.run import follow, start
+    from trainkit.trainer.distributed import init
+    from trainkit.trainer.run import train, train_worker
 
     choice, config, data, folder, automatic, resumed = task
     test = None if data.test is None else Path(data.test)
     splits = load(data.data, data.columns, config.seed, test)
     config, tested = _with_rate(choice, splits, config) if automatic else (config, None)
-    with joined() as group:
-        if not group.leads:
-            follow(choice, splits, config, folder, group)
+    with init() as group:
+        if not group.is_main:
+            train_worker(choice, splits, config, folder, group)
             return None
         with TrainingBar(config.epochs) as bar, watched(bar, folder, tensorboard) as progress:
-            return start(
+            return train(
                 choice,
                 splits,
                 config,
@@ -166,7 +166,7 @@ def _run(task: _Task, save_every_s: float, tensorboard: bool) -> "Run | None":
 
 
 def _with_rate(
-    choice: "ModelChoice", splits: "Splits", config: "TrainConfig"
+    choice: "ModelSpec", splits: "Splits", config: "TrainConfig"
 ) -> "tuple[TrainConfig, RangeTest]":
     """Find the learning rate, and say which it is."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -215,7 +215,9 @@ def _say_interrupted(folder: Path) -> None:
         stderr.print("Interrupted before anything was saved.")
 
 
-def watched(bar: "Progress", folder: Path, tensorboard: bool) -> "AbstractContextManager[Progress]":
+def watched(
+    bar: "TrainingCallback", folder: Path, tensorboard: bool
+) -> "AbstractContextManager[TrainingCallback]":
     """Return who is told how far the training is: the bar, and the event files where asked for."""
     if not tensorboard:
         return nullcontext(bar)

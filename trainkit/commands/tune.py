@@ -81,7 +81,7 @@ def tune(
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
     try:
-        found = search(fixed, splits, file, trials=trials, pruner=pruner, told=told)
+        found = search(fixed, splits, file, trials=trials, pruner=pruner, on_progress=told)
     except KeyboardInterrupt:
         told(f"Interrupted: {file} keeps what is finished; the same command goes on.")
         raise SystemExit(130) from None

@@ -1,7 +1,7 @@
 """A linear classifier over the words and pairs of a text: the half of ``simple`` that is solved.
 
 Words and pairs of neighbours are weighted by tf-idf and brought to length 1 (Salton & Buckley 1988;
-each occurrence counts), and logistic regression weighs them. :mod:`trainkit.trainer.pairs` finds
+each occurrence counts), and logistic regression weighs them. :mod:`trainkit.trainer.tfidf` finds
 the weights; none of them is trained by steps.
 
 B batch, S sequence, V vocabulary, K pairs, C labels.
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PairClassifier"]
+__all__ = ["BigramLinear"]
 
 SLOTS_PER_PAIR = 16  # about 1 pair in 32 finds its slot taken by a commoner one
 
 
-class PairClassifier(nn.Module):
+class BigramLinear(nn.Module):
     """Token ids and mask, (B, S) each, to logits (B, C).
 
     A pair is looked for in the one slot that its key names, which says at which row it would be:

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["ALONE", "Group", "joined"]
+__all__ = ["SINGLE", "ProcessGroup", "init"]
 
 
-class Group(NamedTuple):
+class ProcessGroup(NamedTuple):
     """This process's number among ``size`` that train together."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Tell whether this process writes what comes out."""
         return self.rank == 0
 
@@ -37,13 +37,13 @@ class Group(NamedTuple):
         # Buffers are solved or counted before, alike in all processes, and never change.
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
-    def apart(self, forward: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, forward: nn.Module) -> AbstractContextManager[None]:
         """Return a block whose backward adds to this process's own gradients, not yet averaged."""
         if isinstance(forward, nn.parallel.DistributedDataParallel):
             return forward.no_sync()
         return nullcontext()
 
-    def share(self, chosen: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    def shard(self, chosen: Sequence[int], lengths: Sequence[int]) -> list[int]:
         """Return what this process takes of a batch: about as many tokens as each of the others.
 
         ``lengths`` are in the order of ``chosen``. Empty where there are fewer rows than processes.
@@ -53,7 +53,7 @@ class Group(NamedTuple):
         by_length = sorted(range(len(chosen)), key=lambda place: lengths[place])
         return [chosen[place] for place in by_length[self.rank :: self.size]]
 
-    def sums(self, *values: float) -> list[float]:
+    def all_sum(self, *values: float) -> list[float]:
         """Add up each value over all processes."""
         if self.size == 1:
             return list(values)
@@ -62,7 +62,7 @@ class Group(NamedTuple):
         found: list[float] = total.tolist()
         return found
 
-    def gathered(self, tensor: Tensor) -> list[Tensor]:
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors (on the CPU, of one shape) of all processes, by rank."""
         if self.size == 1:
             return [tensor]
@@ -71,14 +71,14 @@ class Group(NamedTuple):
         return found
 
 
-ALONE = Group()
+SINGLE = ProcessGroup()
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
+def init() -> Iterator[ProcessGroup]:
     """Meet the other processes that torchrun started, if it did; part from them at the end."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+        yield SINGLE
         return
     if not dist.is_available():
         raise InputError(
@@ -88,6 +88,6 @@ def joined() -> Iterator[Group]:
     # Tensors of the CPU go over gloo in any case: sums and random numbers' states.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

@@ -2,7 +2,7 @@
 
 Convolutions over word embeddings, of which each filter keeps its highest value in the text (Kim
 2014), beside a linear classifier of words and pairs, which is not trained with them but solved
-(:mod:`trainkit.models.pairs`): the two err on different texts. On few texts this does better than
+(:mod:`trainkit.models.bigrams`): the two err on different texts. On few texts this does better than
 attention does (bench/NOTES.md).
 
 B batch, S sequence, T packed tokens, H embedding size, K window, F filters, C labels.
@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.models.attention import MaskPlan
-from trainkit.models.config import PhraseConfig
-from trainkit.models.pairs import PairClassifier
+from trainkit.models.bigrams import BigramLinear
+from trainkit.models.config import TextCNNConfig
 
-__all__ = ["PhraseEncoder"]
+__all__ = ["TextCNN"]
 
 
 class Convolution(nn.Module):
@@ -53,7 +53,7 @@ class Convolution(nn.Module):
         return values.amax(dim=1)
 
 
-class PhraseEncoder(nn.Module):
+class TextCNN(nn.Module):
     """Token ids and mask, (B, S) each, to features (B, ``hidden_size``), for a head.
 
     ``linear`` is the other half, from the same ids to logits (B, C).
@@ -61,7 +61,7 @@ class PhraseEncoder(nn.Module):
 
     drop_share: Tensor
 
-    def __init__(self, config: PhraseConfig, labels: int, dropout: float) -> None:
+    def __init__(self, config: TextCNNConfig, labels: int, dropout: float) -> None:
         super().__init__()
         self.config = config
         self.hidden_size = config.filters * len(config.windows)
@@ -69,7 +69,7 @@ class PhraseEncoder(nn.Module):
         self.convolutions = nn.ModuleList(
             Convolution(config.embedding_size, window, config.filters) for window in config.windows
         )
-        self.linear = PairClassifier(config.vocabulary_size, config.pairs, labels)
+        self.linear = BigramLinear(config.vocabulary_size, config.pairs, labels)
         self.dropout = nn.Dropout(dropout)
         self.word_dropout = nn.Dropout1d(config.word_dropout)
         nn.init.normal_(self.tokens.weight, std=0.02)

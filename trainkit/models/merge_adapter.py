@@ -24,37 +24,38 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["Folded", "fold", "shift_positions"]
+__all__ = ["MergedAdapter", "merge", "shift_positions"]
 
 
-class Folded(NamedTuple):
+class MergedAdapter(NamedTuple):
     """A classifier with its adapter inside; ``padded_because`` is None where it is packed."""
 
     model: PreTrainedModel
     padded_because: str | None
 
 
-def fold(adapted: "PeftModel", kind: str) -> Folded:
+def merge(adapted: "PeftModel", kind: str) -> MergedAdapter:
     """Fold the adapter of ``kind``, a PEFT type such as ``LORA``, into a copy of its base.
 
     ``adapted`` is left as it was. ``InputError`` where PEFT cannot merge this kind, or where it
     cannot be told apart from its base's forward (a prefix on a decoder).
     """
     config = adapted.active_peft_config
-    folds: dict[str, Callable[[PeftModel], Folded]] = {
-        "PREFIX_TUNING": _fold_prefix,
-        "P_TUNING": _fold_prompt,
-        "PROMPT_TUNING": _fold_prompt,
+    merges: dict[str, Callable[[PeftModel], MergedAdapter]] = {
+        "PREFIX_TUNING": _merge_prefix,
+        "P_TUNING": _merge_prompt,
+        "PROMPT_TUNING": _merge_prompt,
     }
     # Multitask prompts want a task id with every text; the other prompts are for generation.
-    if config.is_prompt_learning and kind not in folds:
+    if config.is_prompt_learning and kind not in merges:
         raise InputError(
-            f"adapters of type {kind} cannot be exported; LoRA and its kin, {', '.join(folds)} can."
+            f"adapters of type {kind} cannot be exported; LoRA and its kin, "
+            f"{', '.join(merges)} can."
         )
-    return folds.get(kind, _merge)(adapted)
+    return merges.get(kind, _merge_weights)(adapted)
 
 
-def _merge(adapted: "PeftModel") -> Folded:
+def _merge_weights(adapted: "PeftModel") -> MergedAdapter:
     """Add LoRA's product (Hu et al. 2021), or what its kin has, to the weights of a copy."""
     merged = copy.deepcopy(adapted)
     _unwrap(merged, merged.active_adapter)  # PEFT's IA3 stumbles over a head of several layers
@@ -66,10 +67,10 @@ def _merge(adapted: "PeftModel") -> Folded:
             f"PEFT cannot merge the adapter of a {kind} into its base ({error}); "
             "train it as LoRA, a prefix or P-tuning."
         ) from None
-    return Folded(model, pack_encoder(model.base_model).declined)
+    return MergedAdapter(model, pack_encoder(model.base_model).declined)
 
 
-def _fold_prefix(adapted: "PeftModel") -> Folded:
+def _merge_prefix(adapted: "PeftModel") -> MergedAdapter:
     """Attach trained keys and values (Li & Liang 2021) where PEFT passes a cache."""
     model = _without_peft(adapted)
     cache: Any = adapted.get_prompt(batch_size=1)
@@ -86,7 +87,7 @@ def _fold_prefix(adapted: "PeftModel") -> Folded:
         prefix.value.data.copy_(layer.values[0])
         site.module.prefix = prefix.requires_grad_(False)
     shift_positions(model, cache.layers[0].keys.shape[2])
-    return Folded(model, None)
+    return MergedAdapter(model, None)
 
 
 def _check_sites(sites: list[AttentionSite], layers: Any) -> None:
@@ -115,7 +116,7 @@ def shift_positions(model: Any, length: int) -> None:
             module.register_forward_pre_hook(shift, with_kwargs=True)
 
 
-def _fold_prompt(adapted: "PeftModel") -> Folded:
+def _merge_prompt(adapted: "PeftModel") -> MergedAdapter:
     """Prepend virtual tokens (Lester et al. 2021; P-tuning, Liu et al. 2021) to the embeddings.
 
     PEFT saves what the prompt's encoder, an MLP or LSTM, gives, and not the encoder itself.
@@ -130,7 +131,7 @@ def _fold_prompt(adapted: "PeftModel") -> Folded:
     model.virtual_tokens = nn.Parameter(virtual, requires_grad=False)
     declined = pack_encoder(model.base_model).declined
     model.register_forward_pre_hook(_prepend, with_kwargs=True)
-    return Folded(model, declined)
+    return MergedAdapter(model, declined)
 
 
 def _prepend(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:

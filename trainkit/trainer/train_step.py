@@ -11,26 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from trainkit.models.classifier import TextClassifier
-from trainkit.trainer.batches import Encoded, Share
+from trainkit.trainer.batches import BatchShard, EncodedExamples
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.group import ALONE, Group
+from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.losses import Objective, objective
 from trainkit.trainer.setup import trained_parameters
-from trainkit.trainer.state import Training
+from trainkit.trainer.state import TrainingState
 
-__all__ = ["Gradients", "Stepper", "Tables", "make_gradients"]
+__all__ = ["Gradients", "SparseEmbeddingGrads", "Stepper", "make_gradients"]
 
 
 class Stepper(NamedTuple):
     """Both halves of a step, so that the loss can be looked at before the weights change."""
 
-    training: Training
+    training: TrainingState
     gradients: "Gradients"
     schedule: torch.optim.lr_scheduler.LRScheduler
     max_gradient_norm: float
-    tables: "Tables"
+    tables: "SparseEmbeddingGrads"
 
-    def backward(self, share: Share) -> tuple[float, int]:
+    def backward(self, share: BatchShard) -> tuple[float, int]:
         """Make the gradients of ``share``; see :class:`Gradients`."""
         self.training.optimizer.zero_grad()
         made = self.gradients(share)
@@ -48,7 +48,7 @@ class Stepper(NamedTuple):
             averaged.update_parameters(model)
 
 
-class Tables:
+class SparseEmbeddingGrads:
     """Gradients of embeddings whose memory is kept from step to step.
 
     A batch has tokens of few rows of a large table, but each backward would take fresh memory for
@@ -87,9 +87,9 @@ class Gradients(NamedTuple):
     loss_of: Objective
     device: torch.device
     autocast: AbstractContextManager[Any] = nullcontext()
-    group: Group = ALONE
+    group: ProcessGroup = SINGLE
 
-    def __call__(self, share: Share) -> tuple[float, int]:
+    def __call__(self, share: BatchShard) -> tuple[float, int]:
         """Return what ``share`` adds to the mean loss of its batch, and how many are right in it.
 
         All parts of all processes add up to the mean, whatever the examples weigh.
@@ -99,7 +99,7 @@ class Gradients(NamedTuple):
         for number, (ids, mask, labels) in enumerate(share.parts, start=1):
             labels = labels.to(self.device)
             last = number == len(share.parts)
-            with nullcontext() if last else self.group.apart(self.forward):
+            with nullcontext() if last else self.group.no_sync(self.forward):
                 with self.autocast:
                     logits = self.forward(ids.to(self.device), mask.to(self.device))
                 weight = self.loss_of.weight(labels) / whole if share.counted else 0.0
@@ -111,12 +111,12 @@ class Gradients(NamedTuple):
 
 
 def make_gradients(
-    model: TextClassifier, data: Encoded, config: TrainConfig, group: Group
+    model: TextClassifier, data: EncodedExamples, config: TrainConfig, group: ProcessGroup
 ) -> Gradients:
     """Take the loss, the precision and the compiler that ``config`` names; ``data`` is train."""
     device = next(model.parameters()).device
     loss_of = objective(config, data.labels, len(model.config.labels), device)
-    compiled = torch.compile(model, dynamic=True) if config.compile is True else model
+    compiled = torch.compile(model, dynamic=True) if config.compile else model
     forward = group.wrap(cast(nn.Module, compiled), device)
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     return Gradients(forward, loss_of, device, half, group)

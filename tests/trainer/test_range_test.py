@@ -16,10 +16,10 @@ from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint, range_test
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.range_test import CURVE, PICTURE, Point, RangeTest, choose, chosen
-from trainkit.trainer.run import ModelChoice
+from trainkit.trainer.range_test import CURVE, PICTURE, RangeTest, RatePoint, choose, chosen
+from trainkit.trainer.run_config import ModelSpec
 
-SIMPLE = ModelChoice(kind="simple", max_length=24)
+SIMPLE = ModelSpec(kind="simple", max_length=24)
 CONFIG = TrainConfig(epochs=1, batch_size=16)
 
 
@@ -36,7 +36,7 @@ def tested(splits):
 def curve(loss, steps=100):
     """Make the points of a sweep whose smoothed loss is a function of the rate's exponent."""
     rates = np.logspace(-6, 0, steps)
-    return [Point(float(r), loss(math.log10(r)), loss(math.log10(r))) for r in rates]
+    return [RatePoint(float(r), loss(math.log10(r)), loss(math.log10(r))) for r in rates]
 
 
 @pytest.mark.parametrize("exponent", [-4.0, -3.0, -2.0])

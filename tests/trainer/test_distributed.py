@@ -15,7 +15,7 @@ import torch
 from trainkit.trainer import checkpoint
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
-ALONE = [sys.executable, "-m", "trainkit"]
+SINGLE = [sys.executable, "-m", "trainkit"]
 # Of 81 rows: the last batch has one, so one of two processes has none of it.
 SETTINGS = """
 model = "simple"
@@ -34,7 +34,7 @@ WAIT_S = 240
 
 
 def command(*arguments, launcher=()):
-    return [*launcher, *ALONE, *map(str, arguments)]
+    return [*launcher, *SINGLE, *map(str, arguments)]
 
 
 def run(*arguments, launcher=(), code=0):

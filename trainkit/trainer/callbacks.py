@@ -4,7 +4,7 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["Epoch", "Progress", "Unwatched"]
+__all__ = ["Epoch", "NoCallback", "TrainingCallback"]
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class Epoch(msgspec.Struct, frozen=True):
         )
 
 
-class Progress(Protocol):
+class TrainingCallback(Protocol):
     """Who is told how far the training is."""
 
     def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
@@ -58,8 +58,8 @@ class Progress(Protocol):
         """The training begins anew, on train and validation together."""
 
 
-class Unwatched:
-    """Progress that nobody is told."""
+class NoCallback:
+    """TrainingCallback that nobody is told."""
 
     def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
         """Do nothing."""

@@ -15,9 +15,9 @@ from trainkit.trainer.config import TrainConfig
 
 __all__ = [
     "PLAN",
-    "DataSource",
-    "ModelChoice",
-    "Plan",
+    "DataSpec",
+    "ModelSpec",
+    "RunConfig",
     "check_own_test",
     "fingerprint",
     "read",
@@ -27,7 +27,7 @@ PLAN = "settings.json"
 PROJECTION_SIZE = 512
 
 
-class ModelChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which model to train; ``max_length`` (tokens) None: the encoder's, up to 512."""
 
     kind: Kind
@@ -74,7 +74,7 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return (self.prefix_hidden or PROJECTION_SIZE) if self.prefix_projection else 0
 
 
-class DataSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the examples came from: absolute paths, or "sample"."""
 
     data: str
@@ -82,13 +82,13 @@ class DataSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     columns: Columns = Columns()
 
 
-class Plan(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunConfig(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``settings.json``; ``source`` is None where the caller gave the examples."""
 
-    model: ModelChoice
+    model: ModelSpec
     training: TrainConfig
     data_sha256: str
-    source: DataSource | None = None
+    source: DataSpec | None = None
 
     def check_resumed(self, folder: Path) -> None:
         """Raise ``InputError`` where ``folder`` holds a run of other settings or data."""
@@ -138,11 +138,11 @@ def fingerprint(splits: Splits) -> str:
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
-def read(folder: Path) -> Plan:
+def read(folder: Path) -> RunConfig:
     """Read a run's settings; ``InputError`` where there are none, or they were changed."""
     path = folder / PLAN
     try:
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+        plan = msgspec.json.decode(path.read_bytes(), type=RunConfig)
     except OSError as error:
         raise InputError(
             f"{folder} is not a run that can go on: {path.name} cannot be read there "

@@ -10,8 +10,8 @@ from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 
 from trainkit.data.vocabulary import UNK_ID, word_tokenizer
-from trainkit.models.pairs import PairClassifier
-from trainkit.trainer.pairs import fit, frequent_pairs
+from trainkit.models.bigrams import BigramLinear
+from trainkit.trainer.tfidf import fit_bigrams, frequent_pairs
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def questions(splits):
 def fitted(questions, **settings):
     rows, labels, vocabulary = questions
     pairs = frequent_pairs(rows, vocabulary, UNK_ID)
-    model = PairClassifier(vocabulary, len(pairs), int(labels.max()) + 1)
-    fit(model, rows, pairs, labels, UNK_ID, **settings)
+    model = BigramLinear(vocabulary, len(pairs), int(labels.max()) + 1)
+    fit_bigrams(model, rows, pairs, labels, UNK_ID, **settings)
     return model
 
 
@@ -55,7 +55,7 @@ def features(rows, kept):
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_it_answers_as_scikit_learns_logistic_regression(questions, balanced, monkeypatch):
-    monkeypatch.setattr("trainkit.trainer.pairs.TOLERANCE", 1e-6)  # both at the minimum
+    monkeypatch.setattr("trainkit.trainer.tfidf.TOLERANCE", 1e-6)  # both at the minimum
     rows, labels, vocabulary = questions
     counts = torch.bincount(labels)
     weights = len(labels) / (len(counts) * counts) if balanced else None
@@ -91,7 +91,7 @@ def test_what_no_text_had_has_no_weight(questions):
 def test_where_the_minimum_is_not_reached_it_is_said(questions, monkeypatch, caplog):
     fitted(questions)
     assert not caplog.messages
-    monkeypatch.setattr("trainkit.trainer.pairs.MAX_ITERATIONS", 5)
+    monkeypatch.setattr("trainkit.trainer.tfidf.MAX_ITERATIONS", 5)
     fitted(questions)
     assert "not at the minimum of their loss" in caplog.text
 

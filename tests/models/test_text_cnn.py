@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from trainkit.models.bigrams import BigramLinear
 from trainkit.models.classifier import build
-from trainkit.models.config import ModelConfig, PhraseConfig
-from trainkit.models.pairs import PairClassifier
+from trainkit.models.config import ModelConfig, TextCNNConfig
 from trainkit.serve.errors import InputError
 
-SIZES = PhraseConfig(
+SIZES = TextCNNConfig(
     vocabulary_size=50, unknown_id=1, embedding_size=8, filters=5, windows=(1, 2, 3), pairs=4
 )
 CONFIG = ModelConfig(
-    kind="simple", labels=("a", "b", "c"), max_length=12, pad_id=0, dropout=0.0, phrases=SIZES
+    kind="simple", labels=("a", "b", "c"), max_length=12, pad_id=0, dropout=0.0, text_cnn=SIZES
 )
 PAIRS = [(9, 3), (7, 9), (5, 4), (41, 5)]
 TEXTS = [[7, 9, 3, 9, 22, 41, 5], [4], [30, 7, 9], [11, 49, 1, 2]]
@@ -96,7 +96,7 @@ def test_what_is_trained_has_logits_of_its_own(model):
 
 
 def test_a_pair_whose_slot_a_commoner_one_has_is_unknown():
-    linear = PairClassifier(50, 2, 3)
+    linear = BigramLinear(50, 2, 3)
     first, second = 7 * 50 + 9, 7 * 50 + 9 + len(linear.slots)
     linear.place(torch.tensor([first, second]))
     ids = torch.tensor([divmod(first, 50), divmod(second, 50)])
@@ -133,4 +133,4 @@ def test_sizes_that_do_not_work_are_refused(wrong):
 
 def test_exactly_one_encoder_is_described():
     with pytest.raises(InputError, match="exactly one of scratch, phrases and backbone"):
-        msgspec.structs.replace(CONFIG, phrases=msgspec.UNSET)
+        msgspec.structs.replace(CONFIG, text_cnn=None)

@@ -17,9 +17,10 @@ from trainkit.data.vocabulary import word_tokenizer
 from trainkit.export.source import open_source
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.trainer import checkpoint
-from trainkit.trainer.adapter import ADAPTER, compare
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.peft_adapter import ADAPTER, compare
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 # PEFT 0.21 asks transformers for a property that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -52,10 +53,10 @@ def made(splits, few, tmp_path_factory):
         if key not in cache:
             place = tmp_path_factory.mktemp(family)
             base = "minilm" if family == "minilm" else save_base(place / "base", family, splits)
-            choice = ModelChoice(
+            spec = ModelSpec(
                 kind="prefix", backbone=str(base), prefix_length=4, head=head, **settings
             )
-            cache[key] = base, start(choice, few, CONFIG, place / "run")
+            cache[key] = base, train(spec, few, CONFIG, place / "run")
         return cache[key]
 
     return make
@@ -183,11 +184,11 @@ def test_without_peft_the_run_says_what_to_install(made, few, tmp_path, monkeypa
     base, _ = made("bert")
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "trainkit.trainer.adapter.importlib.util.find_spec",
+        "trainkit.trainer.peft_adapter.importlib.util.find_spec",
         lambda name: None if name == "peft" else found(name),
     )
-    choice = ModelChoice(kind="prefix", backbone=str(base), prefix_length=2, head="own")
-    run = start(choice, few, msgspec.structs.replace(CONFIG, epochs=1), tmp_path / "run")
+    spec = ModelSpec(kind="prefix", backbone=str(base), prefix_length=2, head="own")
+    run = train(spec, few, msgspec.structs.replace(CONFIG, epochs=1), tmp_path / "run")
     assert "pip install 'trainkit-onnx[peft]'" in run.notes[0]
     assert not (run.folder / ADAPTER).exists()
 
@@ -195,7 +196,7 @@ def test_without_peft_the_run_says_what_to_install(made, few, tmp_path, monkeypa
 def test_an_own_head_goes_with_a_prefix_on_a_backbone():
     for settings in ({"kind": "simple"}, {"kind": "prefix"}):
         with pytest.raises(InputError, match="--head own goes with --model prefix and a backbone"):
-            ModelChoice(head="own", **settings)
+            ModelSpec(head="own", **settings)
 
 
 def test_an_encoder_without_a_pooler_is_the_same_at_every_loading(made, few):

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.models.attention import MaskPlan, attend
-from trainkit.models.config import ScratchConfig
+from trainkit.models.config import TransformerConfig
 
-__all__ = ["ScratchEncoder"]
+__all__ = ["SmallTransformer"]
 
 
 class Block(nn.Module):
     """One pre-LayerNorm transformer block over packed states (1, T, H)."""
 
-    def __init__(self, config: ScratchConfig, dropout: float) -> None:
+    def __init__(self, config: TransformerConfig, dropout: float) -> None:
         super().__init__()
         self.heads = config.heads
         self.attention_norm = nn.LayerNorm(config.hidden_size)
@@ -44,7 +44,7 @@ class Block(nn.Module):
         return out
 
 
-class ScratchEncoder(nn.Module):
+class SmallTransformer(nn.Module):
     """Token ids and mask to one state per token: (B, S) int, (B, S) to (B, S, H).
 
     Positions are counted along the mask, so a text gets the same states wherever its padding is.
@@ -53,7 +53,7 @@ class ScratchEncoder(nn.Module):
     """
 
     def __init__(
-        self, config: ScratchConfig, max_length: int, dropout: float, prefix_length: int = 0
+        self, config: TransformerConfig, max_length: int, dropout: float, prefix_length: int = 0
     ) -> None:
         super().__init__()
         self.hidden_size = config.hidden_size

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from trainkit.models.backbone import load_pretrained
-from trainkit.models.untrusted import check_folder, fetch
+from trainkit.models.safe_loading import check_folder, fetch
 from trainkit.serve.errors import InputError
 
 CONFIG = BertConfig(

@@ -1,7 +1,7 @@
 """Solves the linear half of ``simple``: logistic regression on the words and pairs of train.
 
 In go token ids and labels; out come the weights of a
-:class:`trainkit.models.pairs.PairClassifier`, at the minimum of a convex loss.
+:class:`trainkit.models.bigrams.BigramLinear`, at the minimum of a convex loss.
 
 N texts, R rows of words and pairs, C classes.
 """
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainkit.models.pairs import PairClassifier
+from trainkit.models.bigrams import BigramLinear
 from trainkit.serve.encoding import by_length, pad
 from trainkit.trainer.batches import BATCH_TOKENS
 
-__all__ = ["fit", "frequent_pairs"]
+__all__ = ["fit_bigrams", "frequent_pairs"]
 
 logger = logging.getLogger("trainkit")
 
@@ -48,8 +48,8 @@ def frequent_pairs(rows: Sequence[Sequence[int]], vocabulary: int, unknown: int)
 
 
 @torch.no_grad()
-def fit(
-    model: PairClassifier,
+def fit_bigrams(
+    model: BigramLinear,
     rows: Sequence[Sequence[int]],
     pairs: Tensor,
     labels: Tensor,
@@ -107,7 +107,7 @@ def fit(
 
 
 def _occurrences(
-    model: PairClassifier, rows: Sequence[Sequence[int]], unknown: int
+    model: BigramLinear, rows: Sequence[Sequence[int]], unknown: int
 ) -> tuple[Tensor, Tensor]:
     """Return text and row of every known word and pair in the texts, text by text."""
     texts, found = [], []
@@ -121,7 +121,7 @@ def _occurrences(
     return text, torch.cat(found)[order]
 
 
-def _weigh(model: PairClassifier, text: Tensor, row: Tensor, texts: int) -> None:
+def _weigh(model: BigramLinear, text: Tensor, row: Tensor, texts: int) -> None:
     """Set each row's inverse document frequency, smoothed as if one more text had every one.
 
     Divided by the highest that there can be: a text's length comes out, and halves do not overflow.
