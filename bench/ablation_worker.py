@@ -14,7 +14,7 @@ import onnxruntime as ort
 from trainkit.bench.engine import Engine, NotThereError, versions_of
 from trainkit.bench.worker import speak
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import Runner, in_parts
+from trainkit.serve.classifier import Runner, split_batches
 from trainkit.serve.onnx_session import onnx_runner
 
 __all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "open_variant"]
@@ -65,7 +65,7 @@ def _with_options(bundle: Bundle, threads: int, changed: Mapping[str, object]) -
         else:
             setattr(options, key, value)
     run = onnx_runner(bundle.model_path, threads=threads, options=options)
-    return run if bundle.manifest.equal_lengths else in_parts(run)
+    return run if bundle.manifest.equal_lengths else split_batches(run)
 
 
 def _whole(model: Path, threads: int) -> Runner:
@@ -75,7 +75,7 @@ def _whole(model: Path, threads: int) -> Runner:
 def _a_worker_a_core(model: Path, threads: int) -> Runner:
     if threads == 1:
         raise NotThereError("with one thread it is what is shipped")
-    return in_parts(onnx_runner(model, threads=1), workers=threads)
+    return split_batches(onnx_runner(model, threads=1), workers=threads)
 
 
 BATCHINGS: dict[str, Callable[[Path, int], Runner]] = {

@@ -12,8 +12,8 @@ import numpy as np
 
 from trainkit.export.parity import Tolerance
 from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder, Tokens
+from trainkit.serve.postprocess import FloatArray
 
 __all__ = ["LEFT", "RIGHT", "Check", "compare_ways", "judge", "reads_padding"]
 

@@ -31,8 +31,8 @@ from trainkit.export.runtimes import open_model
 from trainkit.export.source import Source
 from trainkit.serve.bundle import MODEL_FILES, Format, Precision
 from trainkit.serve.classifier import BATCH_SIZE
-from trainkit.serve.decision import FloatArray, ProblemType
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.postprocess import FloatArray, ProblemType
 
 __all__ = ["Settings", "Stage", "Written", "check_settings", "write_model"]
 

@@ -21,9 +21,9 @@ from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.postprocess import FloatArray
 
 __all__ = ["Optimized", "Step", "optimize"]
 

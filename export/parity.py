@@ -12,8 +12,8 @@ import numpy as np
 
 from trainkit.export.matrix import Case
 from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray, ProblemType, decisions
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.postprocess import FloatArray, ProblemType, decisions
 
 __all__ = [
     "TOLERANCES",

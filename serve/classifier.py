@@ -9,19 +9,19 @@ import msgspec
 import numpy as np
 
 from trainkit.serve import bundle
-from trainkit.serve.decision import (
+from trainkit.serve.encoding import Batch, Text, TextEncoder, Tokens, by_length
+from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import (
     FloatArray,
     ProblemType,
     Thresholds,
     check_temperature,
+    label_thresholds,
     probabilities,
     ranking,
-    threshold_of_each,
 )
-from trainkit.serve.encoding import Batch, Text, TextEncoder, Tokens, by_length
-from trainkit.serve.errors import InputError
 
-__all__ = ["Classifier", "FloatArray", "Prediction", "Runner", "Scored", "in_parts"]
+__all__ = ["Classifier", "FloatArray", "LabelScore", "Prediction", "Runner", "split_batches"]
 
 Runner: TypeAlias = Callable[[Batch], FloatArray]
 """A runtime: a padded batch of B texts to their (B, C) float32 logits."""
@@ -38,14 +38,14 @@ CPU = "CPUExecutionProvider"
 PROVIDERS = (CPU,)
 
 
-def in_parts(run: Runner, max_tokens: int = CPU_TOKENS, workers: int = 1) -> Runner:
+def split_batches(run: Runner, max_tokens: int = CPU_TOKENS, workers: int = 1) -> Runner:
     """Return ``run`` on parts of a batch: rows of like length, ``max_tokens`` at most.
 
     With ``workers`` above 1 so many parts are computed at once, each in a thread, and none is more
     than an even share of the batch. A row is cut after the last token that its mask shows. Not for
     a model that reads its padding.
     """
-    compute = _Forwards(run, workers)
+    compute = ForwardPool(run, workers)
 
     def run_parts(batch: Batch) -> FloatArray:
         rows, width = batch.input_ids.shape
@@ -60,7 +60,7 @@ def in_parts(run: Runner, max_tokens: int = CPU_TOKENS, workers: int = 1) -> Run
     return run_parts
 
 
-class _Forwards:
+class ForwardPool:
     """Runs the parts of a batch, ``workers`` at once, and puts their logits together."""
 
     def __init__(self, run: Runner, workers: int) -> None:
@@ -112,7 +112,7 @@ class Prediction(NamedTuple):
     truncated: bool = False
 
 
-class Scored(NamedTuple):
+class LabelScore(NamedTuple):
     """One label of a text and its probability."""
 
     label: str
@@ -158,7 +158,7 @@ class Classifier:
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.temperature = temperature
-        self._forwards = _Forwards(run, workers)
+        self._forwards = ForwardPool(run, workers)
 
     @property
     def run(self) -> Runner:
@@ -278,10 +278,12 @@ class Classifier:
         return await asyncio.to_thread(self, texts)
 
     @overload
-    def top_k(self, texts: str, k: int) -> list[Scored]: ...  # type: ignore[overload-overlap]
+    def top_k(self, texts: str, k: int) -> list[LabelScore]: ...  # type: ignore[overload-overlap]
     @overload
-    def top_k(self, texts: Sequence[Text], k: int) -> list[list[Scored]]: ...
-    def top_k(self, texts: str | Sequence[Text], k: int) -> list[Scored] | list[list[Scored]]:
+    def top_k(self, texts: Sequence[Text], k: int) -> list[list[LabelScore]]: ...
+    def top_k(
+        self, texts: str | Sequence[Text], k: int
+    ) -> list[LabelScore] | list[list[LabelScore]]:
         """Return the ``k`` most probable labels of one text or of each, best first.
 
         Where the model has fewer, all of them. ``InputError`` where it is a regression.
@@ -297,17 +299,17 @@ class Classifier:
     @overload
     def labels_above(  # type: ignore[overload-overlap]
         self, texts: str, thresholds: Thresholds = 0.5
-    ) -> list[Scored]: ...
+    ) -> list[LabelScore]: ...
     @overload
     def labels_above(
         self, texts: Sequence[Text], thresholds: Thresholds = 0.5
-    ) -> list[list[Scored]]: ...
+    ) -> list[list[LabelScore]]: ...
     def labels_above(
         self, texts: str | Sequence[Text], thresholds: Thresholds = 0.5
-    ) -> list[Scored] | list[list[Scored]]:
+    ) -> list[LabelScore] | list[list[LabelScore]]:
         """Return the labels more probable than their threshold, best first: none, some or all.
 
-        For one text or each of many; see :func:`threshold_of_each`. ``InputError`` where the model
+        For one text or each of many; see :func:`label_thresholds`. ``InputError`` where the model
         is not multi-label.
         """
         if isinstance(texts, str):
@@ -317,16 +319,18 @@ class Classifier:
                 f"thresholds are for multi-label models, and this one is {self.problem_type}; "
                 "call it, or use top_k."
             )
-        least = threshold_of_each(thresholds, self.labels)
+        least = label_thresholds(thresholds, self.labels)
         return [
             [scored for scored in ranked if scored.score > least[scored.label]]
             for ranked in self._ranked(texts)
         ]
 
-    def _ranked(self, texts: Sequence[Text]) -> list[list[Scored]]:
+    def _ranked(self, texts: Sequence[Text]) -> list[list[LabelScore]]:
         logits = self.logits(texts)
         rows = zip(ranking(logits).tolist(), self._probabilities(logits).tolist(), strict=True)
-        return [[Scored(self.labels[column], row[column]) for column in rank] for rank, row in rows]
+        return [
+            [LabelScore(self.labels[column], row[column]) for column in rank] for rank, row in rows
+        ]
 
     def predict_proba(self, texts: Sequence[Text]) -> FloatArray:
         """Return the probabilities of the labels, (N, C); see :func:`probabilities`."""

@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from trainkit.export.precision.observe import observe
 from trainkit.export.precision.sites import Product, find_sites
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.postprocess import FloatArray
 
 __all__ = ["Range", "calibrate"]
 

@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainkit.serve.decision import FloatArray, probabilities
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import FloatArray, probabilities
 
 __all__ = ["Evaluation", "LabelMetrics", "Reliability", "evaluate", "reliability"]
 

@@ -15,9 +15,9 @@ __all__ = [
     "Thresholds",
     "check_temperature",
     "decisions",
+    "label_thresholds",
     "probabilities",
     "ranking",
-    "threshold_of_each",
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -65,7 +65,7 @@ def check_temperature(temperature: float, problem_type: ProblemType) -> None:
         )
 
 
-def threshold_of_each(thresholds: Thresholds, labels: Sequence[str]) -> dict[str, float]:
+def label_thresholds(thresholds: Thresholds, labels: Sequence[str]) -> dict[str, float]:
     """Return every label's threshold; a label that a mapping does not name has 0.5.
 
     ``InputError`` names the labels that are not the model's, and what is not from 0 to 1.
