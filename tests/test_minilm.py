@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 
 from tests.helpers.cores import all_cores
-from trainkit.bench import cold_start
+from trainkit.bench.studies import cold_start
 from trainkit.data.splits import Splits
 from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings

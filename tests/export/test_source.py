@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
-from trainkit.bench.families import random_classifier
+from tests.families import random_classifier
 from trainkit.cli import cli
 from trainkit.export import export as exporter
 from trainkit.export.model_file import Settings

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from trainkit.bench.families import random_classifier
+from tests.families import random_classifier
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import word_tokenizer
 from trainkit.export.source import open_source

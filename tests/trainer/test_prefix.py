@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from trainkit.bench.families import random_classifier
+from tests.families import random_classifier
 from trainkit.cli import cli
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import word_tokenizer

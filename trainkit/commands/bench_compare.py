@@ -24,7 +24,7 @@ def compare(a: Path, b: Path, fail_if_slower: str | None, as_json: bool) -> None
     \b
     trainkit bench compare before.json after.json --fail-if-slower 5%
     """
-    from trainkit.bench import compare as comparing
+    from trainkit.bench.report import compare as comparing
     from trainkit.bench.result import load
     from trainkit.console import stdout
 

@@ -44,7 +44,7 @@ def recommend(
     \b
     trainkit bench recommend bench.json --latency-below 50
     """
-    from trainkit.bench import recommend as recommending
+    from trainkit.bench.report import recommend as recommending
     from trainkit.bench.result import load
     from trainkit.serve.errors import InputError
 

@@ -22,13 +22,13 @@ def report(
     \b
     trainkit bench report bench.json --html bench.html
     """
-    from trainkit.bench import tables
+    from trainkit.bench.report import tables
     from trainkit.bench.result import load
     from trainkit.console import stdout
 
     loaded = load(result)
     if html_path is not None:
-        from trainkit.bench.report import html
+        from trainkit.bench.report.html import html
 
         _write(html_path, html(loaded))
     if markdown_path is not None:

@@ -66,10 +66,10 @@ def bench_run(
     trainkit bench run compile:runs/latest runs/latest/onnx --threads 1 --threads 2
     trainkit bench run runs/latest/onnx --batch-size 1 --batch-size 8 --length 128 --rate 20
     """
-    from trainkit.bench import race
-    from trainkit.bench.engines import applicable, parse
+    from trainkit.bench.engines.registry import applicable, parse
+    from trainkit.bench.race import runner
+    from trainkit.bench.report.tables import table
     from trainkit.bench.result import Settings, check, save
-    from trainkit.bench.tables import table
     from trainkit.console import stdout, steps
     from trainkit.data.splits import load_split
     from trainkit.export.runtimes import training_seed
@@ -99,7 +99,7 @@ def bench_run(
     seed = training_seed(specs[0].source) if specs else 0
     examples = load_split(data_source, columns(**how), split, seed)
     with steps() as told:
-        result = race.run(
+        result = runner.run(
             list(dict.fromkeys(specs)),
             examples,
             settings,
