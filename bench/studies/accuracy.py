@@ -28,11 +28,11 @@ from trainkit.data.splits import load
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer import checkpoint, plan
+from trainkit.trainer import checkpoint, run_config
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import Evaluation
 from trainkit.trainer.run import EVALUATION, VALIDATION, train
-from trainkit.trainer.run_config import ModelSpec, Plan
+from trainkit.trainer.run_config import ModelSpec, RunConfig
 from trainkit.trainer.settings import resolve
 
 __all__ = ["TASKS", "Accuracy", "jobs_of", "load_accuracy", "main", "markdown", "train_all"]
@@ -206,8 +206,8 @@ def _train(job: Job, data: Path) -> Trained:
     """Train into the job's folder what is not there yet."""
     splits = load(data / job.task.folder, job.task.columns, job.seed)
     choice, config = resolve({**job.settings, "seed": job.seed})
-    resumed = (job.folder / plan.PLAN).is_file()
-    wanted = Plan(model=choice, training=config, data_sha256=plan.fingerprint(splits))
+    resumed = (job.folder / run_config.PLAN).is_file()
+    wanted = RunConfig(model=choice, training=config, data_sha256=run_config.fingerprint(splits))
     if resumed:
         wanted.check_resumed(job.folder)
     if not (job.folder / EVALUATION).is_file():

@@ -22,7 +22,7 @@ from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import in_parts
+from trainkit.serve.classifier import split_batches
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
@@ -134,7 +134,7 @@ def profile(bundle: Bundle, batches: Iterable[Batch], data: str, batch_size: int
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         run = onnx_runner(bundle.model_path, threads=usable_cores(), options=options)
-        cut = run if bundle.manifest.equal_lengths else in_parts(run)
+        cut = run if bundle.manifest.equal_lengths else split_batches(run)
         for _ in range(PASSES):
             for batch in given:
                 cut(batch)

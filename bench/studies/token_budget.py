@@ -1,7 +1,7 @@
 """How many tokens a forward should have on a CPU: the same texts in larger and smaller parts.
 
 ``python -m trainkit.bench.studies token_budget BUNDLE... --data data/trec`` runs batches of real
-texts through :func:`trainkit.serve.classifier.in_parts` with several budgets, and whole, each in a
+texts through :func:`trainkit.serve.classifier.split_batches` with several budgets, and whole, each in a
 process of its own, and writes ``bench/results/batches.json``. It fails where the budget that
 serving uses is slower than the one of other devices.
 """
@@ -27,7 +27,7 @@ from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load as load_splits
 from trainkit.serve.bundle import open_bundle
-from trainkit.serve.classifier import CPU_TOKENS, MAX_TOKENS, in_parts
+from trainkit.serve.classifier import CPU_TOKENS, MAX_TOKENS, split_batches
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.files import pretty_json, write_atomically
@@ -134,7 +134,7 @@ def _open(budget: str, source: Path, threads: int) -> Engine:
     name = "whole batches" if budget == WHOLE else f"{budget} tokens"
     return Engine(
         name,
-        run if budget == WHOLE else in_parts(run, int(budget)),
+        run if budget == WHOLE else split_batches(run, int(budget)),
         precision=bundle.manifest.precision,
         versions=versions_of("onnxruntime"),
     )
