@@ -76,18 +76,18 @@ format: $(BIN)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Some minutes on two cores if the models are trained already (python -m trainkit.bench.accuracy),
+# Some minutes on two cores if the models are trained already (python -m trainkit.bench.studies.accuracy),
 # half an hour more if not.
 DATA ?= data
 figures: $(BIN)/.installed-dev
-	$(BIN)/python -m trainkit.bench.figures --data $(DATA)
-	$(BIN)/python -m trainkit.bench.readme
+	$(BIN)/python -m trainkit.bench.studies.trec --data $(DATA)
+	$(BIN)/python -m trainkit.bench.studies.publish
 
 # Twenty minutes on two cores; the first five need a quiet machine.
 export-figures: $(BIN)/.installed
-	$(BIN)/python -m trainkit.bench.exports
-	$(BIN)/python -m trainkit.bench.families
-	$(BIN)/python -m trainkit.bench.readme
+	$(BIN)/python -m trainkit.bench.studies.export_cost
+	$(BIN)/python -m trainkit.bench.studies.families
+	$(BIN)/python -m trainkit.bench.studies.publish
 
 # Its report is bench/results/fuzz.json: nine minutes on two busy cores.
 fuzz: $(BIN)/.installed-dev
@@ -145,8 +145,8 @@ kserve: $(KSERVE_BIN)/.installed
 	$(KSERVE_BIN)/python -m pytest --noconftest -W error tests/kserve tests/test_deploy.py
 
 # Some minutes and 1 GB for each. torch goes first, as above.
-PEERS := $(patsubst bench/peers/%.txt,build/peers/%/venv/bin/.installed,$(wildcard bench/peers/*.txt))
-build/peers/%/venv/bin/.installed: bench/peers/%.txt pyproject.toml
+PEERS := $(patsubst bench/studies/peers/%.txt,build/peers/%/venv/bin/.installed,$(wildcard bench/studies/peers/*.txt))
+build/peers/%/venv/bin/.installed: bench/studies/peers/%.txt pyproject.toml
 	$(PYTHON) -m venv build/peers/$*/venv
 	build/peers/$*/venv/bin/python -m pip install --quiet --constraint $< torch
 	build/peers/$*/venv/bin/python -m pip install --quiet --requirement $<
@@ -154,7 +154,7 @@ build/peers/%/venv/bin/.installed: bench/peers/%.txt pyproject.toml
 	touch $@
 
 peers: $(BIN)/.installed-dev $(PEERS)
-	$(BIN)/python -m pytest -W error tests/bench/test_peers.py
+	$(BIN)/python -m pytest -W error tests/bench/engines/test_peers.py
 
 graphs: $(BIN)/.installed-dev
 	$(BIN)/python tests/graphs/make.py

@@ -12,10 +12,9 @@ import msgspec
 import numpy as np
 
 from trainkit.bench import files
-from trainkit.bench.environment import Environment
-from trainkit.bench.protocol import Turn, WarmUp
-from trainkit.bench.roofline import Roofline
-from trainkit.bench.samples import bootstrap_interval
+from trainkit.bench.measure.environment import Environment
+from trainkit.bench.measure.roofline import Roofline
+from trainkit.bench.measure.statistics import bootstrap_interval
 from trainkit.export.parity import Report
 from trainkit.serve.errors import CheckFailedError, InputError
 
@@ -27,6 +26,8 @@ __all__ = [
     "Result",
     "Scenario",
     "Settings",
+    "Turn",
+    "WarmUp",
     "WorkloadResult",
     "check",
     "load",
@@ -131,6 +132,26 @@ class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Compare two rates a round; of durations, give the baseline's first."""
         ratios = [rate / base for rate, base in zip(rates, baseline, strict=True)]
         return cls(float(np.median(ratios)), *bootstrap_interval(ratios))
+
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Passes over all batches: the seconds of every batch, one tuple a pass.
+
+    Wall time of the call, or, where batches arrive by a schedule, from when each was due to its
+    end. ``seconds`` are the wall seconds of the passes, ``cpu_s`` their CPU seconds over all
+    threads.
+    """
+
+    batch_s: tuple[tuple[float, ...], ...]
+    seconds: float
+    cpu_s: float
+
+
+class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The turn before the measurement, and whether its passes had become equally fast."""
+
+    turn: Turn
+    stable: bool
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

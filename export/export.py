@@ -22,12 +22,12 @@ from trainkit.export.model_file import Settings, Written, check_settings, write_
 from trainkit.export.precision.gate import judge
 from trainkit.export.runtimes import runner
 from trainkit.export.source import Source
+from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
 from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
 from trainkit.serve.classifier import Classifier, Runner
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
-from trainkit.trainer import checkpoint
 
 __all__ = [
     "Exported",
@@ -67,8 +67,7 @@ class Target(NamedTuple):
 def target(source: str, kind: TargetName, settings: Settings, out: Path | None) -> Target:
     """Complete ``settings``, and the place beside the run, or under ``exports/`` for a model."""
     folder = Path(source).resolve()
-    is_run = (folder / checkpoint.CHECKPOINT).is_file()
-    home = folder if is_run else Path("exports") / folder.name
+    home = folder if is_kind(folder, "run") else Path("exports") / folder.name
     suffix = "" if settings.precision == "fp32" else f"-{settings.precision}"
     return Target(
         out or home / f"{kind}{suffix}",
@@ -315,6 +314,6 @@ def _manifest(source: Source, settings: Settings, written: Written) -> Manifest:
         machine=written.machine,
         equal_lengths=source.equal_lengths,
         notes=(*source.notes, *written.notes),
-        temperature=source.temperature,
+        temperature=msgspec.UNSET if source.temperature is None else source.temperature,
         files={},
     )

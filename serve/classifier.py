@@ -32,7 +32,7 @@ BATCH_SIZE = 32
 # tokens, 17 % up to 128; 4096 gave 28 % and 2 %.
 MAX_TOKENS = 2048
 # The same for ONNX Runtime on a CPU, where a small forward stays in the cache and its attention has
-# less padding: :mod:`trainkit.bench.batches` measures it.
+# less padding: :mod:`trainkit.bench.studies.token_budget` measures it.
 CPU_TOKENS = 512
 CPU = "CPUExecutionProvider"
 PROVIDERS = (CPU,)

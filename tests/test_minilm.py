@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 
 from tests.helpers.cores import all_cores
-from trainkit.bench import cold_start
+from trainkit.bench.studies import cold_start
 from trainkit.data.splits import Splits
 from trainkit.export.export import export_all, target
 from trainkit.export.model_file import Settings
@@ -18,7 +18,8 @@ from trainkit.serve import Classifier
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,11 +37,11 @@ def folder(splits, tmp_path_factory):
     """Train on the project's questions, from a copy of the backbone that tests may damage."""
     place = tmp_path_factory.mktemp("minilm")
     shutil.copytree(backbone.resolve("minilm"), place / "backbone")
-    choice = ModelChoice(kind="prefix", backbone=str(place / "backbone"), max_length=64)
+    choice = ModelSpec(kind="prefix", backbone=str(place / "backbone"), max_length=64)
     config = TrainConfig(epochs=6, learning_rate=1e-2)
     run = place / "run"
     with all_cores():
-        start(choice, splits, config, run)
+        train(choice, splits, config, run)
         goals = [target(str(run), name, Settings(), run / name) for name in ("onnx", "torchscript")]
         export_all(open_source(str(run)), goals)
     return run

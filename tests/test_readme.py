@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from trainkit.bench.readme import BLOCKS, filled
+from trainkit.bench.studies.publish import BLOCKS, filled
 from trainkit.cli import cli
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +15,7 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
     "README.md",
-    "bench/NOTES.md",
+    "bench/studies/README.md",
     *sorted(f"docs/{one.name}" for one in DOCS.glob("*.md")),
 ]
 

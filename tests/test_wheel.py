@@ -54,6 +54,8 @@ def test_the_wheel_alone_loads_a_bundle_and_predicts(tmp_path):
     status, out, err = run("-m", "trainkit", "train", "--data", "sample", "--model", "simple")
     assert status == 2
     assert "pip install 'trainkit-onnx[train]'" in err
+    studies = [*(tmp_path / "empty").glob("lib/python*/site-packages/trainkit/bench/studies*")]
+    assert not studies
     top_level = {path.name for path in (tmp_path / "empty").glob("lib/python*/site-packages/*")}
     assert not top_level & {"export", "serve", "bench", "tests"}
 

@@ -14,7 +14,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import msgspec, numpy as np
-from trainkit.bench.engines import open_engine
+from trainkit.bench.engines.registry import open_engine
 from trainkit.serve.encoding import Batch
 name, source, work, out = sys.argv[1:]
 batches, texts = msgspec.json.decode(Path(work).read_bytes())
@@ -57,7 +57,7 @@ def save_classifier(folder: Path, texts):
     """Save a small random BERT and a tokenizer of the texts' words, as Hugging Face would."""
     from transformers import PreTrainedTokenizerFast
 
-    from trainkit.bench.families import MAX_LENGTH, random_classifier
+    from tests.families import MAX_LENGTH, random_classifier
     from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 
     words = word_tokenizer(texts, min_count=1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainkit.bench.engine import Engine, NotThereError
-from trainkit.bench.worker import speak
+from trainkit.bench.engines.base import Engine, NotThereError
+from trainkit.bench.race.worker import speak
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import FloatArray
 from trainkit.serve.encoding import Batch

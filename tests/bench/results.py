@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from trainkit.bench import environment
-from trainkit.bench.environment import Environment
-from trainkit.bench.protocol import Turn, WarmUp
+from trainkit.bench.measure import environment
+from trainkit.bench.measure.environment import Environment
+from trainkit.bench.measure.roofline import Point, Roofline
 from trainkit.bench.result import (
     Absent,
     Engine,
@@ -23,9 +23,10 @@ from trainkit.bench.result import (
     Result,
     Scenario,
     Settings,
+    Turn,
+    WarmUp,
     WorkloadResult,
 )
-from trainkit.bench.roofline import Point, Roofline
 from trainkit.export.parity import CaseResult, Report, Tolerance
 
 TOKENS = 12  # of a text

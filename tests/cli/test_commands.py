@@ -9,12 +9,13 @@ import pytest
 
 from trainkit.bench.result import load
 from trainkit.cli import cli
-from trainkit.commands.predicting import CHUNK
+from trainkit.commands.predict import CHUNK
 from trainkit.data.splits import Splits, load_sample
 from trainkit.export import matrix
 from trainkit.serve import bundle
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 
 def document(result):
@@ -239,7 +240,7 @@ def test_verify_computes_the_run_anew(trainkit, tiny_bundles, splits, tmp_path):
     """Of the same texts, so with the same tokenizer and labels, and another seed."""
     few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
     config = TrainConfig(epochs=1, learning_rate=3e-3, seed=2)
-    other = start(ModelChoice(kind="simple"), few, config, tmp_path / "run").folder
+    other = train(ModelSpec(kind="simple"), few, config, tmp_path / "run").folder
     result = trainkit("verify", tiny_bundles["onnx"], "--against", other)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("Error: parity failed: ")

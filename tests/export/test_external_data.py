@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from trainkit.bench.families import random_source
+from tests.families import random_source
 from trainkit.data.splits import load_sample
 from trainkit.export import export as exporter
 from trainkit.export.graph_file import save_graph

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from trainkit.bench.families import FAMILIES, random_classifier, random_source
+from tests.families import FAMILIES, random_classifier, random_source
 from trainkit.export import export as exporter
 from trainkit.export import independence, parity
 from trainkit.export.model_file import Settings

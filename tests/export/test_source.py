@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
-from trainkit.bench.families import random_classifier
+from tests.families import random_classifier
 from trainkit.cli import cli
 from trainkit.export import export as exporter
 from trainkit.export.model_file import Settings
@@ -138,7 +138,7 @@ def test_a_longer_limit_than_the_positions_is_cut(hub_folder):
 def test_other_folders_are_named(tiny_bundles, hub_folder, tmp_path):
     with pytest.raises(InputError, match="is a bundle, exported already"):
         open_source(str(tiny_bundles["onnx"]))
-    with pytest.raises(InputError, match="is not a trainkit run"):
+    with pytest.raises(InputError, match="nor a run"):
         open_source(str(tmp_path))
     with pytest.raises(InputError, match="--base goes with a PEFT adapter"):
         open_source(str(hub_folder), base="other")

@@ -503,7 +503,9 @@ def test_a_missing_extra_is_one_sentence(tiny_bundles):
     block = BLOCKED.replace("ImportError(", "ModuleNotFoundError(name=name, *[").replace(
         'blocked")', 'blocked"])'
     )
-    with pytest.raises(AssertionError, match=r"needs torch; run: pip install 'trainkit\[train\]'"):
+    with pytest.raises(
+        AssertionError, match=r"needs torch; run: pip install 'trainkit-onnx\[train\]'"
+    ):
         python(block + call)
 
 

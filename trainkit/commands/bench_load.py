@@ -92,10 +92,10 @@ def load(
         raise InputError("--find-rate and --p99-below belong together; give both or neither.")
     given = dict(map(_header, headers))
 
-    from trainkit.bench import load as generator
-    from trainkit.bench.load_protocols import guess_protocol, public_url
-    from trainkit.bench.load_result import LoadSettings, save
-    from trainkit.bench.load_tables import table
+    from trainkit.bench.load import generator
+    from trainkit.bench.load.protocols import guess_protocol, public_url
+    from trainkit.bench.load.result import LoadSettings, save
+    from trainkit.bench.load.tables import table
     from trainkit.console import stdout, steps
     from trainkit.data.splits import load_split
 

@@ -18,18 +18,18 @@ from transformers import PreTrainedModel
 
 from trainkit.models.adapter_base import find_base, load_base
 from trainkit.models.backbone import first_line, quiet
-from trainkit.models.folding import fold
-from trainkit.models.untrusted import fetch
+from trainkit.models.merge_adapter import merge
+from trainkit.models.safe_loading import fetch
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError, TrainkitError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-__all__ = ["Adapted", "adapter_effect", "load_adapter"]
+__all__ = ["LoadedAdapter", "adapter_effect", "load_adapter"]
 
 
-class Adapted(NamedTuple):
+class LoadedAdapter(NamedTuple):
     """A base model with its adapter, twice, in float32 and evaluation mode.
 
     ``model`` is what to export: a Hugging Face sequence classifier with the adapter folded in,
@@ -54,7 +54,7 @@ class Adapted(NamedTuple):
 
 def load_adapter(
     folder: Path | str, base: str | None = None, *, trust_remote_code: bool = False
-) -> Adapted:
+) -> LoadedAdapter:
     """Load an adapter's folder or hub id on its base, and fold it in.
 
     ``base`` (a folder, hub id or ``minilm``) goes before what the adapter names, which may be
@@ -73,12 +73,12 @@ def load_adapter(
         pretrained = load_base(found, place, weights, trust_remote_code=trust_remote_code)
         reference = _apply(pretrained, place, config, weights)
         kind = str(getattr(config.peft_type, "value", config.peft_type))
-        folded = fold(reference, kind)
+        folded = merge(reference, kind)
     folded.model.requires_grad_(False).eval()
     _check_all_trained(folded.model, str(folder), found.name)
     with _sentence(f"PEFT cannot run adapter '{folder}'", "train it as LoRA, or on another base"):
         _check_same(folded.model, reference, kind)
-    return Adapted(
+    return LoadedAdapter(
         model=folded.model,
         reference=reference,
         base_name=found.name,
@@ -90,7 +90,7 @@ def load_adapter(
     )
 
 
-def adapter_effect(adapted: Adapted, batch: Batch) -> dict[str, float]:
+def adapter_effect(adapted: LoadedAdapter, batch: Batch) -> dict[str, float]:
     """Measure what the adapter does to a batch's logits, its trained head left in place.
 
     ``largest_logit_change`` is absolute, ``changed_label_share`` is of the rows whose largest logit

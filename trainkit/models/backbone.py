@@ -24,10 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.config import MINILM, BackboneConfig
-from trainkit.models.folding import shift_positions
+from trainkit.models.merge_adapter import shift_positions
 from trainkit.models.packing import pack_encoder
 from trainkit.models.prefix import PrefixProjection
-from trainkit.models.untrusted import fetch
+from trainkit.models.safe_loading import fetch
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 

@@ -18,10 +18,10 @@ from trainkit.serve.postprocess import ProblemType
 __all__ = [
     "Forward",
     "HubClassifier",
-    "assemble",
+    "build",
     "complete_padding",
-    "describe",
     "load",
+    "pack",
     "takes_token_types",
 ]
 
@@ -85,18 +85,18 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     complete_padding(pretrained, encoder.pad_id, name)
-    return describe(pretrained, encoder)
+    return pack(pretrained, encoder)
 
 
-def describe(pretrained: PreTrainedModel, encoder: TextEncoder) -> HubClassifier:
+def pack(pretrained: PreTrainedModel, encoder: TextEncoder) -> HubClassifier:
     """Keep ``pretrained`` as the reference, and pack it."""
     shared = {id(tensor): tensor for tensor in pretrained.state_dict(keep_vars=True).values()}
     reference = copy.deepcopy(pretrained, shared)
     body: Any = pretrained.base_model
-    return assemble(pretrained, reference, encoder, pack_encoder(body).declined)
+    return build(pretrained, reference, encoder, pack_encoder(body).declined)
 
 
-def assemble(
+def build(
     model: PreTrainedModel, reference: nn.Module, encoder: TextEncoder, padded_because: str | None
 ) -> HubClassifier:
     """Put a classifier together from what is exported and what it must compute."""

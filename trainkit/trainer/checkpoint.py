@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from trainkit import __version__
 from trainkit.models.classifier import TextClassifier, build
 from trainkit.models.config import ModelConfig
+from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -27,7 +28,7 @@ __all__ = [
     "CHECKPOINT",
     "LATEST",
     "Checkpoint",
-    "Loaded",
+    "LoadedRun",
     "calibrate",
     "load",
     "point_latest",
@@ -37,7 +38,6 @@ __all__ = [
     "weights_path",
 ]
 
-CHECKPOINT = "checkpoint.json"
 LATEST = "latest"
 FORMAT_VERSION = 1
 
@@ -58,11 +58,10 @@ class Checkpoint(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=T
     weights: str
     weights_facts: FileInfo
     tokenizer_facts: FileInfo
-    # Unset and not None: a checkpoint from before there was this field keeps its hash.
-    temperature: float | msgspec.UnsetType = msgspec.UNSET
+    temperature: float | None = None
 
 
-class Loaded(NamedTuple):
+class LoadedRun(NamedTuple):
     """A model in evaluation mode with its trained weights, and the encoder of its texts."""
 
     model: TextClassifier
@@ -78,7 +77,7 @@ class Loaded(NamedTuple):
             self.encoder,
             torch_runner(self.model),
             self.checkpoint.model.labels,
-            temperature=1.0 if kept is msgspec.UNSET else kept,
+            temperature=1.0 if kept is None else kept,
         )
 
 
@@ -116,9 +115,7 @@ def save(
     return checkpoint
 
 
-def calibrate(
-    folder: Path, temperature: float | msgspec.UnsetType, metrics: dict[str, float]
-) -> None:
+def calibrate(folder: Path, temperature: float | None, metrics: dict[str, float]) -> None:
     """Put the temperature, and what it does to the validation texts, into the checkpoint."""
     kept = read(folder)
     kept = msgspec.structs.replace(
@@ -127,7 +124,7 @@ def calibrate(
     write_atomically(folder / CHECKPOINT, pretty_json(kept.with_checksum()))
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path) -> LoadedRun:
     """Read a run's folder; ``InputError`` says what is missing or damaged in it."""
     path = folder / CHECKPOINT
     checkpoint = read(folder)
@@ -146,7 +143,7 @@ def load(folder: Path) -> Loaded:
     )
     model = build(checkpoint.model)
     restore(model, folder / checkpoint.weights)
-    return Loaded(model.eval(), encoder, checkpoint)
+    return LoadedRun(model.eval(), encoder, checkpoint)
 
 
 def restore(model: TextClassifier, weights: Path) -> None:

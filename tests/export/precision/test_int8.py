@@ -300,7 +300,7 @@ def test_seven_bits_never_saturate_sixteen(bits, exact):
 
 
 def has_vnni():
-    from trainkit.bench.environment import describe
+    from trainkit.bench.measure.environment import describe
 
     return bool({"avx512_vnni", "avx_vnni"} & set(describe().flags))
 

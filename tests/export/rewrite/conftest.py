@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from trainkit.bench.families import FAMILIES, SIZES
+from tests.families import FAMILIES, SIZES
 from trainkit.export.matrix import masks
 from trainkit.export.onnx_graph import export_graph
 from trainkit.export.quiet import quiet_exporter

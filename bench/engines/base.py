@@ -1,0 +1,95 @@
+"""What every engine of the benchmark is made of, whichever runtime computes it.
+
+The environments of the peers (:mod:`trainkit.bench.engines.peers`) import this: no more than
+serving's packages.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+from trainkit.serve.bundle import MANIFEST, Format, read_manifest
+from trainkit.serve.classifier import FloatArray, Runner
+from trainkit.serve.encoding import Text
+from trainkit.serve.errors import InputError
+
+__all__ = [
+    "KINDS",
+    "ON_TORCH",
+    "Engine",
+    "Kind",
+    "NotThereError",
+    "kind_of",
+    "limit_torch",
+    "versions_of",
+]
+
+Kind: TypeAlias = Format | Literal["run", "classifier", "adapter"]
+"""What a source is: a bundle by its format, a trainkit run, or a folder of Hugging Face's."""
+
+KINDS: dict[Kind, str] = {
+    "run": "a trainkit run",
+    "classifier": "a Hugging Face classifier's folder",
+    "adapter": "a PEFT adapter's folder",
+    "onnx": "an ONNX bundle",
+    "torchscript": "a TorchScript bundle",
+    "pt2": "a torch.export bundle",
+    "aoti": "an AOTInductor bundle",
+}
+ON_TORCH: tuple[Kind, ...] = ("run", "classifier", "adapter")
+
+
+class Engine(NamedTuple):
+    """What computes: its name for the reader, and a function from a padded batch to logits.
+
+    A runtime that tokenises itself has ``classify`` instead of ``run``: texts to (B, C) logits, in
+    one batch, columns in the order of the source's labels. ``precision`` is a key of
+    ``export.parity.TOLERANCES``; ``versions`` are those of the libraries that compute.
+    """
+
+    name: str
+    run: Runner | None
+    classify: Callable[[Sequence[Text]], FloatArray] | None = None
+    precision: str = "fp32"
+    versions: Mapping[str, str] = {}
+
+
+class NotThereError(Exception):
+    """A runtime that this machine or environment does not have: why, and how to get it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def kind_of(source: Path) -> Kind:
+    """Return what a source is; ``InputError`` where it is nothing that an engine takes."""
+    if (source / MANIFEST).is_file():
+        return read_manifest(source).format
+    marks: dict[str, Kind] = {
+        "checkpoint.json": "run",
+        "adapter_config.json": "adapter",  # before config.json: some adapters have both
+        "config.json": "classifier",
+    }
+    for file, kind in marks.items():
+        if (source / file).is_file():
+            return kind
+    raise InputError(
+        f"{source} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json) nor a "
+        "Hugging Face folder (no config.json); give the folder that train or export named."
+    )
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Return the versions of installed packages by their names."""
+    return {package: metadata.version(package) for package in packages}
+
+
+def limit_torch(threads: int) -> None:
+    """Set PyTorch's threads, inside an operation and between them: once, before anything runs."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != threads:  # it may be set once only
+        torch.set_num_interop_threads(threads)

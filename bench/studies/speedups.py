@@ -1,0 +1,186 @@
+"""How far trainkit is ahead of the others on the suite's results, beside the goals, as Markdown.
+
+In go the suite's results by their files' names. trainkit is ONNX Runtime on its bundle; the other
+is the fastest, by its median rate, of what trainkit did not make.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from trainkit.bench.report.compare import speeds
+from trainkit.bench.report.tables import engine_labels
+from trainkit.bench.result import Measurement, Ratio, Result, WorkloadResult
+
+__all__ = [
+    "HEADINGS",
+    "OTHERS",
+    "OURS",
+    "WORKERS",
+    "Figure",
+    "Goals",
+    "figures",
+    "headline",
+    "markdown",
+    "summary",
+]
+
+WORKERS = "onnx-workers"
+DEFAULT = ("onnx",)
+OURS = (*DEFAULT, WORKERS)
+OTHERS = (
+    "huggingface",
+    "compile",
+    "pipeline",
+    "transformers-exporters",
+    "ort-optimizer",
+    "optimum",
+    "optimum-o2",
+    "optimum-int8",
+    "openvino-converter",
+    "sentence-transformers",
+)
+NAMES = {"minilm": "MiniLM-L6", "base": "BERT-base's size"}
+HEADINGS = ("fp32 against fp32", "int8 against fp32", "int8 against int8", "fp32: share of peak")
+
+
+class Goals(NamedTuple):
+    """The least figure under each of ``HEADINGS``; None where there is no goal."""
+
+    fp32: float | None = None
+    int8: float | None = None
+    int8_by_int8: float | None = None
+    peak_share: float | None = None
+
+
+class Figure(NamedTuple):
+    """A cell of the table: what was reached, and against whom; the goal, empty without one."""
+
+    reached: str
+    goal: str
+    missed: bool
+
+    def __str__(self) -> str:
+        """Say both, and whether the goal is missed."""
+        if not self.goal:
+            return self.reached
+        return f"{self.reached}; goal {self.goal}{', **missed**' if self.missed else ''}"
+
+
+def markdown(results: Mapping[str, Result]) -> str:
+    """Return a table with one row a run and batch size; a figure that misses its goal says so."""
+    lines = [f"| model, texts, batch | {' | '.join(HEADINGS)} |", "|---|---|---|---|---|"]
+    found: list[Figure] = []
+    wrong, noisy = [], []
+    for name, result in results.items():
+        model = name.removeprefix("suite-").removesuffix(f"-{result.data}")
+        if result.noisy:
+            noisy.append(f"{model}, {result.data}")
+        for workload in result.workloads:
+            if workload.scenario != "offline":
+                continue
+            run = f"{model}, {result.data}, {workload.batch_size}"
+            row = figures(result, workload, _goals(result.data, workload.batch_size))
+            lines.append(f"| {run} | {' | '.join(map(str, row))} |")
+            found += row
+            wrong += [
+                f"{engine_labels(result)[one.engine]} ({run})"
+                for one in workload.measurements
+                if one.wrong and result.engines[one.engine].runtime in (*OURS, *OTHERS)
+            ]
+    lines += ["", summary(found)]
+    if wrong:
+        lines += ["", f"Left out, for their outputs are wrong: {', '.join(wrong)}."]
+    if noisy:
+        lines += ["", f"Noisy, for the reasons below their tables: {'; '.join(noisy)}."]
+    return "\n".join(lines)
+
+
+def headline(results: Mapping[str, Result]) -> str:
+    """Return a small table of how far its defaults are ahead on newsgroups posts."""
+    lines = ["| newsgroups posts | float32 | int8, against float32 |", "|---|---:|---:|"]
+    for model, name in NAMES.items():
+        result = results[f"suite-{model}-newsgroups20"]
+        for workload in sorted(result.workloads, key=lambda one: -one.batch_size):
+            size = workload.batch_size
+            row = figures(result, workload, Goals(), DEFAULT)[:2]
+            cells = [one.reached.partition(" (")[0].replace("not measured", "-") for one in row]
+            how = f"batches of {size}" if size > 1 else "one at a time"
+            lines.append(f"| {name}, {how} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def _goals(data: str, batch_size: int) -> Goals:
+    if batch_size == 1:
+        return Goals(fp32=1.15, int8=1.6)
+    if data == "newsgroups20":
+        return Goals(fp32=2.5, int8=4.0, int8_by_int8=2.0, peak_share=0.85)
+    if data == "trec" and batch_size == 32:
+        return Goals(fp32=2.2, int8=3.0, peak_share=0.85)
+    return Goals(peak_share=0.85)
+
+
+def summary(found: Sequence[Figure]) -> str:
+    """Say how many of the figures that have a goal miss it."""
+    goals = [one for one in found if one.goal]
+    return f"{sum(one.missed for one in goals)} of {len(goals)} goals are missed."
+
+
+def figures(
+    result: Result, workload: WorkloadResult, goals: Goals, runtimes: tuple[str, ...] = OURS
+) -> tuple[Figure, ...]:
+    """Return the figures under ``HEADINGS`` of one workload; ``runtimes`` are those of ours."""
+    ours = _fastest(result, workload, runtimes, "fp32")
+    ours8 = _fastest(result, workload, runtimes, "int8")
+    others = _fastest(result, workload, OTHERS, "fp32")
+    others8 = _fastest(result, workload, OTHERS, "int8")
+    return (
+        _ratio(result, workload, ours, others, goals.fp32),
+        _ratio(result, workload, ours8, others, goals.int8),
+        _ratio(result, workload, ours8, others8, goals.int8_by_int8),
+        _share(ours.roofline_share if ours else None, goals.peak_share),
+    )
+
+
+def _fastest(
+    result: Result, workload: WorkloadResult, runtimes: tuple[str, ...], precision: str
+) -> Measurement | None:
+    sound = [
+        measured
+        for measured in workload.measurements
+        if not measured.wrong
+        and (engine := result.engines[measured.engine]).runtime in runtimes
+        and engine.precision == precision
+    ]
+    return max(sound, key=lambda one: one.texts_per_s, default=None)
+
+
+def _ratio(
+    result: Result,
+    workload: WorkloadResult,
+    ours: Measurement | None,
+    other: Measurement | None,
+    goal: float | None,
+) -> Figure:
+    wanted = "" if goal is None else f"{goal:g}"
+    if ours is None or other is None:
+        return Figure("not measured", wanted, goal is not None)
+    ratio = Ratio.of_rounds(speeds(workload, ours), speeds(workload, other))
+    median, low = (f"{_down(100 * value) / 100:.2f}" for value in (ratio.median, ratio.low))
+    whom = engine_labels(result)[other.engine]
+    how = " with workers" if result.engines[ours.engine].runtime == WORKERS else ""
+    reached = f"{median} ({low} to {ratio.high:.2f}){how}, {whom}"
+    return Figure(reached, wanted, goal is not None and ratio.median < goal)
+
+
+def _share(share: float | None, goal: float | None) -> Figure:
+    wanted = "" if goal is None else f"{100 * goal:g} %"
+    if share is None or share > 1:  # which cannot be, so that it shows nothing
+        told = f"{100 * share:.0f} %, so the peak was measured too low" if share else "not measured"
+        return Figure(told, wanted, goal is not None)
+    return Figure(f"{_down(100 * share)} %", wanted, goal is not None and share < goal)
+
+
+def _down(number: float) -> int:
+    """Round down, so that what misses a goal never reads like it; but not for the last bit."""
+    return math.floor(round(number, 6))
