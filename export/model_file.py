@@ -32,7 +32,8 @@ from trainkit.export.source import Source
 from trainkit.serve.bundle import MODEL_FILES, Format, Precision
 from trainkit.serve.classifier import BATCH_SIZE
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.postprocess import FloatArray, ProblemType
+from trainkit.serve.postprocess import ProblemType
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Settings", "Stage", "Written", "check_settings", "write_model"]
 

@@ -20,10 +20,9 @@ from trainkit.export.matrix import Case, masks
 from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
-from trainkit.serve.classifier import Runner
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["Optimized", "Step", "optimize"]
 

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from trainkit.export.matrix import Case
-from trainkit.serve.classifier import Runner
 from trainkit.serve.errors import CheckFailedError
-from trainkit.serve.postprocess import FloatArray, ProblemType, decisions
+from trainkit.serve.postprocess import ProblemType, decisions
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "TOLERANCES",

@@ -46,7 +46,7 @@ from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Batch
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.onnx_session import onnx_runner
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["PrecisionFigures", "Variant", "main", "markdown"]
 

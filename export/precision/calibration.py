@@ -16,7 +16,7 @@ from trainkit.export.precision.observe import observe
 from trainkit.export.precision.sites import Product, find_sites
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Range", "calibrate"]
 

@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 from trainkit.export.precision.emit import Emitter
 from trainkit.export.precision.kept import LARGEST, infer_types, kept_nodes
 from trainkit.export.rewrite.outcome import Outcome
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["to_fp16"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainkit.export import accuracy
 from trainkit.serve.errors import InputError
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Limits", "Verdict", "judge"]
 

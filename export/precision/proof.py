@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from trainkit.export.precision.sites import Declined, Lookup, Product, find_sites
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["check_graph"]
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trainkit.export.precision.settings import Int8Settings
 from trainkit.export.precision.sites import site_names
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Evaluate", "Sensitivity", "rank"]
 

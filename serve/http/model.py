@@ -11,16 +11,17 @@ import msgspec
 import numpy as np
 
 from trainkit.serve.bundle import Manifest, open_bundle
-from trainkit.serve.classifier import PROVIDERS, Classifier
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch, Text, Tokens, characters
 from trainkit.serve.errors import InputError
+from trainkit.serve.forward_pool import PROVIDERS
 from trainkit.serve.http.batching import Batcher, BatchingPolicy, BatchStats, InferenceResult
 from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.exceptions import InferenceError, QueueFullError, UnavailableError
 from trainkit.serve.http.inference_process import ProcessSpec
 from trainkit.serve.http.settings import Settings
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["BatchStats", "InferenceResult", "Model", "Models", "default_threads"]
 

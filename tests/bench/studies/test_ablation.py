@@ -31,8 +31,8 @@ from trainkit.export.graph_file import operators
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.source import open_source
 from trainkit.serve.bundle import open_bundle, write_manifest
-from trainkit.serve.classifier import CPU_TOKENS
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.forward_pool import CPU_TOKENS
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
