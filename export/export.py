@@ -143,7 +143,7 @@ def prepare(
     """
     cases = matrix.reference_cases(
         source.reference,
-        matrix.make_cases(source.encoder, parity_texts(), blank_rows=source.blank_rows),
+        matrix.make_cases(source.encoder, parity_texts()),
         lambda name: told(f"PyTorch: {name}"),
     )
     checks = independence.compare_ways(

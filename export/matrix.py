@@ -66,13 +66,12 @@ def masks(batch: int, length: int) -> Iterator[tuple[str, IntArray]]:
 
 
 def make_cases(
-    encoder: TextEncoder, texts: Sequence[str], seed: int = 0, *, blank_rows: bool = True
+    encoder: TextEncoder, texts: Sequence[str], seed: int = 0
 ) -> Iterator[tuple[str, Batch]]:
     """Yield the matrix of random ids, then ``texts`` in batches of eight.
 
     Hidden positions hold random ids too, not padding: a mask that got lost cannot go unnoticed.
-    Token types, where the model has them, are random as well. Without ``blank_rows`` each row has a
-    token at least.
+    Token types, where the model has them, are random as well.
     """
     random = np.random.default_rng(seed)
     vocabulary = encoder.tokenizer.get_vocab_size()
@@ -83,8 +82,6 @@ def make_cases(
         ids = random.integers(0, vocabulary, size=(batch, length), dtype=np.int64)
         types = random.integers(0, 2, size=ids.shape) if encoder.token_types else None
         for kind, mask in masks(batch, length):
-            if not blank_rows and not mask.any(axis=1).all():
-                continue
             yield f"{batch} x {length}, {kind}", Batch(ids, mask, types)
     rows = encoder.tokens(texts)
     for start in range(0, len(rows), TEXT_BATCH):

@@ -21,7 +21,7 @@ from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.errors import CheckFailedError, InputError, first_line
 from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["Optimized", "Step", "optimize"]
@@ -118,7 +118,7 @@ def _load(source: Path) -> ir.Model:
         model = ir.load(source)
     except Exception as error:  # protobuf, onnx_ir and the file system each raise their own
         raise InputError(
-            f"{source} cannot be read as an ONNX model ({_first_line(error)}); give an ONNX file "
+            f"{source} cannot be read as an ONNX model ({first_line(error)}); give an ONNX file "
             "with its weights beside it."
         ) from None
     if not model.graph.outputs or not len(model.graph):
@@ -174,7 +174,7 @@ def _runner(path: Path, roles: Roles) -> Runner:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
         raise InputError(
-            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({_first_line(error)}); "
+            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({first_line(error)}); "
             "export it again."
         ) from None
 
@@ -222,7 +222,7 @@ def _reference(run: Runner, roles: Roles, source: Path, told: Told) -> tuple[lis
         try:
             logits = run(batch)
         except Exception as error:  # whatever a runtime raises on a shape
-            said = _first_line(error)
+            said = first_line(error)
             skipped.append(f"{name}: {said}")
             continue
         if logits.ndim == 2 and len(logits) == len(batch.input_ids) and np.isfinite(logits).all():
@@ -247,7 +247,7 @@ def _prove(
         run = _runner(path, roles)
     except (*INVALID, InputError) as error:
         raise CheckFailedError(
-            f"{what} made a graph that is not valid ({_first_line(error)}); nothing was written."
+            f"{what} made a graph that is not valid ({first_line(error)}); nothing was written."
         ) from None
     report = parity.compare(cases, run, told=lambda case: told(f"{what}: {case}"))
     if not report.passed:
@@ -257,8 +257,3 @@ def _prove(
             f"{report.cases} cases (worst: {worst.case}, {worst.reason}); nothing was written."
         )
     return report.max_abs
-
-
-def _first_line(error: Exception) -> str:
-    said = str(error).splitlines()
-    return said[0] if said else type(error).__name__

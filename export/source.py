@@ -26,9 +26,6 @@ from trainkit.trainer import checkpoint
 
 __all__ = ["Source", "from_hub", "open_source"]
 
-NO_BLANK_ROWS = (
-    "Rows without any token were not compared: transformers 4 lets them attend to their padding."
-)
 OWN_HEAD = "of the model's own head"
 EFFECT_TEXTS = 16  # on which an adapter must change the logits
 
@@ -38,8 +35,7 @@ class Source(NamedTuple):
 
     ``model`` takes the inputs that ``encoder`` makes, (B, S) int64 each, and gives (B, C) logits.
     ``reference`` is the source's own forward, before anything was changed for the export.
-    ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``;
-    ``blank_rows``: a row without any token is compared too.
+    ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``.
     ``facts`` go into the manifest, ``notes`` to the user. ``temperature`` is a run's, fitted on its
     validation texts.
     """
@@ -54,7 +50,6 @@ class Source(NamedTuple):
     facts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     equal_lengths: bool = False
-    blank_rows: bool = True
     temperature: float | None = None
 
     def classifier(self, run: Runner | None = None) -> Classifier:
@@ -138,7 +133,6 @@ def _run(folder: Path) -> Source:
 
 def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
     """Return the source of a Hugging Face classifier; ``facts`` name its kind and backbone."""
-    defined = not metadata.version("transformers").startswith("4.")
     return Source(
         model=loaded.model,
         reference=torch_runner(loaded.reference),
@@ -153,8 +147,6 @@ def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
             "versions": {"trainkit": __version__} | _versions(),
             "padded_because": loaded.padded_because,
         },
-        notes=() if defined else (NO_BLANK_ROWS,),
-        blank_rows=defined,
     )
 
 

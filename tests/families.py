@@ -96,5 +96,5 @@ def random_source(family: str, **settings: Any) -> Source:
     encoder = TextEncoder(
         tokenizer, MAX_LENGTH, PAD_ID, token_types=hub_classifier.takes_token_types(model)
     )
-    loaded = hub_classifier.describe(model, encoder)
+    loaded = hub_classifier.pack(model, encoder)
     return from_hub(loaded, {"kind": "classifier", "backbone": family})

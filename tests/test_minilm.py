@@ -91,5 +91,5 @@ def test_another_backbone_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="other weights than the one that the prefix was trained"):
         checkpoint.load(folder)
     shutil.rmtree(path.parent)
-    with pytest.raises(InputError, match="is no folder here"):
+    with pytest.raises(InputError, match="is not a directory"):
         checkpoint.load(folder)

@@ -174,8 +174,9 @@ def _loaded(source: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
 
     from trainkit.models import backbone
     from trainkit.models.hub_classifier import takes_token_types
+    from trainkit.models.loading import quiet
 
-    with backbone.quiet():
+    with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             source, dtype=torch.float32, **settings
         ).eval()

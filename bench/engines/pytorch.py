@@ -70,8 +70,8 @@ def _padded(source: Path) -> "nn.Module":
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from trainkit.models.backbone import quiet
     from trainkit.models.hub_classifier import Forward
+    from trainkit.models.loading import quiet
 
     with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)

@@ -36,7 +36,8 @@ from trainkit.data.splits import Splits, load
 from trainkit.export import model_file
 from trainkit.export.export import export, prepare
 from trainkit.export.source import open_source
-from trainkit.models.backbone import quiet, resolve
+from trainkit.models.backbone import resolve
+from trainkit.models.loading import quiet
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
