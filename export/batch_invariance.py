@@ -11,9 +11,8 @@ import msgspec
 import numpy as np
 
 from trainkit.export.parity import Tolerance
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder, Tokens
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["LEFT", "RIGHT", "InvarianceCheck", "check_invariance", "excuse_source", "reads_padding"]
 

@@ -27,9 +27,10 @@ from trainkit.export.source import ExportSource
 from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
 from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
-from trainkit.serve.classifier import Classifier, Runner
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.types import Runner
 
 __all__ = [
     "ExportFormat",

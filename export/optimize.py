@@ -20,10 +20,9 @@ from trainkit.export.parity_cases import Case, ProgressCallback, masks
 from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError, first_line
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["Optimized", "Step", "optimize"]
 

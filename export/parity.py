@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from trainkit.export.parity_cases import Case, ProgressCallback
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray, ProblemType, decisions
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.postprocess import ProblemType, decisions
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "TOLERANCES",

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "PARITY_FILE",

@@ -32,8 +32,8 @@ from trainkit.export.settings import ExportSettings
 from trainkit.export.source import ExportSource
 from trainkit.serve.bundle import MODEL_FILES, Format, Precision
 from trainkit.serve.classifier import BATCH_SIZE
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.types import FloatArray
 
 __all__ = ["ExportedModel", "Stage", "write_model"]
 

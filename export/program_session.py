@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["check_machine", "compiled_runner", "program_runner"]
 

@@ -17,10 +17,11 @@ from trainkit.models.config import MINILM
 from trainkit.models.hub_classifier import HubClassifier
 from trainkit.models.safe_loading import fetch
 from trainkit.models.sources import detect
-from trainkit.serve.classifier import Classifier, Runner
-from trainkit.serve.decision import ProblemType
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import ProblemType
+from trainkit.serve.types import Runner
 from trainkit.trainer import checkpoint
 
 __all__ = ["ExportSource", "from_transformers", "open_source"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["torchscript_runner"]
 

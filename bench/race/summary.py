@@ -28,7 +28,7 @@ from trainkit.bench.result import (
     texts_per_s,
 )
 from trainkit.export import parity, parity_cases
-from trainkit.serve.classifier import FloatArray, Runner
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["Raced", "Running", "noise_of", "result_of", "spread_of", "with_end"]
 

@@ -20,9 +20,10 @@ from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
-from trainkit.bench.result import ExportSettings, check, save
+from trainkit.bench.result import Settings, check, save
 from trainkit.bench.studies.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
@@ -34,7 +35,6 @@ from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import ExportSource, open_source
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Manifest, open_bundle, write_manifest
 from trainkit.serve.cores import usable_cores
 
@@ -49,7 +49,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
 }
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("source")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")
@@ -76,7 +76,7 @@ def main(
 ) -> None:
     """Measure what each choice is worth for SOURCE, a run or a Hugging Face folder."""
     splits = load(data, Columns(text_column=text_column, label_column=label_column))
-    settings = ExportSettings(
+    settings = Settings(
         batch_sizes=batch_sizes,
         threads=(usable_cores(),),
         min_seconds=min_seconds,

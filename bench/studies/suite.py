@@ -25,9 +25,10 @@ from transformers import (
 from trainkit.bench.engines.registry import Spec, applicable
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
-from trainkit.bench.result import ExportSettings, check, save
+from trainkit.bench.result import Settings, check, save
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.widened_bert import grow
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stderr, stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
@@ -37,7 +38,6 @@ from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.models.backbone import resolve
 from trainkit.models.loading import quiet
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
@@ -60,7 +60,7 @@ EXPORTS = (
 )
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--model", type=click.Choice(["minilm", "base"]), default="minilm")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")
@@ -97,7 +97,7 @@ def main(
     names = ["huggingface", *(one for one in applicable(folder) if one != "huggingface")]
     specs = [Spec(runtime, folder) for runtime in names]
     specs += [Spec(runtime, bundle) for bundle in bundles for runtime in applicable(bundle)]
-    settings = ExportSettings(
+    settings = Settings(
         batch_sizes=batch_sizes,
         threads=(usable_cores(),),
         min_seconds=5.0,

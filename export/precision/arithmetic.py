@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainkit.export.precision.int8_settings import Int8Settings
-from trainkit.serve.decision import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["QuantisedTable", "QuantisedWeight", "quantise_table", "quantise_weight"]
 

@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from trainkit.export.precision.observe import observe
 from trainkit.export.precision.quantizable import Product, find_quantizable
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Range", "calibrate"]
 

@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 from trainkit.export.precision.emit import Emitter
 from trainkit.export.precision.fp32_nodes import LARGEST, find_fp32_nodes, infer_types
 from trainkit.export.rewrite.base import RewriteResult
-from trainkit.serve.decision import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["to_fp16"]
 

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from trainkit.export import accuracy
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Limits", "Verdict", "judge"]
 

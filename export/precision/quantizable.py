@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from trainkit.serve.decision import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = [
     "Lookup",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from trainkit.export.precision.quantizable import Lookup, NotQuantizable, Product, find_quantizable
-from trainkit.serve.decision import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["diff_graphs"]
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.quantizable import quantizable_names
-from trainkit.serve.decision import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Evaluate", "Sensitivity", "rank"]
 

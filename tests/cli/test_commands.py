@@ -9,7 +9,7 @@ import pytest
 
 from trainkit.bench.result import load
 from trainkit.cli import cli
-from trainkit.commands.predicting import CHUNK
+from trainkit.commands.predict import CHUNK
 from trainkit.data.splits import Splits, load_sample
 from trainkit.export import parity_cases
 from trainkit.serve import bundle

@@ -10,7 +10,7 @@ from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import Sealed, pretty_json, write_atomically
+from trainkit.serve.files import Checksummed, pretty_json, write_atomically
 from trainkit.trainer.config import TrainConfig
 
 __all__ = [
@@ -82,7 +82,7 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     columns: Columns = Columns()
 
 
-class RunConfig(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunConfig(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``settings.json``; ``source`` is None where the caller gave the examples."""
 
     model: ModelSpec
@@ -110,7 +110,7 @@ class RunConfig(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder."""
-        write_atomically(folder / PLAN, pretty_json(self.sealed()))
+        write_atomically(folder / PLAN, pretty_json(self.with_checksum()))
 
 
 def check_own_test(folder: Path, data: str, split: str | None) -> None:
@@ -150,6 +150,6 @@ def read(folder: Path) -> RunConfig:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); train anew.") from None
-    if not plan.is_intact:
+    if not plan.is_valid:
         raise InputError(f"{path} was changed since the training began; train anew.")
     return plan

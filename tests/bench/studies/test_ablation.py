@@ -15,7 +15,7 @@ from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import markdown
-from trainkit.bench.result import ExportSettings
+from trainkit.bench.result import Settings
 from trainkit.bench.studies import ablation
 from trainkit.bench.studies.ablation_worker import (
     AHEAD,
@@ -31,14 +31,14 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.serve.bundle import open_bundle, write_manifest
-from trainkit.serve.classifier import CPU_TOKENS
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.forward_pool import CPU_TOKENS
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
 
 EXAMPLES = load_sample()[:60]
-QUICK = ExportSettings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
+QUICK = Settings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
 
 
 @pytest.fixture(scope="module")

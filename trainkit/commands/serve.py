@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trainkit.serve.errors import InputError
-from trainkit.serve.http import bearer
+from trainkit.serve.http import auth
 
 if TYPE_CHECKING:
     import socket
@@ -74,7 +74,7 @@ def option(group: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
     "Address",
     "--token-file",
     type=click.Path(path_type=Path),
-    help=f"Demand this bearer token (or that of the variable {bearer.VARIABLE}).",
+    help=f"Demand this bearer token (or that of the variable {auth.VARIABLE}).",
 )
 @option(
     "Processes", "--workers", metavar="N", type=Count, default=1, help="Fronts that share the port."
@@ -202,9 +202,9 @@ def serve(
     token = read_token(token_file)
 
     from trainkit.serve.http import run, supervisor
-    from trainkit.serve.http.listener import bound
+    from trainkit.serve.http.sockets import bound
 
-    plan = run.Plan(
+    plan = run.WorkerConfig(
         folders=folders,
         settings=server_settings(**settings),
         token=token,
@@ -293,11 +293,11 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 def read_token(file: Path | None) -> str | None:
     """Return the token of the file or of the environment, which then no child inherits."""
-    token = bearer.from_environment()
+    token = auth.from_environment()
     if file is None:
         return token
     try:
-        token = bearer.checked(file.read_text(encoding="utf-8").strip(), str(file))
+        token = auth.checked(file.read_text(encoding="utf-8").strip(), str(file))
         readable = file.stat().st_mode & 0o044
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
@@ -311,7 +311,7 @@ def read_token(file: Path | None) -> str | None:
 
 def check_exposure(listener: "socket.socket", token: str | None) -> None:
     """Warn where everybody on the network may ask."""
-    from trainkit.serve.http.listener import is_loopback, url
+    from trainkit.serve.http.sockets import is_loopback, url
 
     if token is None and not is_loopback(listener):
         warn(
@@ -322,7 +322,7 @@ def check_exposure(listener: "socket.socket", token: str | None) -> None:
 
 def check_admin(listener: "socket.socket", token: str | None) -> None:
     """Refuse an admin address that everybody on the network may use."""
-    from trainkit.serve.http.listener import is_loopback
+    from trainkit.serve.http.sockets import is_loopback
 
     if token is None and not is_loopback(listener):
         raise InputError(

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from trainkit.serve.decision import check_temperature, probabilities, threshold_of_each
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import check_temperature, label_thresholds, probabilities
 
 LOGITS = np.random.default_rng(0).normal(scale=5, size=(50, 4)).astype(np.float32)
 
@@ -45,8 +45,8 @@ def test_a_regression_has_no_temperature():
 
 
 def test_thresholds_are_one_for_all_or_by_name():
-    assert threshold_of_each(0.3, ["a", "b"]) == {"a": 0.3, "b": 0.3}
-    assert threshold_of_each({"b": 1}, ["a", "b"]) == {"a": 0.5, "b": 1}
+    assert label_thresholds(0.3, ["a", "b"]) == {"a": 0.3, "b": 0.3}
+    assert label_thresholds({"b": 1}, ["a", "b"]) == {"a": 0.5, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_thresholds_are_one_for_all_or_by_name():
 )
 def test_thresholds_that_cannot_be_are_refused(thresholds, told):
     with pytest.raises(InputError, match=told):
-        threshold_of_each(thresholds, ["a", "b"])
+        label_thresholds(thresholds, ["a", "b"])
 
 
 def test_names_that_nobody_knows_are_counted_and_not_all_repeated():
     with pytest.raises(InputError, match=r"'n0', .*'n4' and 99,995 more, which") as refused:
-        threshold_of_each({f"n{number}": 0.5 for number in range(100_000)}, ("A", "B"))
+        label_thresholds({f"n{number}": 0.5 for number in range(100_000)}, ("A", "B"))
     assert len(str(refused.value)) < 300
     with pytest.raises(InputError) as refused:
-        threshold_of_each({"x" * 10_000: 0.5}, ("A", "B"))
+        label_thresholds({"x" * 10_000: 0.5}, ("A", "B"))
     assert len(str(refused.value)) < 300

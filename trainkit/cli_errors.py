@@ -6,7 +6,7 @@ import click
 
 from trainkit.serve.errors import InputError, TrainkitError
 
-__all__ = ["OneSentence"]
+__all__ = ["ErrorReportingCommand"]
 
 # What `pip install trainkit-onnx[...]` brings each library that the base install leaves out.
 EXTRAS = {
@@ -39,7 +39,7 @@ class Failure(click.ClickException):
         self.exit_code = error.exit_code  # type: ignore[misc]  # click declares a class variable
 
 
-class OneSentence(click.Command):
+class ErrorReportingCommand(click.Command):
     """A command that turns our own errors, and a missing extra, into one clear sentence."""
 
     def invoke(self, context: click.Context) -> Any:

@@ -1,4 +1,4 @@
-"""``trainkit bench``: measure runtimes against each other."""
+"""``trainkit bench run``."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,6 @@ from typing import Any
 
 import click
 
-from trainkit.commands.bench_load import load
-from trainkit.commands.bench_reports import compare, recommend, report
 from trainkit.commands.common import (
     SplitName,
     columns,
@@ -17,24 +15,10 @@ from trainkit.commands.common import (
     split_option,
 )
 
-__all__ = ["bench"]
+__all__ = ["bench_run"]
 
 
-@click.group()
-def bench() -> None:
-    """Measure runtimes against each other, and a server under load.
-
-    \b
-    trainkit bench run --data questions.csv --out bench.json
-    trainkit bench recommend bench.json --latency-below 20
-    """
-
-
-for command in (load, report, compare, recommend):
-    bench.add_command(command)
-
-
-@bench.command("run")
+@click.command("run")
 @click.argument("engines", nargs=-1, metavar="[RUNTIME:]SOURCE ...")
 @click.option("--all", "every", is_flag=True, help="Every runtime that can take each SOURCE.")
 @click.option("--data", "data_source", default="sample", show_default=True)

@@ -16,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = [
     "ClientGoneError",
     "Error",
-    "Guard",
-    "Record",
-    "RefusedError",
-    "Reply",
+    "HTTPError",
+    "RequestLog",
+    "RequestMiddleware",
+    "Response",
+    "error_response",
     "header",
     "header_timeout_s",
     "read_body",
-    "refusal",
     "unless_gone",
 ]
 
@@ -35,7 +35,7 @@ GONE = 499  # nginx's number for a client that went away; nobody receives it
 LOGGER = logging.getLogger("trainkit.serve.http")
 
 
-class RefusedError(Exception):
+class HTTPError(Exception):
     """The request gets ``status`` and one sentence."""
 
     def __init__(self, status: int, message: str, **headers: str) -> None:
@@ -54,7 +54,7 @@ class Error(msgspec.Struct):
     error: str
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     """An answer, before it is sent."""
 
     status: int
@@ -73,12 +73,12 @@ class Reply(NamedTuple):
         await send({"type": "http.response.body", "body": self.body})
 
 
-def refusal(status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> Reply:
+def error_response(status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> Response:
     """Return the answer that says what was wrong."""
-    return Reply(status, msgspec.json.encode(Error(message)), headers=tuple(headers))
+    return Response(status, msgspec.json.encode(Error(message)), headers=tuple(headers))
 
 
-class Record(msgspec.Struct):
+class RequestLog(msgspec.Struct):
     """What is known of one request, for its log line and the metrics; times in seconds."""
 
     request_id: str
@@ -108,7 +108,7 @@ class Record(msgspec.Struct):
         return found
 
 
-class Guard:
+class RequestMiddleware:
     """ASGI middleware: request id, bearer token, ``Connection: close`` while draining, log line.
 
     ``observe`` gets the record of each request after its answer.
@@ -119,7 +119,7 @@ class Guard:
         app: ASGIApp,
         token: str | None,
         draining: Callable[[], bool],
-        observe: Callable[[Record], None],
+        observe: Callable[[RequestLog], None],
     ) -> None:
         self.app = app
         self.token = None if token is None else token.encode()
@@ -131,7 +131,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = Record(_request_id(scope), scope["method"], time.perf_counter())
+        record = RequestLog(_request_id(scope), scope["method"], time.perf_counter())
         scope["trainkit.record"] = record
 
         async def answer(message: Message) -> None:
@@ -148,7 +148,7 @@ class Guard:
             else:
                 record.error = "token"
                 message = "the token is missing or wrong; send Authorization: Bearer TOKEN."
-                await refusal(401, message, [("WWW-Authenticate", "Bearer")]).send(answer)
+                await error_response(401, message, [("WWW-Authenticate", "Bearer")]).send(answer)
         except ClientGoneError:
             record.status, record.error = GONE, "client gone"
         except Exception:  # the last place where a traceback can be kept from the client
@@ -158,14 +158,14 @@ class Guard:
             record.error = "unexpected"
             if not record.status:
                 message = f"the server failed; its log has request {record.request_id}."
-                await refusal(500, message).send(answer)
+                await error_response(500, message).send(answer)
         finally:
             record.route = getattr(scope.get("endpoint"), "template", OTHER)
             record.total_s = time.perf_counter() - record.started
             self.observe(record)
             LOGGER.info("", extra={"fields": record.fields()})
 
-    def _headers(self, record: Record) -> list[tuple[bytes, bytes]]:
+    def _headers(self, record: RequestLog) -> list[tuple[bytes, bytes]]:
         headers = [(b"x-request-id", record.request_id.encode())]
         return [*headers, (b"connection", b"close")] if self.draining() else headers
 
@@ -199,7 +199,7 @@ def header_timeout_s(scope: Scope) -> float:
     except ValueError:
         timeout_ms = math.nan
     if not 0 < timeout_ms < math.inf:
-        raise RefusedError(400, "X-Request-Timeout-Ms must be a number of milliseconds above 0.")
+        raise HTTPError(400, "X-Request-Timeout-Ms must be a number of milliseconds above 0.")
     return timeout_ms / 1000
 
 
@@ -212,7 +212,7 @@ def _decompressor(scope: Scope) -> Any:
     if encoding == b"deflate":  # RFC 9110: in zlib's format, not bare
         return zlib.decompressobj()
     message = "Content-Encoding must be gzip, deflate or identity."
-    raise RefusedError(415, message, Accept_Encoding="gzip, deflate")
+    raise HTTPError(415, message, Accept_Encoding="gzip, deflate")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -220,7 +220,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
     Both as sent and decompressed, and before anything is read where Content-Length says so.
     """
-    too_large = RefusedError(413, f"the body is larger than {limit} bytes; send fewer texts.")
+    too_large = HTTPError(413, f"the body is larger than {limit} bytes; send fewer texts.")
     decompressor = _decompressor(scope)
     length = header(scope, b"content-length")
     if length is not None and length.isdigit() and int(length) > limit:
@@ -241,7 +241,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise too_large
         pieces.append(piece)
     if decompressor is not None and (not decompressor.eof or decompressor.unused_data):
-        raise RefusedError(400, "the compressed body does not end where its data ends.")
+        raise HTTPError(400, "the compressed body does not end where its data ends.")
     return b"".join(pieces)
 
 
@@ -249,7 +249,7 @@ def _decompressed(decompressor: Any, piece: bytes, limit: int) -> bytes:
     try:
         found: bytes = decompressor.decompress(piece, limit)
     except zlib.error:
-        raise RefusedError(400, "the body is not what Content-Encoding says.") from None
+        raise HTTPError(400, "the body is not what Content-Encoding says.") from None
     return found
 
 

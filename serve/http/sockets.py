@@ -40,7 +40,7 @@ def bound(host: str, port: int) -> socket.socket:
         made.bind(address)
     except OSError as error:
         made.close()
-        raise refusal(joined(host, port), error) from None
+        raise listen_error(joined(host, port), error) from None
     made.setblocking(False)
     return made
 
@@ -50,10 +50,10 @@ def listen(listener: socket.socket) -> None:
     try:
         listener.listen(BACKLOG)
     except OSError as error:
-        raise refusal(joined(*listener.getsockname()[:2]), error) from None
+        raise listen_error(joined(*listener.getsockname()[:2]), error) from None
 
 
-def refusal(where: str, error: OSError) -> InputError:
+def listen_error(where: str, error: OSError) -> InputError:
     """Say why an address cannot be had."""
     remedy = {
         errno.EADDRINUSE: "another program listens there; end it, or choose another port "

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from trainkit.serve.http.run import LINE_BYTES, FromFront, Load, Ping, Plan, Report, ToFront
+from trainkit.serve.http.run import LINE_BYTES, FromFront, Load, Ping, Report, ToFront, WorkerConfig
 
-__all__ = ["Front"]
+__all__ = ["HTTPWorker"]
 
 PING_S = 1.0
 SILENT_S = 10.0  # a front is given up then; one that is short of cores answers sooner
@@ -27,7 +27,7 @@ SILENT_S = 10.0  # a front is given up then; one that is short of cores answers 
 log = logging.getLogger("trainkit.serve")
 
 
-class Front:
+class HTTPWorker:
     """One front's process and the channel to it; started again, another process and channel."""
 
     def __init__(self, number: int, cores: tuple[int, ...], threads: int, metrics: Path) -> None:
@@ -43,7 +43,7 @@ class Front:
         self._has_answered = False  # its interpreter is up
         self._answered = False  # the last ping
 
-    async def start(self, plan: Plan, listener: socket.socket) -> Report:
+    async def start(self, plan: WorkerConfig, listener: socket.socket) -> Report:
         """Start the process; returns what became of it. Its error, or its end, is in the report.
 
         ``OSError`` where the system makes no process.
@@ -77,10 +77,10 @@ class Front:
         self.ready = report.error is None
         return report
 
-    def plan(self, plan: Plan, listener: socket.socket) -> Plan:
+    def plan(self, plan: WorkerConfig, listener: socket.socket) -> WorkerConfig:
         """Return this front's own plan."""
         # Of a quota it cannot see its share by itself, nor of cores where it is bound to none.
-        settings = msgspec.structs.replace(plan.settings, most_threads=self.threads)
+        settings = msgspec.structs.replace(plan.settings, max_threads=self.threads)
         return msgspec.structs.replace(
             plan, settings=settings, cores=self.cores, listener=listener.fileno()
         )
@@ -91,7 +91,7 @@ class Front:
             self._send(order)
             return await self._report()
 
-    def _send(self, message: Plan | ToFront) -> None:
+    def _send(self, message: WorkerConfig | ToFront) -> None:
         self.writer.write(msgspec.json.encode(message) + b"\n")
 
     async def _report(self) -> Report:

@@ -7,20 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainkit.serve.errors import InputError
-
-__all__ = [
-    "TEMPERATURES",
-    "FloatArray",
-    "ProblemType",
-    "Thresholds",
-    "check_temperature",
-    "decisions",
-    "probabilities",
-    "ranking",
-    "threshold_of_each",
-]
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from trainkit.serve.types import FloatArray
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """As in a Hugging Face configuration: one label of several, any number of them, or a value."""
@@ -65,7 +52,7 @@ def check_temperature(temperature: float, problem_type: ProblemType) -> None:
         )
 
 
-def threshold_of_each(thresholds: Thresholds, labels: Sequence[str]) -> dict[str, float]:
+def label_thresholds(thresholds: Thresholds, labels: Sequence[str]) -> dict[str, float]:
     """Return every label's threshold; a label that a mapping does not name has 0.5.
 
     ``InputError`` names the labels that are not the model's, and what is not from 0 to 1.

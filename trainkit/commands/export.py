@@ -1,4 +1,4 @@
-"""``trainkit export``, ``verify`` and ``inspect``."""
+"""``trainkit export``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainkit.export.bundle_writer import ExportFormat, ExportResult
     from trainkit.serve.bundle import Precision
 
-__all__ = ["export", "inspect", "verify"]
+__all__ = ["export"]
 
 
 FORMATS = ["onnx", "torchscript", "pt2", "aoti", "triton"]
@@ -182,49 +182,3 @@ def _summary(made: "ExportResult") -> str:
         said += f"; accuracy {100 * made.accuracy.accuracy:.1f} % on your data"
         said += f" ({-made.accuracy.drop_points:+.2f} points)"
     return said
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--against", help="A run, a model or an adapter to compare with afresh.")
-@base_option
-@json_option
-def verify(bundle: Path, against: str | None, base: str | None, as_json: bool) -> None:
-    """Repeat the parity matrix of BUNDLE on this machine.
-
-    Without --against the reference is PyTorch's logits that the bundle keeps: needs no torch.
-
-    \b
-    trainkit verify runs/latest/onnx --against runs/latest
-    """
-    from trainkit.console import parity_table, stdout, steps
-    from trainkit.export.parity import ParityError
-    from trainkit.export.verify import verify as repeat
-
-    with steps() as told:
-        report = repeat(bundle, against, base, told)
-    if as_json:
-        print_json(report)
-    else:
-        stdout.print(parity_table(report))
-    if not report.passed:
-        raise ParityError(report)
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@json_option
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE is, what it came from, and how it was verified.
-
-    \b
-    trainkit inspect runs/latest/onnx
-    """
-    from trainkit.console import manifest_table, stdout
-    from trainkit.serve.bundle import open_bundle
-
-    manifest = open_bundle(bundle).manifest
-    if as_json:
-        print_json(manifest)
-    else:
-        stdout.print(manifest_table(manifest))
