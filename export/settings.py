@@ -4,7 +4,7 @@ import msgspec
 
 from trainkit.export.precision.gate import Limits
 from trainkit.serve.bundle import Format, Precision
-from trainkit.serve.decision import ProblemType
+from trainkit.serve.postprocess import ProblemType
 from trainkit.serve.errors import InputError
 
 __all__ = ["OPSET", "OPSETS", "ExportSettings", "check_settings"]
