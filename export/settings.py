@@ -4,8 +4,8 @@ import msgspec
 
 from trainkit.export.precision.gate import Limits
 from trainkit.serve.bundle import Format, Precision
-from trainkit.serve.postprocess import ProblemType
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import ProblemType
 
 __all__ = ["OPSET", "OPSETS", "ExportSettings", "check_settings"]
 
