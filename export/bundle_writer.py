@@ -15,12 +15,11 @@ import msgspec
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
 from trainkit.export import batch_invariance, parity, parity_cases
-from trainkit.export.accuracy import Accuracy, Gate, measure, reference_gate
+from trainkit.export.accuracy_gate import AccuracyGate, AccuracyReport
 from trainkit.export.batch_invariance import InvarianceCheck
 from trainkit.export.example import input_names
 from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.pipeline import ExportedModel, write_model
-from trainkit.export.precision.gate import judge
 from trainkit.export.runtimes import runner
 from trainkit.export.settings import ExportSettings, check_settings
 from trainkit.export.source import ExportSource
@@ -85,7 +84,7 @@ class PreparedSource(NamedTuple):
     source: ExportSource
     cases: list[parity_cases.Case]
     checks: tuple[InvarianceCheck, ...]
-    gate: Gate | None
+    gate: AccuracyGate | None
 
 
 class ExportResult(NamedTuple):
@@ -94,7 +93,7 @@ class ExportResult(NamedTuple):
     folder: Path
     manifest: Manifest
     parity: parity.Report
-    accuracy: Accuracy | None
+    accuracy: AccuracyReport | None
 
 
 def export_all(
@@ -160,7 +159,7 @@ def prepare(
         on_progress(f"PyTorch: {len(data)} texts")
     if batch_invariance.reads_padding(checks):
         source = source._replace(equal_lengths=True, notes=(*source.notes, READS_PADDING))
-    return PreparedSource(source, cases, checks, reference_gate(source.classifier(), data))
+    return PreparedSource(source, cases, checks, AccuracyGate.of(source.classifier(), data))
 
 
 def parity_texts() -> list[str]:
@@ -230,7 +229,7 @@ def _compare(
 
 def _prove(
     prepared: PreparedSource, made: Bundle, settings: ExportSettings, on_progress: ProgressCallback
-) -> tuple[parity.Report, tuple[InvarianceCheck, ...], Accuracy | None]:
+) -> tuple[parity.Report, tuple[InvarianceCheck, ...], AccuracyReport | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
     check_same_texts(prepared.source, made)
     run = runner(made)
@@ -250,12 +249,10 @@ def _prove(
         return report, checks, None
     on_progress(f"{settings.format}: {len(prepared.gate.texts)} texts")
     candidate = Classifier.of_bundle(made, run)
-    logits = candidate.logits(prepared.gate.texts)
-    verdict = judge(logits, prepared.gate, settings.limits())
-    if not verdict.passed:
-        raise CheckFailedError(f"on your data, {verdict.reason}; no bundle was written.")
-    accuracy = measure(prepared.gate, logits)
-    return report, checks, accuracy
+    result = prepared.gate.check(candidate.logits(prepared.gate.texts), settings.limits())
+    if not result.passed:
+        raise CheckFailedError(f"on your data, {result.reason}; no bundle was written.")
+    return report, checks, result.report
 
 
 def check_same_texts(source: ExportSource, made: Bundle) -> None:

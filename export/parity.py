@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from trainkit.export.parity_cases import Case, ProgressCallback
-from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.errors import CheckFailedError, first_line
 from trainkit.serve.postprocess import ProblemType, decisions
 from trainkit.serve.types import FloatArray, Runner
 
@@ -223,8 +223,7 @@ def _run(case: Case, candidate: Runner) -> FloatArray | str:
     try:
         found = candidate(case.batch)
     except Exception as error:  # whatever a runtime raises on a shape is a finding, not a crash
-        said = str(error).splitlines() or ["no message"]
-        return f"{type(error).__name__}: {said[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     if found.shape != case.expected.shape:
         return f"shape {found.shape}, expected {case.expected.shape}"
     if not np.isfinite(found).all():

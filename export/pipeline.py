@@ -13,7 +13,7 @@ import msgspec
 import onnx_ir as ir
 
 from trainkit.export import parity, parity_cases
-from trainkit.export.accuracy import Gate
+from trainkit.export.accuracy_gate import AccuracyGate
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import operators, save_graph
 from trainkit.export.graph_session import graph_runner
@@ -111,7 +111,7 @@ class _StageVerifier(NamedTuple):
 def write_model(
     source: ExportSource,
     cases: Sequence[parity_cases.Case],
-    gate: Gate | None,
+    gate: AccuracyGate | None,
     settings: ExportSettings,
     folder: Path,
     on_progress: ProgressCallback,
@@ -143,7 +143,7 @@ def write_model(
 
 
 def _write_onnx(
-    verifier: _StageVerifier, gate: Gate | None, settings: ExportSettings
+    verifier: _StageVerifier, gate: AccuracyGate | None, settings: ExportSettings
 ) -> ExportedModel:
     encoder = verifier.source.encoder
     graph = export_graph(
@@ -172,7 +172,7 @@ def _write_onnx(
 
 
 def _quantize(
-    verifier: _StageVerifier, graph: ir.Model, gate: Gate | None, settings: ExportSettings
+    verifier: _StageVerifier, graph: ir.Model, gate: AccuracyGate | None, settings: ExportSettings
 ) -> tuple[dict[str, Any] | None, RewriteResult]:
     """Save the graph in the precision that is asked for; the search is recorded where it was."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -197,7 +197,7 @@ def _quantize(
 
 
 def _search(
-    verifier: _StageVerifier, gate: Gate | None, settings: ExportSettings, scratch: Path
+    verifier: _StageVerifier, gate: AccuracyGate | None, settings: ExportSettings, scratch: Path
 ) -> Found:
     assert gate is not None  # see check_settings
     source = verifier.source

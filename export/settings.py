@@ -1,33 +1,71 @@
-"""How to export: format, precision, opset, and what may change in a lower precision."""
+"""How to export: format, precision, opset, and what a lower precision may cost."""
+
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from trainkit.export.precision.gate import Limits
+from trainkit.export.accuracy_gate import AccuracyLimits
 from trainkit.serve.bundle import Format, Precision
 from trainkit.serve.errors import InputError
 from trainkit.serve.postprocess import ProblemType
 
-__all__ = ["OPSET", "OPSETS", "ExportSettings", "check_settings"]
+__all__ = ["OPSET", "ExportSettings", "check_settings"]
 
 OPSET = 23  # the first with a standard Attention operator, which SDPA becomes
 OPSETS = range(18, 24)
 
 
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to export.
+    """How to export: format, precision and graph, and the limits of the accuracy gate.
 
-    ``external_data`` puts an ONNX graph's weights into a file beside it, however few they are.
-    ``max_accuracy_drop`` in percentage points and ``min_label_agreement`` in percent are the gate
-    on the user's texts for precisions below fp32; in fp32 every decision must be the same.
+    In fp32 every decision on the user's texts must be the same, whatever the limits are.
     """
 
-    format: Format = "onnx"
-    precision: Precision = "fp32"
-    opset: int = OPSET
-    optimize: bool = True
-    external_data: bool = False
-    max_accuracy_drop: float = 0.5
-    min_label_agreement: float = 97.0
+    format: Annotated[
+        Format,
+        Meta(
+            description="pt2 is a torch.export program, aoti machine code for this kind of "
+            "processor."
+        ),
+    ] = "onnx"
+    precision: Annotated[
+        Precision, Meta(description="Below fp32 for ONNX only; int8 needs labelled texts.")
+    ] = "fp32"
+    max_accuracy_drop: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Percentage points of accuracy that a precision below fp32 may cost on the "
+            "labelled texts.",
+        ),
+    ] = 0.5
+    min_label_agreement: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="Percentage of the labelled texts that must keep their label in a "
+            "precision below fp32.",
+        ),
+    ] = 97.0
+    opset: Annotated[
+        int, Meta(ge=OPSETS[0], le=OPSETS[-1], description="ONNX opset, 18 to 23.")
+    ] = OPSET
+    optimize: Annotated[
+        bool,
+        Meta(
+            description="Leave the ONNX graph as PyTorch exported it.",
+            extra={"option": "--no-optimize"},
+        ),
+    ] = True
+    external_data: Annotated[
+        bool,
+        Meta(
+            description="Write the ONNX weights to model.onnx.data, which processes can map and "
+            "share.",
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -48,18 +86,18 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True):
         if faults:
             raise InputError("; ".join(faults) + ".")
 
-    def limits(self) -> Limits:
-        """Return what the gate lets through."""
+    def limits(self) -> AccuracyLimits:
+        """Return the limits of the accuracy gate."""
         if self.precision == "fp32":
-            return Limits(max_drop_points=0, min_label_agreement=1)
-        return Limits(
+            return AccuracyLimits(max_drop_points=0, min_label_agreement=1)
+        return AccuracyLimits(
             max_drop_points=self.max_accuracy_drop,
             min_label_agreement=self.min_label_agreement / 100,
         )
 
 
 def check_settings(settings: ExportSettings, problem_type: ProblemType, *, data: bool) -> None:
-    """Raise ``InputError`` where int8 is asked for and cannot be judged."""
+    """Raise InputError if int8 is requested and its cost cannot be measured."""
     if settings.precision != "int8":
         return
     if not data:

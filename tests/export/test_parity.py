@@ -167,4 +167,4 @@ def test_an_error_without_a_message_is_a_finding_too(cases):
     def run(batch):
         raise RuntimeError
 
-    assert failing(run, cases).worst[0].reason == "RuntimeError: no message"
+    assert failing(run, cases).worst[0].reason == "RuntimeError: RuntimeError"

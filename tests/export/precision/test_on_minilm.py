@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.cores import all_cores
-from trainkit.export.accuracy import reference_gate
+from trainkit.export.accuracy_gate import AccuracyGate, AccuracyLimits
 from trainkit.export.batch_invariance import RIGHT, check_invariance
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import save_graph
@@ -16,7 +16,6 @@ from trainkit.export.onnx_graph import export_graph
 from trainkit.export.parity import TOLERANCES, compare
 from trainkit.export.parity_cases import make_cases, run_reference
 from trainkit.export.precision.fp16 import to_fp16
-from trainkit.export.precision.gate import Limits
 from trainkit.export.precision.int8 import to_int8
 from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.quantized_graph_check import diff_graphs
@@ -131,13 +130,15 @@ def test_a_lost_mask_is_louder_than_the_noise(model, fp32, cases, texts, tmp_pat
 
 
 def test_the_search_finds_settings_that_keep_the_accuracy(model, fp32, texts, splits, tmp_path):
-    gate = reference_gate(open_file(model, fp32), texts)
+    gate = AccuracyGate.of(open_file(model, fp32), texts)
     words = [example.text for example in splits.train[:64]]
     encoder = model.encoder
     found = search(
         lambda: ir.load(fp32),
         gate,
-        Limits(max_drop_points=2.5, min_label_agreement=0.9),  # 160 texts: one is 0.6 points
+        AccuracyLimits(
+            max_drop_points=2.5, min_label_agreement=0.9
+        ),  # 160 texts: one is 0.6 points
         lambda path: open_file(model, path).logits(gate.texts),
         tmp_path,
         calibration=[encoder.pad(encoder.tokens(words))],
