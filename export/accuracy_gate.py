@@ -9,7 +9,8 @@ import numpy as np
 from trainkit.data.readers import Example
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
-from trainkit.serve.postprocess import FloatArray, ProblemType, decisions
+from trainkit.serve.postprocess import ProblemType, decisions
+from trainkit.serve.types import FloatArray
 from trainkit.trainer.metrics import Evaluation, evaluate
 
 __all__ = ["AccuracyGate", "AccuracyLimits", "AccuracyReport", "GateResult"]

@@ -182,17 +182,21 @@ class _Search:
 
     def _try(self, settings: Int8Settings, made: _Made) -> Try:
         result = self._check(made.path)
-        report = result.report
+        figures: dict[str, float | None] = {}
+        if (report := result.report) is not None:
+            figures = {
+                "accuracy": report.accuracy,
+                "drop_points": report.drop_points,
+                "label_agreement": report.agreement,
+                "max_abs": report.max_abs,
+            }
         return Try(
             passed=result.passed,
             reason=result.reason,
-            accuracy=report and report.accuracy,
-            drop_points=report and report.drop_points,
-            label_agreement=report and report.agreement,
-            max_abs=report and report.max_abs,
             settings=settings,
             size_bytes=made.size_bytes,
             size_ratio=made.size_bytes / self.fp32_bytes,
+            **figures,
         )
 
     def _check(self, path: Path) -> GateResult:
