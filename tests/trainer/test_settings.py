@@ -14,8 +14,8 @@ from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
 from trainkit.trainer.config import DEFAULTS, TrainConfig
-from trainkit.trainer.plan import ModelChoice
-from trainkit.trainer.run import start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.settings import CONFIG, FIELDS, read, resolve, to_toml
 
 
@@ -33,14 +33,14 @@ def written(tmp_path):
 
 def test_options_win_over_the_file_and_the_file_over_the_defaults(written):
     file = written('model = "prefix"\nepochs = 4\nlearning_rate = 1\nprefix_length = 8\n')
-    choice, config = resolve({"epochs": 2, "backbone": "minilm"}, file)
-    assert choice == ModelChoice(kind="prefix", backbone="minilm", prefix_length=8)
+    spec, config = resolve({"epochs": 2, "backbone": "minilm"}, file)
+    assert spec == ModelSpec(kind="prefix", backbone="minilm", prefix_length=8)
     assert config == msgspec.structs.replace(DEFAULTS["prefix"], epochs=2, learning_rate=1.0)
     assert resolve({"model": "simple"}, file)[0].kind == "simple"
 
 
 def test_every_setting_comes_back(written):
-    choice = ModelChoice(
+    spec = ModelSpec(
         kind="finetune",
         backbone='a "quoted" \\ path/é\n',
         prefix_length=3,
@@ -51,8 +51,8 @@ def test_every_setting_comes_back(written):
     config = TrainConfig(
         epochs=2, learning_rate=1 / 3, average_decay=0.5, seed=2**32 - 1, device="cpu"
     )
-    content = to_toml(choice, config)
-    assert resolve({}, written(content)) == (choice, config)
+    content = to_toml(spec, config)
+    assert resolve({}, written(content)) == (spec, config)
     assert set(tomllib.loads(content.decode())) <= set(FIELDS)
 
 
@@ -63,18 +63,18 @@ def test_every_setting_has_its_option():
 
 def test_the_file_of_a_run_repeats_it(splits, tmp_path):
     few = Splits(splits.train[:80], splits.valid[:40], splits.test[:40])
-    choice = ModelChoice(kind="simple", max_length=24, dropout=0.3)
+    spec = ModelSpec(kind="simple", max_length=24, dropout=0.3)
     config = TrainConfig(epochs=2, learning_rate=2e-3, batch_size=16, weight_decay=0.03)
-    first = start(choice, few, config, tmp_path / "first").folder
-    second = start(*_around(few, resolve({}, first / CONFIG)), tmp_path / "second").folder
+    first = train(spec, few, config, tmp_path / "first").folder
+    second = train(*_around(few, resolve({}, first / CONFIG)), tmp_path / "second").folder
     assert _same(first, second)
-    other = start(*_around(few, resolve({"seed": 1}, first / CONFIG)), tmp_path / "third").folder
+    other = train(*_around(few, resolve({"seed": 1}, first / CONFIG)), tmp_path / "third").folder
     assert not _same(first, other)
 
 
 def _around(few, settings):
-    choice, config = settings
-    return choice, few, config
+    spec, config = settings
+    return spec, few, config
 
 
 def _same(first, second):
@@ -156,7 +156,7 @@ def test_an_option_without_effect_is_refused(options, told, written):
 def test_the_file_of_a_run_may_hold_what_has_no_effect(kind, written):
     """All settings stand in it; ``tune`` takes each for given."""
     backbone = "minilm" if kind == "prefix" else None
-    content = to_toml(ModelChoice(kind=kind, backbone=backbone), DEFAULTS[kind])
+    content = to_toml(ModelSpec(kind=kind, backbone=backbone), DEFAULTS[kind])
     assert b"prefix_length" in content
     assert b"min_count" in content
     assert resolve(read(written(content)))[0].kind == kind

@@ -3,7 +3,6 @@
 from typing import Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
@@ -25,25 +24,24 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of all steps, rising linearly from 0; the rest falls along a cosine to 0."""
     max_gradient_norm: float = 1.0
     label_smoothing: float = 0.0
-    # UNSET, not a value: else the sealed checkpoints of older runs would have another hash.
-    class_weights: Literal["none", "balanced"] | UnsetType = UNSET
+    class_weights: Literal["none", "balanced"] = "none"
     """Balanced: n / (classes * n_c), by the examples of each class in train."""
-    focal_gamma: float | UnsetType = UNSET
+    focal_gamma: float = 0.0
     """Of the focal loss (Lin et al. 2017), usually 2; 0 is cross entropy."""
     average_decay: float = 0.0
     """Of the running average of the weights (Polyak & Juditsky 1992), which is then what is scored
     and saved; 0 takes the weights themselves."""
     patience_epochs: int = 5
     """Stop after so many epochs that were not better: by validation accuracy, then by its loss."""
-    refit: bool | UnsetType = UNSET
+    refit: bool = False
     """Then train anew, on train and validation together, through the same schedule (up to the best
     epoch where the first training was stopped early): that is the model which is kept."""
-    batch_tokens: int | UnsetType = UNSET
+    batch_tokens: int = 4096
     """Tokens, padding counted, that are computed at once; a larger batch is computed in parts whose
     gradients add up. It changes time and memory, and the result by rounding only."""
-    precision: Literal["fp32", "bf16"] | UnsetType = UNSET
+    precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the forward pass under autocast; weights, gradients and scores stay in float32."""
-    compile: bool | UnsetType = UNSET
+    compile: bool = False
     """Compile the training's forward and backward with torch.compile."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -64,9 +62,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             for name in ("warmup_share", "weight_decay", "label_smoothing", "average_decay")
             if not 0 <= (value := getattr(self, name)) < 1
         ]
-        if self.focal_gamma is not UNSET and not 0 <= self.focal_gamma <= 10:
+        if not 0 <= self.focal_gamma <= 10:
             faults.append(f"focal_gamma must be in [0, 10], not {self.focal_gamma}")
-        if self.batch_tokens is not UNSET and self.batch_tokens < 1:
+        if self.batch_tokens < 1:
             faults.append(f"batch_tokens must be at least 1, not {self.batch_tokens}")
         if not 0 <= self.seed < 2**32:
             faults.append(f"seed must be in [0, 2**32), not {self.seed}")
@@ -75,7 +73,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 # Those of prefix and finetune are from runs on TREC whose validation and test scores were both in
-# view, so no unbiased choice; `trainkit train --help` shows how to change them. Fewer epochs do for
+# view, so no unbiased spec; `trainkit train --help` shows how to change them. Fewer epochs do for
 # simple where there are thousands of texts, and early stopping finds it; hundreds need these.
 DEFAULTS: dict[Kind, TrainConfig] = {
     "simple": TrainConfig(
