@@ -1,8 +1,8 @@
 """How many tokens a forward should have on a CPU: the same texts in larger and smaller parts.
 
 ``python -m trainkit.bench.studies token_budget BUNDLE... --data data/trec`` runs batches of real
-texts through :func:`trainkit.serve.classifier.split_batches` with several budgets, and whole, each in a
-process of its own, and writes ``bench/results/batches.json``. It fails where the budget that
+texts through :func:`trainkit.serve.classifier.split_batches` with several budgets, and whole, each
+in a process of its own, and writes ``bench/results/batches.json``. It fails where the budget that
 serving uses is slower than the one of other devices.
 """
 
