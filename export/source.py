@@ -17,28 +17,25 @@ from trainkit.models.config import MINILM
 from trainkit.models.hub_classifier import HubClassifier
 from trainkit.models.safe_loading import fetch
 from trainkit.models.sources import detect
-from trainkit.serve.classifier import Classifier, Runner
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.postprocess import ProblemType
+from trainkit.serve.types import Runner
 from trainkit.trainer import checkpoint
 
-__all__ = ["Source", "from_hub", "open_source"]
+__all__ = ["ExportSource", "from_transformers", "open_source"]
 
-NO_BLANK_ROWS = (
-    "Rows without any token were not compared: transformers 4 lets them attend to their padding."
-)
 OWN_HEAD = "of the model's own head"
 EFFECT_TEXTS = 16  # on which an adapter must change the logits
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """A classifier to export, and what its export must compute.
 
     ``model`` takes the inputs that ``encoder`` makes, (B, S) int64 each, and gives (B, C) logits.
     ``reference`` is the source's own forward, before anything was changed for the export.
-    ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``;
-    ``blank_rows``: a row without any token is compared too.
+    ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``.
     ``facts`` go into the manifest, ``notes`` to the user. ``temperature`` is a run's, fitted on its
     validation texts.
     """
@@ -53,7 +50,6 @@ class Source(NamedTuple):
     facts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     equal_lengths: bool = False
-    blank_rows: bool = True
     temperature: float | None = None
 
     def classifier(self, run: Runner | None = None) -> Classifier:
@@ -74,7 +70,7 @@ def open_source(
     base: str | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
-) -> Source:
+) -> ExportSource:
     """Open a run's folder, a Hugging Face folder or hub id, or a PEFT adapter's folder.
 
     ``base`` is the model that an adapter belongs to, where the adapter does not say or it moved.
@@ -96,10 +92,10 @@ def open_source(
     if base is not None:
         raise InputError(f"--base goes with a PEFT adapter, and {name} is none; leave it out.")
     loaded = hub_classifier.load(name, max_length=max_length, trust_remote_code=trust_remote_code)
-    return from_hub(loaded, {"kind": "classifier", "backbone": Path(name).name})
+    return from_transformers(loaded, {"kind": "classifier", "backbone": Path(name).name})
 
 
-def _run(folder: Path) -> Source:
+def _run(folder: Path) -> ExportSource:
     loaded = checkpoint.load(folder)
     config, training = loaded.checkpoint.model, loaded.checkpoint.training
     if config.backbone is not None:
@@ -122,7 +118,7 @@ def _run(folder: Path) -> Source:
         "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]} | _versions(),
         "padded_because": getattr(loaded.model.encoder, "padded_because", None),
     }
-    return Source(
+    return ExportSource(
         model=loaded.model,
         reference=torch_runner(loaded.model),
         encoder=loaded.encoder,
@@ -135,10 +131,9 @@ def _run(folder: Path) -> Source:
     )
 
 
-def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
+def from_transformers(loaded: HubClassifier, facts: dict[str, Any]) -> ExportSource:
     """Return the source of a Hugging Face classifier; ``facts`` name its kind and backbone."""
-    defined = not metadata.version("transformers").startswith("4.")
-    return Source(
+    return ExportSource(
         model=loaded.model,
         reference=torch_runner(loaded.reference),
         encoder=loaded.encoder,
@@ -152,14 +147,12 @@ def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
             "versions": {"trainkit": __version__} | _versions(),
             "padded_because": loaded.padded_because,
         },
-        notes=() if defined else (NO_BLANK_ROWS,),
-        blank_rows=defined,
     )
 
 
 def _adapter(
     name: str, folder: Path, base: str | None, max_length: int | None, trust_remote_code: bool
-) -> Source:
+) -> ExportSource:
     adapted = load_adapter(name, base, trust_remote_code=trust_remote_code)
     own_tokenizer = (folder / "tokenizer.json").is_file()
     encoder = backbone.load_tokenizer(
@@ -182,7 +175,7 @@ def _adapter(
             **adapter_effect(adapted, encoder.encode(sample)),
         },
     }
-    return from_hub(loaded, facts)
+    return from_transformers(loaded, facts)
 
 
 def _versions() -> dict[str, str]:

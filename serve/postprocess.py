@@ -7,20 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainkit.serve.errors import InputError
-
-__all__ = [
-    "TEMPERATURES",
-    "FloatArray",
-    "ProblemType",
-    "Thresholds",
-    "check_temperature",
-    "decisions",
-    "label_thresholds",
-    "probabilities",
-    "ranking",
-]
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from trainkit.serve.types import FloatArray
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """As in a Hugging Face configuration: one label of several, any number of them, or a value."""

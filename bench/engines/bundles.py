@@ -7,10 +7,11 @@ from typing import Any
 
 from trainkit.bench.engines.base import Engine, NotThereError, limit_torch, versions_of
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import FloatArray, Runner, split_batches
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "import_openvino",

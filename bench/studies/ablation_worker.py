@@ -14,8 +14,9 @@ import onnxruntime as ort
 from trainkit.bench.engines.base import Engine, NotThereError, versions_of
 from trainkit.bench.race.worker import speak
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import Runner, split_batches
+from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
+from trainkit.serve.types import Runner
 
 __all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "open_variant"]
 

@@ -22,11 +22,11 @@ from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import split_batches
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 
 __all__ = ["Operators", "Profile", "Shares", "load", "main", "markdown", "profile", "shares"]

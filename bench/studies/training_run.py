@@ -22,6 +22,7 @@ from trainkit.bench.measure.procfs import peak_rss_bytes
 from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
 from trainkit.models import backbone
+from trainkit.models.loading import quiet
 from trainkit.serve.errors import InputError
 from trainkit.trainer.batches import EncodedExamples, encode
 from trainkit.trainer.callbacks import Epoch
@@ -144,7 +145,7 @@ def _trainer(
 
     labels = splits.label_names
     home = backbone.resolve(job.backbone)
-    with backbone.quiet():
+    with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             home, num_labels=len(labels), dtype=torch.float32
         )

@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["observe"]
 

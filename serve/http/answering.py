@@ -13,7 +13,7 @@ from trainkit.serve.http.metrics import Tracing
 from trainkit.serve.http.middleware import HTTPError, RequestLog
 from trainkit.serve.http.model import Model
 from trainkit.serve.http.settings import Settings
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Answering"]
 

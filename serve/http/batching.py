@@ -22,7 +22,7 @@ from trainkit.serve.http.exceptions import (
     QueueFullError,
     UnavailableError,
 )
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["BatchStats", "Batcher", "BatchingPolicy", "InferenceResult"]
 

@@ -8,7 +8,8 @@ from trainkit.serve.encoding import Tokens
 from trainkit.serve.http.middleware import HTTPError
 from trainkit.serve.http.model import Model
 from trainkit.serve.http.openapi import Classified, ClassifyRequest
-from trainkit.serve.postprocess import FloatArray, label_thresholds, ranking
+from trainkit.serve.postprocess import label_thresholds, ranking
+from trainkit.serve.types import FloatArray
 
 __all__ = ["decode", "predictions", "thresholds_of"]
 

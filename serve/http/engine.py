@@ -16,7 +16,7 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.http.exceptions import InferenceError, UnavailableError
 from trainkit.serve.http.inference_process import InferenceProcess, LostError, ProcessSpec
 from trainkit.serve.http.worker import Failed
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Engine"]
 

@@ -80,7 +80,7 @@ class HTTPWorker:
     def plan(self, plan: WorkerConfig, listener: socket.socket) -> WorkerConfig:
         """Return this front's own plan."""
         # Of a quota it cannot see its share by itself, nor of cores where it is bound to none.
-        settings = msgspec.structs.replace(plan.settings, most_threads=self.threads)
+        settings = msgspec.structs.replace(plan.settings, max_threads=self.threads)
         return msgspec.structs.replace(
             plan, settings=settings, cores=self.cores, listener=listener.fileno()
         )

@@ -21,7 +21,7 @@ from trainkit.serve.http.tensors import (
     rows_of,
     texts_of,
 )
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = [
     "OUTPUTS",

@@ -11,16 +11,17 @@ import msgspec
 import numpy as np
 
 from trainkit.serve.bundle import Manifest, open_bundle
-from trainkit.serve.classifier import PROVIDERS, Classifier
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch, Text, Tokens, characters
 from trainkit.serve.errors import InputError
+from trainkit.serve.forward_pool import PROVIDERS
 from trainkit.serve.http.batching import Batcher, BatchingPolicy, BatchStats, InferenceResult
 from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.exceptions import InferenceError, QueueFullError, UnavailableError
 from trainkit.serve.http.inference_process import ProcessSpec
 from trainkit.serve.http.settings import Settings
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 
 __all__ = ["BatchStats", "InferenceResult", "Model", "Models", "default_threads"]
 
@@ -187,7 +188,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
     manifest = opened.manifest
     serving = manifest.serving
     threads, providers = settings.threads, settings.providers
-    cores = min(usable_cores(), settings.most_threads or usable_cores())
+    cores = min(usable_cores(), settings.max_threads or usable_cores())
     if serving is not msgspec.UNSET:
         threads = threads or min(serving.threads * serving.workers, cores)
         providers = providers or (serving.provider,)

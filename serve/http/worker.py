@@ -166,7 +166,7 @@ def _received(connection: socket.socket) -> Iterator[Run]:
 
 def _open(order: Order) -> Callable[[Run], Logits | Failed]:
     from trainkit.serve.bundle import check_file
-    from trainkit.serve.classifier import CPU, split_batches
+    from trainkit.serve.forward_pool import CPU, split_batches
     from trainkit.serve.onnx_session import onnx_runner
 
     path = order.model

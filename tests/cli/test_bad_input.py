@@ -219,9 +219,9 @@ def test_a_backbone_that_is_nowhere(refused, questions, runs):
     for kind in ("prefix", "finetune"):
         refused(
             *on("nobody/no-such-encoder", questions, runs, kind),
-            told=["backbone 'nobody/no-such-encoder' is no folder here", "hub id and a network"],
+            told=["backbone 'nobody/no-such-encoder' is not a directory", "hub id and a network"],
         )
-    told = ["'nobody/no-such-encoder' is no folder here", "hub id"]
+    told = ["'nobody/no-such-encoder' is not a directory", "hub id"]
     refused("data", "stats", questions, "--tokenizer", "nobody/no-such-encoder", told=told)
 
 

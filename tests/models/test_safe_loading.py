@@ -262,5 +262,5 @@ def test_a_link_out_of_the_hubs_cache_is_not_followed(cached, tmp_path):
 def test_what_is_neither_here_nor_on_the_hub_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("nobody/no-such-model", str(tmp_path / "nowhere"), "a\nb", ""):
-        with pytest.raises(InputError, match=r"adapter .* is no folder here"):
+        with pytest.raises(InputError, match=r"adapter .* is not a directory"):
             fetch(name, "adapter")

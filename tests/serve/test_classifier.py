@@ -19,9 +19,9 @@ from scipy.special import softmax
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier, Prediction
 from trainkit.serve.bundle import MANIFEST, Serving, open_bundle, write_manifest, write_serving
-from trainkit.serve.classifier import split_batches
 from trainkit.serve.encoding import TextEncoder, by_length
 from trainkit.serve.errors import InputError
+from trainkit.serve.forward_pool import split_batches
 from trainkit.trainer import checkpoint
 
 TEXTS = [example.text for example in load_sample()[:70]]

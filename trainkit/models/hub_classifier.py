@@ -5,11 +5,11 @@ import logging
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from trainkit.models import backbone
+from trainkit.models.loading import as_input_error
 from trainkit.models.packing import pack_encoder
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -118,20 +118,14 @@ def build(
 
 
 def _pretrained(name: str, trust_remote_code: bool) -> PreTrainedModel:
-    with backbone.quiet():
-        try:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                backbone.resolve(name, trust_remote_code=trust_remote_code),
-                dtype=torch.float32,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-            )
-        # The middle three are what transformers 4 raises where 5 raises a ValueError.
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-            raise InputError(
-                f"'{name}' cannot be loaded as a sequence classifier "
-                f"({backbone.first_line(error)}); give a complete Hugging Face folder or hub id."
-            ) from None
+    unreadable = f"'{name}' cannot be loaded as a sequence classifier"
+    with as_input_error(unreadable, "give a complete Hugging Face folder or hub id"):
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            backbone.resolve(name, trust_remote_code=trust_remote_code),
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InputError(

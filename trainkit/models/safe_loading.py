@@ -15,7 +15,7 @@ import huggingface_hub
 import msgspec
 import torch
 
-from trainkit.serve.errors import InputError
+from trainkit.serve.errors import InputError, first_line
 
 __all__ = ["check_folder", "fetch"]
 
@@ -93,9 +93,9 @@ def _download(name: str, what: str, revision: str | None, remedy: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = _snapshot(name, revision, FILES + PICKLED_WEIGHTS)
     except Exception as error:  # each version of the hub's client brings its own HTTP library
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"{what} {name!r} is no folder here, and was not found on the hub ({reason}); {remedy}."
+            f"{what} {name!r} is not a directory, and was not found on the hub "
+            f"({first_line(error)}); {remedy}."
         ) from None
     return folder
 

@@ -3,7 +3,7 @@
 Convolutions over word embeddings, of which each filter keeps its highest value in the text (Kim
 2014), beside a linear classifier of words and pairs, which is not trained with them but solved
 (:mod:`trainkit.models.bigrams`): the two err on different texts. On few texts this does better than
-attention does (bench/NOTES.md).
+attention does (bench/studies/README.md).
 
 B batch, S sequence, T packed tokens, H embedding size, K window, F filters, C labels.
 """

@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from trainkit.models.adapter import load_adapter
-from trainkit.models.backbone import BackboneEncoder, quiet
+from trainkit.models.backbone import BackboneEncoder
 from trainkit.models.classifier import TextClassifier
+from trainkit.models.loading import quiet
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError, TrainkitError
 from trainkit.serve.files import write_atomically

@@ -22,7 +22,7 @@ from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray
 from trainkit.trainer import checkpoint, state
 from trainkit.trainer.callbacks import NoCallback, TrainingCallback
 from trainkit.trainer.config import TrainConfig

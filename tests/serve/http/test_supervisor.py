@@ -229,7 +229,7 @@ def test_a_quota_is_shared_by_the_workers(tmp_path, monkeypatch, cores, usable, 
     with bound("127.0.0.1", 0) as listener:
         made = Supervisor(WorkerConfig(folders={}), listener, tmp_path, workers)
         plans = [one.plan(made.plan, listener) for one in made.fronts]
-    assert [plan.settings.most_threads for plan in plans] == expected
+    assert [plan.settings.max_threads for plan in plans] == expected
     assert {plan.settings.threads for plan in plans} == {0}
 
 
@@ -240,6 +240,6 @@ def test_a_model_keeps_to_its_fronts_share(golden, tmp_path, monkeypatch, most, 
         provider = "CPUExecutionProvider"
         write_serving(folder, Serving(threads=serving, batch_size=32, provider=provider))
     monkeypatch.setattr(model, "usable_cores", lambda: 3)
-    _, _, engine = model._open(folder, Settings(most_threads=most))
+    _, _, engine = model._open(folder, Settings(max_threads=most))
     assert engine.launch.threads == expected
     asyncio.run(engine.close())

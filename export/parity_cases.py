@@ -14,22 +14,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainkit.serve.classifier import Runner
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.postprocess import FloatArray
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "PARITY_FILE",
     "Case",
-    "brief",
+    "ProgressCallback",
     "load_cases",
     "make_cases",
     "masks",
-    "reference_cases",
+    "representative",
+    "run_reference",
     "save_cases",
-    "short",
+    "without_longest",
 ]
+
+ProgressCallback = Callable[[str], None]
 
 PARITY_FILE = "parity.npz"
 BATCH_SIZES = (1, 2, 7)
@@ -67,13 +69,12 @@ def masks(batch: int, length: int) -> Iterator[tuple[str, IntArray]]:
 
 
 def make_cases(
-    encoder: TextEncoder, texts: Sequence[str], seed: int = 0, *, blank_rows: bool = True
+    encoder: TextEncoder, texts: Sequence[str], seed: int = 0
 ) -> Iterator[tuple[str, Batch]]:
     """Yield the matrix of random ids, then ``texts`` in batches of eight.
 
     Hidden positions hold random ids too, not padding: a mask that got lost cannot go unnoticed.
-    Token types, where the model has them, are random as well. Without ``blank_rows`` each row has a
-    token at least.
+    Token types, where the model has them, are random as well.
     """
     random = np.random.default_rng(seed)
     vocabulary = encoder.tokenizer.get_vocab_size()
@@ -84,8 +85,6 @@ def make_cases(
         ids = random.integers(0, vocabulary, size=(batch, length), dtype=np.int64)
         types = random.integers(0, 2, size=ids.shape) if encoder.token_types else None
         for kind, mask in masks(batch, length):
-            if not blank_rows and not mask.any(axis=1).all():
-                continue
             yield f"{batch} x {length}, {kind}", Batch(ids, mask, types)
     rows = encoder.tokens(texts)
     for start in range(0, len(rows), TEXT_BATCH):
@@ -93,29 +92,29 @@ def make_cases(
         yield f"{SENTENCES} {start + 1} to {start + len(chosen)}", encoder.pad(chosen)
 
 
-def brief(cases: Sequence[Case]) -> list[Case]:
+def representative(cases: Sequence[Case]) -> list[Case]:
     """Leave out what costs most: the maximum length where that is long, and most sentences.
 
     For the stages between the untouched export and the finished bundle, which both get all.
     """
     sentences = [case.name for case in cases if case.name.startswith(SENTENCES)]
-    return [case for case in short(cases) if case.name not in sentences[BRIEF_TEXTS:]]
+    return [case for case in without_longest(cases) if case.name not in sentences[BRIEF_TEXTS:]]
 
 
-def short(cases: Sequence[Case]) -> list[Case]:
+def without_longest(cases: Sequence[Case]) -> list[Case]:
     """Leave out the cases of the maximum length where that is long."""
     return [case for case in cases if case.batch.input_ids.size <= POSITIONS // 2]
 
 
-def reference_cases(
+def run_reference(
     reference: Runner,
     inputs: Iterator[tuple[str, Batch]],
-    told: Callable[[str], None] = lambda name: None,
+    on_progress: ProgressCallback = lambda name: None,
 ) -> list[Case]:
     """Run the reference over the inputs; ``CheckFailedError`` if it gives anything but numbers."""
     cases = []
     for name, batch in inputs:
-        told(name)
+        on_progress(name)
         expected = reference(batch)
         wrong = ~np.isfinite(expected).all(axis=1)
         if wrong.any():
