@@ -77,9 +77,8 @@ def expectation(annotation: Any, value: Any = None) -> str:
     found = base_type(annotation)
     if isinstance(found, inspect.LiteralType):
         return "one of " + ", ".join(map(repr, choices(annotation)))
-    numeric = isinstance(found, inspect.IntType | inspect.FloatType) and _has_kind(found, value)
-    if numeric and (bounds := _bounds(found)):
-        return bounds
+    if isinstance(found, inspect.IntType | inspect.FloatType) and _has_kind(found, value):
+        return _bounds(found) or KINDS[type(found)]
     return KINDS.get(type(found), "another value")
 
 

@@ -1,8 +1,8 @@
 """How many tokens a forward should have on a CPU: the same texts in larger and smaller parts.
 
 ``python -m trainkit.bench.studies token_budget BUNDLE... --data data/trec`` runs batches of real
-texts through :func:`trainkit.serve.classifier.split_batches` with several budgets, and whole, each
-in a process of its own, and writes ``bench/results/batches.json``. It fails where the budget that
+texts through :func:`trainkit.serve.forward_pool.split_batches` with several budgets, and whole,
+each in a process of its own, and writes ``bench/results/batches.json``. It fails if the budget that
 serving uses is slower than the one of other devices.
 """
 
@@ -27,10 +27,10 @@ from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load as load_splits
 from trainkit.serve.bundle import open_bundle
-from trainkit.serve.classifier import CPU_TOKENS, MAX_TOKENS, split_batches
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.serve.forward_pool import CPU_TOKENS, MAX_TOKENS, split_batches
 from trainkit.serve.onnx_session import onnx_runner
 
 __all__ = ["Batches", "check", "load", "main", "markdown", "work"]

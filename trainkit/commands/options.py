@@ -4,7 +4,7 @@ A field is ``Annotated[int, Meta(ge=1, description="...", extra={...})]``; ``ext
 ``option``'s name where it is not the field's, and its ``metavar``.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -24,8 +24,10 @@ OTHER = "Options"
 class Option(click.Option):
     """An option that knows its group, and the struct's field that it sets."""
 
-    def __init__(self, *names: str, group: str = OTHER, field: Any = None, **settings: Any) -> None:
-        super().__init__(*names, **settings)
+    def __init__(
+        self, names: Sequence[str], group: str = OTHER, field: Any = None, **settings: Any
+    ) -> None:
+        super().__init__(names, **settings)
         self.group = group
         self.field = field
 
