@@ -130,11 +130,13 @@ def _settings(
 
 def _resumed(folder: Path) -> _Task:
     """Read what the run was begun with; the rate that was found is one of its settings."""
-    from trainkit.trainer import run_config
+    from trainkit.trainer import run_folder
 
-    earlier = run_config.read(folder)
+    earlier = run_folder.read(folder)
     if earlier.source is None:
-        raise InputError(f"{folder} does not say where its data was; train anew.")
+        raise InputError(
+            f"{folder} was trained on data in memory: resume it from Python, or train again."
+        )
     return _Task(earlier.model, earlier.training, earlier.source, folder, resumed=True)
 
 
@@ -273,7 +275,7 @@ def evaluate(
     from trainkit.data.splits import load_split
     from trainkit.export.runtimes import open_classifier, training_seed
     from trainkit.trainer.metrics import evaluate as score
-    from trainkit.trainer.run_config import check_own_test
+    from trainkit.trainer.run_folder import check_own_test
 
     check_own_test(source, data_source, split)
     with steps() as told:

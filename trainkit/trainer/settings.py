@@ -18,9 +18,9 @@ from trainkit.serve.errors import InputError
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["CONFIG", "FIELDS", "check_effect", "read", "resolve", "to_toml"]
+__all__ = ["FIELDS", "RUN", "by_struct", "check_effect", "read", "resolve", "to_toml"]
 
-CONFIG = "config.toml"  # of a run's folder
+RUN = "run"  # a table of a run's own file, which is not a setting
 MODEL = "model"  # ModelSpec.kind, by its option's name
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -78,6 +78,7 @@ def read(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} is not TOML ({error}); expected lines such as: learning_rate = 1e-3"
         ) from None
+    content.pop(RUN, None)
     faults, settings = [], {}
     for key, value in content.items():
         if key not in FIELDS:
@@ -106,6 +107,16 @@ def _expected(annotation: Any) -> str:
         if get_origin(part) is Literal:
             return "one of " + ", ".join(map(repr, get_args(part)))
     raise AssertionError(annotation)
+
+
+def by_struct(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the fields of a ``ModelSpec`` under "model", those of a ``TrainConfig`` under
+    "training"."""
+    fields: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
+    for name, value in settings.items():
+        fields["model" if name in _model else "training"][name] = value
+    fields["model"]["kind"] = fields["model"].pop(MODEL, None)
+    return fields
 
 
 def to_toml(spec: ModelSpec, config: TrainConfig) -> bytes:
