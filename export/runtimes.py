@@ -7,8 +7,9 @@ from pathlib import Path
 
 from trainkit.models.sources import detect, is_kind
 from trainkit.serve.bundle import Bundle, Format, open_bundle, read_manifest
-from trainkit.serve.classifier import Classifier, Runner
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import Runner
 
 __all__ = ["open_classifier", "open_model", "runner", "training_seed"]
 

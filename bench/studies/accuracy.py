@@ -20,11 +20,11 @@ import numpy as np
 
 from trainkit.bench.engines.base import limit_torch
 from trainkit.bench.measure.environment import Environment, describe
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stderr
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import load
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
@@ -135,7 +135,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     baselines: tuple[Baseline, ...]
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True)

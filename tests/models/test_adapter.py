@@ -475,5 +475,5 @@ def test_code_of_the_base_needs_trust(copied):
 
 def test_a_missing_peft_is_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"pip install 'trainkit\[peft\]'"):
+    with pytest.raises(InputError, match=r"pip install 'trainkit-onnx\[peft\]'"):
         load_adapter(tmp_path)

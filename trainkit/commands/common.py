@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trainkit.trainer.run_config import DataSpec
 
 __all__ = [
+    "A_FILE",
     "SplitName",
     "base_option",
     "columns",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 SplitName: TypeAlias = Literal["train", "valid", "test", "all"]
+A_FILE = click.Path(path_type=Path, dir_okay=False)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 

@@ -19,8 +19,8 @@ from trainkit.models.config import Kind, ModelConfig, TextCNNConfig, Transformer
 from trainkit.models.pooling import masked_mean
 from trainkit.models.text_cnn import TextCNN
 from trainkit.models.transformer import SmallTransformer
-from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch, TextEncoder
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["TextClassifier", "UntrainedModel", "build", "new", "torch_runner"]
 

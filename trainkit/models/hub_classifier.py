@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trainkit.models import backbone
 from trainkit.models.loading import as_input_error
 from trainkit.models.packing import pack_encoder
-from trainkit.serve.decision import ProblemType
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import ProblemType
 
 __all__ = [
     "Forward",

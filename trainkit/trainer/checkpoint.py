@@ -21,7 +21,7 @@ from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, write_atomically
+from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
 
 __all__ = [
     "CHECKPOINT",
@@ -41,11 +41,11 @@ LATEST = "latest"
 FORMAT_VERSION = 1
 
 
-class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Checkpoint(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``checkpoint.json``. ``metrics`` are those of the epoch that it keeps.
 
     ``temperature`` is set at the end of the training, where one is best.
-    Sealed, because a label that was changed in it would be exported, and pass every check.
+    Checksummed, because a label that was changed in it would be exported, and pass every check.
     """
 
     format_version: int
@@ -55,8 +55,8 @@ class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics: dict[str, float]
     versions: dict[str, str]
     weights: str
-    weights_facts: FileFacts
-    tokenizer_facts: FileFacts
+    weights_facts: FileInfo
+    tokenizer_facts: FileInfo
     temperature: float | None = None
 
 
@@ -103,10 +103,10 @@ def save(
         metrics=metrics,
         versions={"trainkit": __version__, "torch": str(torch.__version__)},
         weights=weights.name,
-        weights_facts=facts(weights),
-        tokenizer_facts=facts(tokenizer),
+        weights_facts=file_info(weights),
+        tokenizer_facts=file_info(tokenizer),
     )
-    checkpoint = checkpoint.sealed()
+    checkpoint = checkpoint.with_checksum()
     write_atomically(folder / CHECKPOINT, pretty_json(checkpoint))
     for old in folder.glob("weights-*.safetensors"):
         if old != weights:
@@ -120,7 +120,7 @@ def calibrate(folder: Path, temperature: float | None, metrics: dict[str, float]
     kept = msgspec.structs.replace(
         kept, temperature=temperature, metrics={**kept.metrics, **metrics}
     )
-    write_atomically(folder / CHECKPOINT, pretty_json(kept.sealed()))
+    write_atomically(folder / CHECKPOINT, pretty_json(kept.with_checksum()))
 
 
 def load(folder: Path) -> LoadedRun:
@@ -132,7 +132,7 @@ def load(folder: Path) -> LoadedRun:
         ("tokenizer.json", checkpoint.tokenizer_facts),
     ):
         file = folder / name
-        if not file.is_file() or facts(file) != expected:
+        if not file.is_file() or file_info(file) != expected:
             raise InputError(
                 f"{file} is missing or damaged (not the file whose sha256 {path.name} names); "
                 "train again."
@@ -189,7 +189,7 @@ def read(folder: Path) -> Checkpoint:
         checkpoint = msgspec.json.decode(content, type=Checkpoint)
     except (msgspec.DecodeError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); train again.") from None
-    if not checkpoint.is_intact:
+    if not checkpoint.is_valid:
         raise InputError(f"{path} was changed after the training; train again.")
     return checkpoint
 

@@ -7,8 +7,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainkit.serve.decision import FloatArray, probabilities
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import probabilities
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Evaluation", "LabelMetrics", "Reliability", "evaluate", "reliability"]
 

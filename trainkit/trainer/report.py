@@ -23,7 +23,8 @@ from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.drawing import COLOURS, inline_svg
 from trainkit.page import document, framed, table
-from trainkit.serve.decision import FloatArray, probabilities
+from trainkit.serve.postprocess import probabilities
+from trainkit.serve.types import FloatArray
 from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import BINS, Evaluation, reliability

@@ -19,10 +19,10 @@ from trainkit.models.prefix import begin_as_tokens
 from trainkit.models.text_cnn import TextCNN
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
+from trainkit.serve.types import FloatArray
 from trainkit.trainer import checkpoint, run_folder, state
 from trainkit.trainer.callbacks import NoCallback, TrainingCallback
 from trainkit.trainer.config import TrainConfig

@@ -1,12 +1,14 @@
 """Settings of a run beside those of its training: which model, and on which data."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from trainkit.data.columns import Columns
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
+from trainkit.serve.fields import check_fields
 
 __all__ = ["DataSpec", "ModelSpec"]
 
@@ -14,27 +16,60 @@ PROJECTION_SIZE = 512
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model to train; ``max_length`` (tokens) None: the encoder's, up to 512."""
+    """Which model to train."""
 
-    kind: Kind
-    backbone: str | None = None
-    prefix_length: int = 16
-    prefix_projection: bool = False
-    """Train the prefix through an MLP, which is folded away at the end."""
-    prefix_hidden: int | None = None
-    """Units of that MLP's hidden layer; None for 512, as in Li & Liang's code."""
-    head: Literal["mean", "own"] = "mean"
-    """A linear one over the states' mean, or the backbone's own, as PEFT has it."""
-    max_length: int | None = None
-    dropout: float | None = None
-    min_count: int = 2
-    """How often a word must occur to be in the vocabulary of a model from scratch."""
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="Model from scratch (simple), frozen encoder with trained prefixes "
+            "(prefix), or all weights of an encoder (finetune).",
+            extra={"option": "--model"},
+        ),
+    ]
+    backbone: Annotated[
+        str | None,
+        Meta(description="Pretrained encoder: minilm, a Hugging Face folder, or a hub id."),
+    ] = None
+    prefix_length: Annotated[int, Meta(ge=1, description="Trained positions per layer.")] = 16
+    prefix_projection: Annotated[
+        bool,
+        Meta(description="Train the prefix through an MLP, which is folded away at the end."),
+    ] = False
+    prefix_hidden: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description=f"Hidden units of that MLP.  [default: {PROJECTION_SIZE}]"),
+    ] = None
+    head: Annotated[
+        Literal["mean", "own"],
+        Meta(
+            description="Classification head: linear over the mean of the states, or the "
+            "backbone's own, which PEFT can load with a prefix."
+        ),
+    ] = "mean"
+    max_length: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="Length in tokens to which texts are truncated.  [default: the encoder's, "
+            "up to 512; 128 from scratch]"
+        ),
+    ] = None
+    dropout: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)] | None,
+        Meta(
+            description="Dropout probability; 0 also drops no words.  [default: 0.1 with a "
+            "backbone, else 0.5]"
+        ),
+    ] = None
+    min_count: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Occurrences that put a word into the vocabulary of a model from scratch.",
+        ),
+    ] = 2
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "min_count", "prefix_length", "prefix_hidden"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}.")
+        check_fields(self, "This model cannot be trained")
         if self.kind == "simple" and self.backbone is not None:
             raise InputError(
                 "--model simple is trained from scratch and takes no backbone; "

@@ -14,7 +14,7 @@ import tomli_w
 
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import Sealed, write_atomically
+from trainkit.serve.files import Checksummed, write_atomically
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run_config import DataSpec, ModelSpec
 from trainkit.trainer.settings import RUN, by_struct, to_toml
@@ -24,7 +24,7 @@ __all__ = ["CONFIG", "RunConfig", "check_own_test", "check_resumed", "fingerprin
 CONFIG = "config.toml"
 
 
-class RunConfig(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunConfig(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of a run's ``config.toml``; ``source`` is None if the data was in memory."""
 
     model: ModelSpec
@@ -35,8 +35,8 @@ class RunConfig(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def write(folder: Path, config: RunConfig) -> None:
     """Write ``config`` into the run's folder."""
-    sealed = config.sealed()
-    run = {"sha256": sealed.sha256, "data_sha256": config.data_sha256}
+    config = config.with_checksum()
+    run = {"sha256": config.sha256, "data_sha256": config.data_sha256}
     if config.source is not None:
         run["source"] = _without_none(msgspec.to_builtins(config.source))
     content = to_toml(config.model, config.training) + tomli_w.dumps({RUN: run}).encode()
@@ -68,7 +68,7 @@ def read(folder: Path) -> RunConfig:
         ) from None
     except (ValueError, TypeError, msgspec.MsgspecError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); train again.") from None
-    if not config.is_intact:
+    if not config.is_valid:
         raise InputError(
             f"{path} was changed since the training began; train again with: trainkit train "
             f"--config {path}"

@@ -8,13 +8,14 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import msgspec
 import tomli_w
 
 from trainkit.models.config import MINILM
 from trainkit.serve.errors import InputError
+from trainkit.serve.fields import value_faults
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run_config import ModelSpec
 
@@ -22,7 +23,6 @@ __all__ = ["FIELDS", "RUN", "by_struct", "check_effect", "read", "resolve", "to_
 
 RUN = "run"  # a table of a run's own file, which is not a setting
 MODEL = "model"  # ModelSpec.kind, by its option's name
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 _model = {
     MODEL if field.name == "kind" else field.name: field
@@ -84,10 +84,10 @@ def read(file: Path) -> dict[str, Any]:
         if key not in FIELDS:
             faults.append(_unknown(key))
             continue
-        try:
+        if wrong := list(value_faults(key, FIELDS[key].type, value)):
+            faults += wrong
+        else:
             settings[key] = msgspec.convert(value, FIELDS[key].type)
-        except msgspec.ValidationError:
-            faults.append(f"{key} must be {_expected(FIELDS[key].type)}, not {value!r}")
     if faults:
         raise InputError(f"{file}: {'; '.join(faults)}.")
     return settings
@@ -97,16 +97,6 @@ def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, FIELDS, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(FIELDS)}"
     return f"there is no setting {key!r} ({remedy})"
-
-
-def _expected(annotation: Any) -> str:
-    """Say in words what a setting of this type takes."""
-    for part in (annotation, *get_args(annotation)):
-        if part in WORDS:
-            return WORDS[part]
-        if get_origin(part) is Literal:
-            return "one of " + ", ".join(map(repr, get_args(part)))
-    raise AssertionError(annotation)
 
 
 def by_struct(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainkit.models.classifier import TextClassifier
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, write_atomically
+from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
 from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
 
@@ -49,14 +49,14 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class State(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class State(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``state.json``."""
 
     format_version: int
     position: Step
     history: tuple[Epoch, ...]
     tensors: str
-    tensors_facts: FileFacts
+    tensors_facts: FileInfo
     backbone: str | None = None
     """The fingerprint of a backbone, whose frozen weights are not in the state."""
 
@@ -91,10 +91,10 @@ def save(
             position=position,
             history=tuple(history),
             tensors=tensors.name,
-            tensors_facts=facts(tensors),
+            tensors_facts=file_info(tensors),
             backbone=_backbone(training),
         )
-        write_atomically(folder / STATE, pretty_json(state.sealed()))
+        write_atomically(folder / STATE, pretty_json(state.with_checksum()))
     except OSError as error:
         raise InputError(
             f"the training's state cannot be written to {folder} ({error.strerror}); what was "
@@ -133,7 +133,7 @@ def _restore(
             f"{folder} was started on another backbone; give that one, or train again."
         )
     file = folder / state.tensors
-    if not file.is_file() or facts(file) != state.tensors_facts:
+    if not file.is_file() or file_info(file) != state.tensors_facts:
         raise InputError(f"{file} is missing or damaged; train again.")
     try:
         tensors = safetensors.torch.load_file(file)
@@ -239,6 +239,6 @@ def _read(path: Path) -> State:
             f"{path} has state format {state.format_version}, this trainkit reads "
             f"{FORMAT_VERSION}; finish with the trainkit that began, or train again."
         )
-    if not state.is_intact:
+    if not state.is_valid:
         raise InputError(f"{path} was changed; train again.")
     return state
