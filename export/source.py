@@ -24,13 +24,13 @@ from trainkit.serve.postprocess import ProblemType
 from trainkit.serve.types import Runner
 from trainkit.trainer import checkpoint
 
-__all__ = ["Source", "from_hub", "open_source"]
+__all__ = ["ExportSource", "from_transformers", "open_source"]
 
 OWN_HEAD = "of the model's own head"
 EFFECT_TEXTS = 16  # on which an adapter must change the logits
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """A classifier to export, and what its export must compute.
 
     ``model`` takes the inputs that ``encoder`` makes, (B, S) int64 each, and gives (B, C) logits.
@@ -70,7 +70,7 @@ def open_source(
     base: str | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
-) -> Source:
+) -> ExportSource:
     """Open a run's folder, a Hugging Face folder or hub id, or a PEFT adapter's folder.
 
     ``base`` is the model that an adapter belongs to, where the adapter does not say or it moved.
@@ -92,12 +92,12 @@ def open_source(
     if base is not None:
         raise InputError(f"--base goes with a PEFT adapter, and {name} is none; leave it out.")
     loaded = hub_classifier.load(name, max_length=max_length, trust_remote_code=trust_remote_code)
-    return from_hub(loaded, {"kind": "classifier", "backbone": Path(name).name})
+    return from_transformers(loaded, {"kind": "classifier", "backbone": Path(name).name})
 
 
-def _run(folder: Path) -> Source:
+def _run(folder: Path) -> ExportSource:
     loaded = checkpoint.load(folder)
-    config, training = loaded.checkpoint.model, loaded.checkpoint.training
+    config = loaded.checkpoint.model
     if config.backbone is not None:
         architecture = dict(config.backbone.architecture)
     elif config.text_cnn is not None:
@@ -112,13 +112,13 @@ def _run(folder: Path) -> Source:
         # The name alone: a backbone's folder is this machine's business.
         "backbone": Path(config.backbone.name).name if config.backbone else None,
         "weights_sha256": loaded.checkpoint.weights_facts.sha256,
-        "seed": training.seed,
+        "seed": loaded.checkpoint.seed,
         "epoch": loaded.checkpoint.epoch,
         "metrics": loaded.checkpoint.metrics,
         "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]} | _versions(),
         "padded_because": getattr(loaded.model.encoder, "padded_because", None),
     }
-    return Source(
+    return ExportSource(
         model=loaded.model,
         reference=torch_runner(loaded.model),
         encoder=loaded.encoder,
@@ -131,9 +131,9 @@ def _run(folder: Path) -> Source:
     )
 
 
-def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
+def from_transformers(loaded: HubClassifier, facts: dict[str, Any]) -> ExportSource:
     """Return the source of a Hugging Face classifier; ``facts`` name its kind and backbone."""
-    return Source(
+    return ExportSource(
         model=loaded.model,
         reference=torch_runner(loaded.reference),
         encoder=loaded.encoder,
@@ -152,7 +152,7 @@ def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
 
 def _adapter(
     name: str, folder: Path, base: str | None, max_length: int | None, trust_remote_code: bool
-) -> Source:
+) -> ExportSource:
     adapted = load_adapter(name, base, trust_remote_code=trust_remote_code)
     own_tokenizer = (folder / "tokenizer.json").is_file()
     encoder = backbone.load_tokenizer(
@@ -175,7 +175,7 @@ def _adapter(
             **adapter_effect(adapted, encoder.encode(sample)),
         },
     }
-    return from_hub(loaded, facts)
+    return from_transformers(loaded, facts)
 
 
 def _versions() -> dict[str, str]:

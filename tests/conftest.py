@@ -74,13 +74,13 @@ def tiny_run(splits, once):
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_run, once):
     """Export ``tiny_run`` once to both formats: the folder of each by its format."""
-    from trainkit.export.export import export_all, target
-    from trainkit.export.model_file import Settings
+    from trainkit.export.bundle_writer import export_all, make_target
+    from trainkit.export.settings import ExportSettings
     from trainkit.export.source import open_source
 
     def export(name):
         def make(folder):
-            goal = target(str(tiny_run), name, Settings(format=name), folder)
+            goal = make_target(str(tiny_run), name, ExportSettings(format=name), folder)
             export_all(open_source(str(tiny_run)), [goal])
 
         return once(name, make)

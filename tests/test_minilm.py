@@ -9,8 +9,8 @@ import safetensors.torch
 from tests.helpers.cores import all_cores
 from trainkit.bench.studies import cold_start
 from trainkit.data.splits import Splits
-from trainkit.export.export import export_all, target
-from trainkit.export.model_file import Settings
+from trainkit.export.bundle_writer import export_all, make_target
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.export.verify import verify
 from trainkit.models import backbone
@@ -42,7 +42,10 @@ def folder(splits, tmp_path_factory):
     run = place / "run"
     with all_cores():
         train(choice, splits, config, run)
-        goals = [target(str(run), name, Settings(), run / name) for name in ("onnx", "torchscript")]
+        goals = [
+            make_target(str(run), name, ExportSettings(), run / name)
+            for name in ("onnx", "torchscript")
+        ]
         export_all(open_source(str(run)), goals)
     return run
 

@@ -33,8 +33,8 @@ from trainkit.console import stderr, stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits, load
-from trainkit.export import model_file
-from trainkit.export.export import export, prepare
+from trainkit.export.bundle_writer import prepare, write_bundle
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.models.backbone import resolve
 from trainkit.models.loading import quiet
@@ -52,11 +52,11 @@ MAX_LENGTH = 512
 BATCH = 32
 LEARNING_RATES = {"minilm": 1e-4, "base": 5e-5}
 EXPORTS = (
-    model_file.Settings(),
-    model_file.Settings(precision="int8"),
-    model_file.Settings(format="torchscript"),
-    model_file.Settings(format="pt2"),
-    model_file.Settings(format="aoti"),
+    ExportSettings(),
+    ExportSettings(precision="int8"),
+    ExportSettings(format="torchscript"),
+    ExportSettings(format="pt2"),
+    ExportSettings(format="aoti"),
 )
 
 
@@ -180,7 +180,7 @@ def _export(folder: Path, splits: Splits) -> None:
         name = settings.format if settings.precision == "fp32" else f"onnx-{settings.precision}"
         stderr.print(f"export {name}")
         try:
-            export(prepared, folder.with_name(name), settings)
+            write_bundle(prepared, folder.with_name(name), settings)
         except CheckFailedError as refused:
             stderr.print(f"{name}: {refused}")
 

@@ -14,9 +14,8 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from tests.families import FAMILIES, random_classifier, random_source
-from trainkit.export import export as exporter
-from trainkit.export import independence, parity
-from trainkit.export.model_file import Settings
+from trainkit.export import batch_invariance, bundle_writer, parity
+from trainkit.export.settings import ExportSettings
 from trainkit.models.classifier import torch_runner
 from trainkit.models.hub_classifier import Forward
 from trainkit.serve import Classifier
@@ -34,7 +33,7 @@ def prepared():
 
     def get(family):
         if family not in made:
-            made[family] = exporter.prepare(random_source(family))
+            made[family] = bundle_writer.prepare(random_source(family))
         return made[family]
 
     return get
@@ -52,7 +51,9 @@ def test_the_reference_is_hugging_faces_own_forward(family, prepared):
 @pytest.mark.parametrize("opset", [18, 23])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx(family, opset, prepared, tmp_path):
-    exported = exporter.export(prepared(family), tmp_path / "bundle", Settings(opset=opset))
+    exported = bundle_writer.write_bundle(
+        prepared(family), tmp_path / "bundle", ExportSettings(opset=opset)
+    )
     assert exported.parity.passed
     assert exported.parity.label_agreement == 1
     graph = onnx.load(tmp_path / "bundle" / "model.onnx")
@@ -68,19 +69,21 @@ def test_onnx(family, opset, prepared, tmp_path):
     assert output.name == "logits"
     assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     free = {check.name: check.applies for check in _checks(exported)}
-    assert free[independence.LEFT] == (family in FREE_OF_ITS_PLACE)
-    assert free[independence.RIGHT] == (family != "fnet")
+    assert free[batch_invariance.LEFT] == (family in FREE_OF_ITS_PLACE)
+    assert free[batch_invariance.RIGHT] == (family != "fnet")
     assert free["order"]
 
 
 def _checks(exported):
-    return [independence.Check(**check) for check in exported.manifest.independence]
+    return [batch_invariance.InvarianceCheck(**check) for check in exported.manifest.independence]
 
 
 @pytest.mark.parametrize("format", ["torchscript", "pt2"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_formats_of_pytorch(family, format, prepared, tmp_path):
-    exported = exporter.export(prepared(family), tmp_path / "bundle", Settings(format=format))
+    exported = bundle_writer.write_bundle(
+        prepared(family), tmp_path / "bundle", ExportSettings(format=format)
+    )
     assert exported.parity.passed
     assert any("deprecated" in note for note in exported.manifest.notes) == (
         format == "torchscript"
@@ -90,7 +93,9 @@ def test_formats_of_pytorch(family, format, prepared, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "qwen2"])
 def test_machine_code(family, prepared, tmp_path):
-    exported = exporter.export(prepared(family), tmp_path / "bundle", Settings(format="aoti"))
+    exported = bundle_writer.write_bundle(
+        prepared(family), tmp_path / "bundle", ExportSettings(format="aoti")
+    )
     assert exported.parity.passed
     assert exported.manifest.machine["torch"] == str(torch.__version__)
     archive = (tmp_path / "bundle" / "model.aoti.pt2").read_bytes()
@@ -102,7 +107,7 @@ def test_machine_code(family, prepared, tmp_path):
 def fnet(prepared, tmp_path_factory):
     """FNet mixes all positions and has no mask: a longer neighbour changes the answer."""
     folder = tmp_path_factory.mktemp("fnet") / "bundle"
-    return exporter.export(prepared("fnet"), folder, Settings())
+    return bundle_writer.write_bundle(prepared("fnet"), folder, ExportSettings())
 
 
 def test_a_model_that_reads_its_padding_says_so(fnet, prepared):
@@ -127,7 +132,7 @@ def test_and_its_texts_are_never_padded(fnet, prepared, splits):
 def test_other_problems(problem_type, labels, tmp_path):
     source = random_source("bert", problem_type=problem_type, num_labels=labels)
     assert source.problem_type == problem_type
-    exporter.export(exporter.prepare(source), tmp_path / "bundle", Settings())
+    bundle_writer.write_bundle(bundle_writer.prepare(source), tmp_path / "bundle", ExportSettings())
     classify = Classifier.load(tmp_path / "bundle")
     texts = ["How far is Mars?", ("Who wrote the Odyssey?", "Homer did.")]
     logits = source.classifier().logits(texts)

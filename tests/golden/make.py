@@ -10,8 +10,8 @@ from pathlib import Path
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
-from trainkit.export.export import export, prepare
-from trainkit.export.model_file import Settings
+from trainkit.export.bundle_writer import prepare, write_bundle
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.models.classifier import UntrainedModel, build
 from trainkit.models.config import ModelConfig, TransformerConfig
@@ -39,7 +39,9 @@ def main(folder: Path, scratch: Path) -> None:
     new = UntrainedModel(build(settings), encoder)
     scratch.mkdir(parents=True)
     fit(new, splits, TrainConfig(epochs=30, learning_rate=5e-3), scratch)
-    export(prepare(open_source(str(scratch)), splits.test), folder, Settings(), force=True)
+    write_bundle(
+        prepare(open_source(str(scratch)), splits.test), folder, ExportSettings(), force=True
+    )
 
 
 if __name__ == "__main__":

@@ -83,11 +83,11 @@ def calibrated(few, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(calibrated):
-    from trainkit.export.export import export_all, target
-    from trainkit.export.model_file import Settings
+    from trainkit.export.bundle_writer import export_all, make_target
+    from trainkit.export.settings import ExportSettings
     from trainkit.export.source import open_source
 
-    goal = target(str(calibrated.folder), "onnx", Settings(), None)
+    goal = make_target(str(calibrated.folder), "onnx", ExportSettings(), None)
     (made,) = export_all(open_source(str(calibrated.folder)), [goal])
     return made
 

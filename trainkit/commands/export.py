@@ -17,7 +17,7 @@ from trainkit.commands.common import (
 from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
-    from trainkit.export.export import Exported, TargetName
+    from trainkit.export.bundle_writer import ExportFormat, ExportResult
     from trainkit.serve.bundle import Precision
 
 __all__ = ["export"]
@@ -91,7 +91,7 @@ FORMATS = ["onnx", "torchscript", "pt2", "aoti", "triton"]
 @json_option
 def export(
     source: str,
-    formats: tuple["TargetName", ...],
+    formats: tuple["ExportFormat", ...],
     precision: "Precision",
     max_accuracy_drop: float,
     min_label_agreement: float,
@@ -131,13 +131,13 @@ def export(
             raise InputError(f"{source} is a run, which has its own {option}; leave it out.")
     from trainkit.console import parity_table, stage_table, stderr, stdout, steps
     from trainkit.data.splits import load_split
-    from trainkit.export import export as exporter
-    from trainkit.export.model_file import Settings
+    from trainkit.export import bundle_writer
     from trainkit.export.parity import ParityError
     from trainkit.export.runtimes import training_seed
+    from trainkit.export.settings import ExportSettings
     from trainkit.export.source import open_source
 
-    settings = Settings(
+    settings = ExportSettings(
         precision=precision,
         opset=opset,
         optimize=not no_optimize,
@@ -145,7 +145,9 @@ def export(
         max_accuracy_drop=max_accuracy_drop,
         min_label_agreement=min_label_agreement,
     )
-    targets = [exporter.target(source, name, settings, out) for name in dict.fromkeys(formats)]
+    targets = [
+        bundle_writer.make_target(source, name, settings, out) for name in dict.fromkeys(formats)
+    ]
     seed = training_seed(Path(source))
     examples = load_split(data_source, columns(**how), split, seed) if data_source else ()
     try:
@@ -154,7 +156,9 @@ def export(
             opened = open_source(
                 source, base=base, max_length=max_length, trust_remote_code=trust_remote_code
             )
-            exported = exporter.export_all(opened, targets, data=examples, force=force, told=told)
+            exported = bundle_writer.export_all(
+                opened, targets, data=examples, force=force, on_progress=told
+            )
     except ParityError as error:
         stderr.print(parity_table(error.report))
         raise
@@ -168,7 +172,7 @@ def export(
         stdout.print(_summary(made), highlight=False, soft_wrap=True)
 
 
-def _summary(made: "Exported") -> str:
+def _summary(made: "ExportResult") -> str:
     parity = made.parity
     said = (
         f"{made.folder}: {parity.cases} parity cases, largest difference {parity.max_abs:.1e}, "

@@ -33,7 +33,9 @@ def optimize(model: Path, out: Path | None, force: bool, as_json: bool) -> None:
     from trainkit.export.optimize import optimize as run
 
     with steps() as told:
-        optimized = run(model, out or model.with_suffix(".optimized.onnx"), force=force, told=told)
+        optimized = run(
+            model, out or model.with_suffix(".optimized.onnx"), force=force, on_progress=told
+        )
     if as_json:
         print_json(optimized)
         return

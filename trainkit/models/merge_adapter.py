@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainkit.models.attention import KeyValuePrefix
-from trainkit.models.packing import AttentionSite, pack_encoder
+from trainkit.models.packing import AttentionLayer, pack_encoder
 from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _merge_prefix(adapted: "PeftModel") -> MergedAdapter:
     return MergedAdapter(model, None)
 
 
-def _check_sites(sites: list[AttentionSite], layers: Any) -> None:
+def _check_sites(sites: list[AttentionLayer], layers: Any) -> None:
     """Compare the prefix with the base: PEFT drops what is too much without a word."""
     wanted = [(site.heads, site.head_size) for site in sites]
     given = [(layer.keys.shape[1], layer.keys.shape[3]) for layer in layers]

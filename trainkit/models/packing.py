@@ -20,12 +20,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from trainkit.models.attention import MaskPlan, attend
 from trainkit.models.loading import quiet
 
-__all__ = ["AttentionSite", "Packing", "pack_encoder"]
+__all__ = ["AttentionLayer", "Packing", "pack_encoder"]
 
 NAME = "trainkit"
 
 
-class AttentionSite(NamedTuple):
+class AttentionLayer(NamedTuple):
     """A layer that calls attention once: where its prefix is attached."""
 
     module: nn.Module
@@ -36,7 +36,7 @@ class AttentionSite(NamedTuple):
 class Packing(NamedTuple):
     """What :func:`pack_encoder` did: ``declined`` is None, or why the encoder stays padded."""
 
-    sites: list[AttentionSite]
+    sites: list[AttentionLayer]
     declined: str | None
 
 
@@ -46,7 +46,7 @@ class _Running:
     def __init__(self, attention_mask: Tensor) -> None:
         self.plan = MaskPlan(attention_mask)
         self.layer: nn.Module | None = None
-        self.calls: list[AttentionSite] = []
+        self.calls: list[AttentionLayer] = []
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float
@@ -54,7 +54,7 @@ class _Running:
         """(1, A, T, D) each to (1, T, A, D)."""
         layer = self.layer
         assert layer is not None  # a family that asks elsewhere fails the probe
-        self.calls.append(AttentionSite(layer, key.shape[1], key.shape[3]))
+        self.calls.append(AttentionLayer(layer, key.shape[1], key.shape[3]))
         prefix = getattr(layer, "prefix", None)
         return attend(query, key, value, self.plan, prefix=prefix, scale=scale, dropout=dropout)
 
@@ -161,7 +161,7 @@ def pack_encoder(model: PreTrainedModel) -> Packing:
         layers[0].register_forward_pre_hook(_pack_input),
         layers[-1].register_forward_hook(_unpack_output),
     ]
-    sites: list[AttentionSite] = []
+    sites: list[AttentionLayer] = []
     try:
         with torch.inference_mode(), _packed(mask) as running:
             packed = model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -187,7 +187,7 @@ def _difference(
     expected: Tensor,
     packed: Tensor,
     mask: Tensor,
-    calls: list[AttentionSite],
+    calls: list[AttentionLayer],
     layers: nn.ModuleList,
 ) -> str | None:
     if [call.module for call in calls] != list(layers):

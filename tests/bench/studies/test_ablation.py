@@ -25,10 +25,10 @@ from trainkit.bench.studies.ablation_worker import (
     open_variant,
 )
 from trainkit.data.splits import Splits, load_sample
-from trainkit.export import model_file
-from trainkit.export.export import export, prepare
+from trainkit.export.bundle_writer import prepare, write_bundle
 from trainkit.export.graph_file import operators
 from trainkit.export.rewrite.table import REWRITES
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.serve.bundle import open_bundle, write_manifest
 from trainkit.serve.errors import CheckFailedError
@@ -51,7 +51,7 @@ def made(home):
     """Return the variants of a small BERT by name, and the reasons of those that it cannot have."""
     texts = [example.text for example in EXAMPLES]
     source = open_source(str(save_classifier(home / "bert", texts)))
-    shipped = export(prepare(source), home / "shipped", model_file.Settings()).folder
+    shipped = write_bundle(prepare(source), home / "shipped", ExportSettings()).folder
     specs, absent = ablation.variants(source, shipped, home)
     return {spec.runtime: spec for spec in specs}, absent
 
@@ -98,7 +98,7 @@ def test_a_rewrite_that_does_nothing_to_a_model_is_absent_with_its_reason(made, 
     choice = ModelSpec(kind="prefix", prefix_length=2)
     run = train(choice, few, TrainConfig(epochs=1), tmp_path / "run").folder
     source = open_source(str(run))
-    shipped = export(prepare(source), tmp_path / "shipped", model_file.Settings()).folder
+    shipped = write_bundle(prepare(source), tmp_path / "shipped", ExportSettings()).folder
     specs, absent = ablation.variants(source, shipped, tmp_path)
     assert absent["without narrow_last_layer"].startswith(f"{same}the head does not take one token")
     assert "without fuse_attention" not in absent

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tests.families import FAMILIES, SIZES
-from trainkit.export.matrix import masks
 from trainkit.export.onnx_graph import export_graph
+from trainkit.export.parity_cases import masks
 from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.models.attention import KeyValuePrefix

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from trainkit.export.rewrite.graph import attribute, dims, integers, same_rows, size
 
-__all__ = ["row_operands"]
+__all__ = ["tokenwise_inputs"]
 
 ELEMENTWISE = {
     *("Abs", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish"),
@@ -20,7 +20,7 @@ NORMS = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"}
 REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ReduceSumSquare"}
 
 
-def row_operands(node: ir.Node) -> list[int] | None:
+def tokenwise_inputs(node: ir.Node) -> list[int] | None:
     """Return which inputs hold the rows that the output's rows are made from, one from one.
 
     None where the operator mixes rows, or that is not known. All other inputs are constants that

@@ -6,7 +6,7 @@ runtime, computed what the source computes; and nothing stays there unless it do
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -14,14 +14,15 @@ import msgspec
 
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
-from trainkit.export import independence, matrix, parity
-from trainkit.export.accuracy import Accuracy, Gate, measure, reference_gate
+from trainkit.export import batch_invariance, parity, parity_cases
+from trainkit.export.accuracy_gate import AccuracyGate, AccuracyReport
+from trainkit.export.batch_invariance import InvarianceCheck
 from trainkit.export.example import input_names
-from trainkit.export.independence import Check
-from trainkit.export.model_file import Settings, Written, check_settings, write_model
-from trainkit.export.precision.gate import judge
+from trainkit.export.parity_cases import ProgressCallback
+from trainkit.export.pipeline import ExportedModel, write_model
 from trainkit.export.runtimes import runner
-from trainkit.export.source import Source
+from trainkit.export.settings import ExportSettings, check_settings
+from trainkit.export.source import ExportSource
 from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
 from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
@@ -31,16 +32,16 @@ from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.types import Runner
 
 __all__ = [
-    "Exported",
-    "Prepared",
-    "Target",
-    "TargetName",
+    "ExportFormat",
+    "ExportResult",
+    "ExportTarget",
+    "PreparedSource",
     "check_same_texts",
-    "export",
     "export_all",
+    "make_target",
     "parity_texts",
     "prepare",
-    "target",
+    "write_bundle",
 ]
 
 PARITY_TEXTS = 64
@@ -49,28 +50,27 @@ READS_PADDING = (
     "one length with it; elsewhere, give it one text at a time."
 )
 
-Told = Callable[[str], None]
-"""Called with the name of each step as it begins."""
+
+ExportFormat: TypeAlias = Format | Literal["triton"]
 
 
-TargetName: TypeAlias = Format | Literal["triton"]
-
-
-class Target(NamedTuple):
+class ExportTarget(NamedTuple):
     """Where an export goes, and how it is made; a Triton ``repository`` is named after ``name``."""
 
     out: Path
-    settings: Settings
+    settings: ExportSettings
     repository: bool
     name: str
 
 
-def target(source: str, kind: TargetName, settings: Settings, out: Path | None) -> Target:
+def make_target(
+    source: str, kind: ExportFormat, settings: ExportSettings, out: Path | None
+) -> ExportTarget:
     """Complete ``settings``, and the place beside the run, or under ``exports/`` for a model."""
     folder = Path(source).resolve()
     home = folder if is_kind(folder, "run") else Path("exports") / folder.name
     suffix = "" if settings.precision == "fp32" else f"-{settings.precision}"
-    return Target(
+    return ExportTarget(
         out or home / f"{kind}{suffix}",
         msgspec.structs.replace(settings, format="onnx" if kind == "triton" else kind),
         kind == "triton",
@@ -78,32 +78,32 @@ def target(source: str, kind: TargetName, settings: Settings, out: Path | None) 
     )
 
 
-class Prepared(NamedTuple):
+class PreparedSource(NamedTuple):
     """A source with its own answers: on the parity matrix, in other batches, on the user's data."""
 
-    source: Source
-    cases: list[matrix.Case]
-    checks: tuple[Check, ...]
-    gate: Gate | None
+    source: ExportSource
+    cases: list[parity_cases.Case]
+    checks: tuple[InvarianceCheck, ...]
+    gate: AccuracyGate | None
 
 
-class Exported(NamedTuple):
+class ExportResult(NamedTuple):
     """A bundle under its final name, and the reports that its manifest holds."""
 
     folder: Path
     manifest: Manifest
     parity: parity.Report
-    accuracy: Accuracy | None
+    accuracy: AccuracyReport | None
 
 
 def export_all(
-    source: Source,
-    targets: Sequence[Target],
+    source: ExportSource,
+    targets: Sequence[ExportTarget],
     *,
     data: Sequence[Example] = (),
     force: bool = False,
-    told: Told = lambda step: None,
-) -> list[Exported]:
+    on_progress: ProgressCallback = lambda step: None,
+) -> list[ExportResult]:
     """Export ``source`` to each target; its own answers are computed once.
 
     ``InputError`` for a target that exists comes before any work.
@@ -116,44 +116,50 @@ def export_all(
             check_repository(goal.out, goal.name, source.labels, force=force)
         else:
             bundle.check_target(goal.out, force=force)
-    prepared = prepare(source, data, told)
+    prepared = prepare(source, data, on_progress)
     return [
-        _export_repository(prepared, goal, force, told)
+        _export_repository(prepared, goal, force, on_progress)
         if goal.repository
-        else export(prepared, goal.out, goal.settings, force=force, told=told)
+        else write_bundle(prepared, goal.out, goal.settings, force=force, on_progress=on_progress)
         for goal in targets
     ]
 
 
-def _export_repository(prepared: Prepared, goal: Target, force: bool, told: Told) -> Exported:
+def _export_repository(
+    prepared: PreparedSource, goal: ExportTarget, force: bool, on_progress: ProgressCallback
+) -> ExportResult:
     from trainkit.export.triton import write_repository
 
     with tempfile.TemporaryDirectory() as scratch:
-        made = export(prepared, Path(scratch) / "bundle", goal.settings, told=told)
+        made = write_bundle(
+            prepared, Path(scratch) / "bundle", goal.settings, on_progress=on_progress
+        )
         write_repository(bundle.open_bundle(made.folder), goal.out, name=goal.name, force=force)
     return made._replace(folder=goal.out)
 
 
 def prepare(
-    source: Source, data: Sequence[Example] = (), told: Told = lambda step: None
-) -> Prepared:
+    source: ExportSource,
+    data: Sequence[Example] = (),
+    on_progress: ProgressCallback = lambda step: None,
+) -> PreparedSource:
     """Compute what every export must compute.
 
     ``CheckFailedError`` where the source itself gives NaN.
     """
-    cases = matrix.reference_cases(
+    cases = parity_cases.run_reference(
         source.reference,
-        matrix.make_cases(source.encoder, parity_texts()),
-        lambda name: told(f"PyTorch: {name}"),
+        parity_cases.make_cases(source.encoder, parity_texts()),
+        lambda name: on_progress(f"PyTorch: {name}"),
     )
-    checks = independence.compare_ways(
+    checks = batch_invariance.check_invariance(
         source.reference, source.encoder, parity_texts(), parity.TOLERANCES["fp32"]
     )
     if data:
-        told(f"PyTorch: {len(data)} texts")
-    if independence.reads_padding(checks):
+        on_progress(f"PyTorch: {len(data)} texts")
+    if batch_invariance.reads_padding(checks):
         source = source._replace(equal_lengths=True, notes=(*source.notes, READS_PADDING))
-    return Prepared(source, cases, checks, reference_gate(source.classifier(), data))
+    return PreparedSource(source, cases, checks, AccuracyGate.of(source.classifier(), data))
 
 
 def parity_texts() -> list[str]:
@@ -161,14 +167,14 @@ def parity_texts() -> list[str]:
     return [example.text for example in load_sample()[:PARITY_TEXTS]]
 
 
-def export(
-    prepared: Prepared,
+def write_bundle(
+    prepared: PreparedSource,
     out: Path,
-    settings: Settings,
+    settings: ExportSettings,
     *,
     force: bool = False,
-    told: Told = lambda step: None,
-) -> Exported:
+    on_progress: ProgressCallback = lambda step: None,
+) -> ExportResult:
     """Write the prepared source as a bundle to ``out``.
 
     ``ParityError`` or ``CheckFailedError`` where the export computes something else or its
@@ -179,23 +185,23 @@ def export(
     check_settings(settings, source.problem_type, data=prepared.gate is not None)
 
     def accept(target: Path) -> None:
-        told("verify in its final place")
+        on_progress("verify in its final place")
         # The hashes say that these are the bytes that just passed all cases.
         moved = bundle.open_bundle(target)
         # Noise is one figure of the whole matrix: of a part of it, it may be more.
         whole = parity.TOLERANCES[settings.precision].noise is not None
-        cases = prepared.cases if whole else matrix.brief(prepared.cases)
-        report = _compare(moved, runner(moved), cases, told)
+        cases = prepared.cases if whole else parity_cases.representative(prepared.cases)
+        report = _compare(moved, runner(moved), cases, on_progress)
         if not report.passed:
             raise parity.ParityError(report, "the move to its final place")
 
     with bundle.staged(out, force=force, accept=accept) as stage:
-        written = write_model(source, prepared.cases, prepared.gate, settings, stage, told)
+        written = write_model(source, prepared.cases, prepared.gate, settings, stage, on_progress)
         _write_tokenizer(stage, source.encoder)
         _write_config(stage, source)
-        matrix.save_cases(stage / matrix.PARITY_FILE, prepared.cases)
+        parity_cases.save_cases(stage / parity_cases.PARITY_FILE, prepared.cases)
         made = Bundle(stage, _manifest(source, settings, written))
-        report, checks, accuracy = _prove(prepared, made, settings, told)
+        report, checks, accuracy = _prove(prepared, made, settings, on_progress)
         manifest = bundle.write_manifest(
             stage,
             msgspec.structs.replace(
@@ -205,32 +211,34 @@ def export(
                 accuracy=msgspec.to_builtins(accuracy) if accuracy else None,
             ),
         )
-    return Exported(out, manifest, report, accuracy)
+    return ExportResult(out, manifest, report, accuracy)
 
 
-def _compare(made: Bundle, run: Runner, cases: Sequence[matrix.Case], told: Told) -> parity.Report:
+def _compare(
+    made: Bundle, run: Runner, cases: Sequence[parity_cases.Case], on_progress: ProgressCallback
+) -> parity.Report:
     manifest = made.manifest
     return parity.compare(
         cases,
         run,
         manifest.precision,
-        lambda name: told(f"{manifest.format}: {name}"),
+        lambda name: on_progress(f"{manifest.format}: {name}"),
         manifest.problem_type,
     )
 
 
 def _prove(
-    prepared: Prepared, made: Bundle, settings: Settings, told: Told
-) -> tuple[parity.Report, tuple[Check, ...], Accuracy | None]:
+    prepared: PreparedSource, made: Bundle, settings: ExportSettings, on_progress: ProgressCallback
+) -> tuple[parity.Report, tuple[InvarianceCheck, ...], AccuracyReport | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
     check_same_texts(prepared.source, made)
     run = runner(made)
-    report = _compare(made, run, prepared.cases, told)
+    report = _compare(made, run, prepared.cases, on_progress)
     if not report.passed:
         raise parity.ParityError(report)
     tolerance = parity.TOLERANCES[settings.precision]
-    ways = independence.compare_ways(run, made.encoder(), parity_texts(), tolerance)
-    checks = independence.judge(ways, prepared.checks)
+    ways = batch_invariance.check_invariance(run, made.encoder(), parity_texts(), tolerance)
+    checks = batch_invariance.excuse_source(ways, prepared.checks)
     for check in checks:
         if not check.passed:
             raise CheckFailedError(
@@ -239,17 +247,15 @@ def _prove(
             )
     if prepared.gate is None:
         return report, checks, None
-    told(f"{settings.format}: {len(prepared.gate.texts)} texts")
+    on_progress(f"{settings.format}: {len(prepared.gate.texts)} texts")
     candidate = Classifier.of_bundle(made, run)
-    logits = candidate.logits(prepared.gate.texts)
-    verdict = judge(logits, prepared.gate, settings.limits())
-    if not verdict.passed:
-        raise CheckFailedError(f"on your data, {verdict.reason}; no bundle was written.")
-    accuracy = measure(prepared.gate, logits)
-    return report, checks, accuracy
+    result = prepared.gate.check(candidate.logits(prepared.gate.texts), settings.limits())
+    if not result.passed:
+        raise CheckFailedError(f"on your data, {result.reason}; no bundle was written.")
+    return report, checks, result.report
 
 
-def check_same_texts(source: Source, made: Bundle) -> None:
+def check_same_texts(source: ExportSource, made: Bundle) -> None:
     """Raise ``CheckFailedError`` where the bundle has other labels or other token ids."""
     if source.labels != made.manifest.labels:
         raise CheckFailedError(
@@ -278,7 +284,7 @@ def _write_tokenizer(stage: Path, encoder: TextEncoder) -> None:
     _write_json(stage / "tokenizer_config.json", settings)
 
 
-def _write_config(stage: Path, source: Source) -> None:
+def _write_config(stage: Path, source: ExportSource) -> None:
     """Write ``config.json`` as Hugging Face does: the architecture, and what each label means."""
     architecture = dict(source.architecture)
     architecture["id2label"] = {str(i): label for i, label in enumerate(source.labels)}
@@ -291,7 +297,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _manifest(source: Source, settings: Settings, written: Written) -> Manifest:
+def _manifest(source: ExportSource, settings: ExportSettings, written: ExportedModel) -> Manifest:
     """Describe the export, as yet without its files and the reports on the whole bundle."""
     batch_axes = ("batch", "sequence")
     return Manifest(

@@ -21,14 +21,17 @@ from trainkit.serve.types import FloatArray, Runner
 __all__ = [
     "PARITY_FILE",
     "Case",
-    "brief",
+    "ProgressCallback",
     "load_cases",
     "make_cases",
     "masks",
-    "reference_cases",
+    "representative",
+    "run_reference",
     "save_cases",
-    "short",
+    "without_longest",
 ]
+
+ProgressCallback = Callable[[str], None]
 
 PARITY_FILE = "parity.npz"
 BATCH_SIZES = (1, 2, 7)
@@ -89,29 +92,29 @@ def make_cases(
         yield f"{SENTENCES} {start + 1} to {start + len(chosen)}", encoder.pad(chosen)
 
 
-def brief(cases: Sequence[Case]) -> list[Case]:
+def representative(cases: Sequence[Case]) -> list[Case]:
     """Leave out what costs most: the maximum length where that is long, and most sentences.
 
     For the stages between the untouched export and the finished bundle, which both get all.
     """
     sentences = [case.name for case in cases if case.name.startswith(SENTENCES)]
-    return [case for case in short(cases) if case.name not in sentences[BRIEF_TEXTS:]]
+    return [case for case in without_longest(cases) if case.name not in sentences[BRIEF_TEXTS:]]
 
 
-def short(cases: Sequence[Case]) -> list[Case]:
+def without_longest(cases: Sequence[Case]) -> list[Case]:
     """Leave out the cases of the maximum length where that is long."""
     return [case for case in cases if case.batch.input_ids.size <= POSITIONS // 2]
 
 
-def reference_cases(
+def run_reference(
     reference: Runner,
     inputs: Iterator[tuple[str, Batch]],
-    told: Callable[[str], None] = lambda name: None,
+    on_progress: ProgressCallback = lambda name: None,
 ) -> list[Case]:
     """Run the reference over the inputs; ``CheckFailedError`` if it gives anything but numbers."""
     cases = []
     for name, batch in inputs:
-        told(name)
+        on_progress(name)
         expected = reference(batch)
         wrong = ~np.isfinite(expected).all(axis=1)
         if wrong.any():

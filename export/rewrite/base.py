@@ -2,10 +2,10 @@
 
 import msgspec
 
-__all__ = ["Outcome"]
+__all__ = ["RewriteResult"]
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class RewriteResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one rewrite did to one graph, in place.
 
     ``rewritten`` counts the places that it changed; ``declined`` has one sentence for each distinct

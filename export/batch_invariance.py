@@ -14,7 +14,7 @@ from trainkit.export.parity import Tolerance
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder, Tokens
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["LEFT", "RIGHT", "Check", "compare_ways", "judge", "reads_padding"]
+__all__ = ["LEFT", "RIGHT", "InvarianceCheck", "check_invariance", "excuse_source", "reads_padding"]
 
 ROWS = 12
 EXTRA = 13  # positions of padding
@@ -23,7 +23,7 @@ LEFT = "padding on the left"
 RIGHT = "padding on the right"
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
+class InvarianceCheck(msgspec.Struct, frozen=True, kw_only=True):
     """How much the logits of the same texts differ between two ways of running them.
 
     ``applies`` is False where the model itself gives other answers, and ``reason`` says so.
@@ -36,19 +36,19 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-def compare_ways(
+def check_invariance(
     run: Runner, encoder: TextEncoder, texts: Sequence[str], tolerance: Tolerance
-) -> tuple[Check, ...]:
+) -> tuple[InvarianceCheck, ...]:
     """Run the first texts together, alone, reversed, and with more padding on either side."""
     rows = encoder.tokens(texts[:ROWS])
     together = run(encoder.pad(rows))
     limit = tolerance.absolute + tolerance.relative * np.abs(together).max(axis=1, keepdims=True)
     checks = []
-    for name, again in _ways(run, encoder, rows):
+    for name, again in _variants(run, encoder, rows):
         difference = np.abs(again() - together)
         passed = bool((difference <= limit).all())  # NaN is not
         checks.append(
-            Check(
+            InvarianceCheck(
                 name=name,
                 applies=True,
                 passed=passed,
@@ -59,7 +59,7 @@ def compare_ways(
     return tuple(checks)
 
 
-def _ways(
+def _variants(
     run: Runner, encoder: TextEncoder, rows: Sequence[Tokens]
 ) -> Iterator[tuple[str, Callable[[], FloatArray]]]:
     batch = encoder.pad(rows)
@@ -83,7 +83,7 @@ def _wider(batch: Batch, pad_id: int, sides: tuple[int, int]) -> Batch:
     )
 
 
-def reads_padding(reference: Sequence[Check]) -> bool:
+def reads_padding(reference: Sequence[InvarianceCheck]) -> bool:
     """Tell whether the model's own answers change with the padding on the right.
 
     FNet mixes all positions and has no mask; MobileBERT looks at the next one, hidden or not. Such
@@ -92,7 +92,9 @@ def reads_padding(reference: Sequence[Check]) -> bool:
     return any(check.name != LEFT and not check.passed for check in reference)
 
 
-def judge(candidate: Sequence[Check], reference: Sequence[Check]) -> tuple[Check, ...]:
+def excuse_source(
+    candidate: Sequence[InvarianceCheck], reference: Sequence[InvarianceCheck]
+) -> tuple[InvarianceCheck, ...]:
     """Excuse the candidate from what the model itself does not do; the rest must have passed."""
     own = {check.name for check in reference if not check.passed}
     return tuple(

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from trainkit.export.rewrite.graph import Declined, array, attribute, dims, producer, scalar
 from trainkit.export.rewrite.heads import swapped
 
-__all__ = ["Core", "Mask", "find_cores", "read_core"]
+__all__ = ["AttentionPattern", "Mask", "find_attention", "match_attention"]
 
 # Added to any score of a real model, this gives exactly the same float32: as good as -infinity.
 ABSORBING = -1e30
@@ -33,7 +33,7 @@ class Mask(NamedTuple):
     zeros: bool = False
 
 
-class Core(NamedTuple):
+class AttentionPattern(NamedTuple):
     """One attention: its operands (B, A, L, D), and the node that gives its output."""
 
     node: ir.Node
@@ -44,7 +44,7 @@ class Core(NamedTuple):
     mask: Mask
 
 
-def find_cores(graph: ir.Graph) -> Iterator[ir.Node]:
+def find_attention(graph: ir.Graph) -> Iterator[ir.Node]:
     """Yield the Softmax nodes and four-axis Attention nodes of ``graph``."""
     for node in graph:
         if node.domain == "" and node.op_type == "Softmax":
@@ -55,7 +55,7 @@ def find_cores(graph: ir.Graph) -> Iterator[ir.Node]:
                 yield node
 
 
-def read_core(softmax: ir.Node) -> Core | None:
+def match_attention(softmax: ir.Node) -> AttentionPattern | None:
     """Read the attention around a Softmax; None where it is none, ``Declined`` where it is odd."""
     if softmax.outputs[0].is_graph_output() or len(dims(softmax.outputs[0]) or ()) < 3:
         return None  # the probabilities of the labels, most likely
@@ -64,7 +64,7 @@ def read_core(softmax: ir.Node) -> Core | None:
     if product is None or product.op_type != "MatMul" or product.inputs[0] is not weights:
         raise Declined("the weights of an attention go elsewhere than to the product with values")
     scores, mask = _before(softmax.inputs[0])
-    scale, scores = _peel(scores)
+    scale, scores = _strip_scale(scores)
     matmul = producer(scores, "MatMul")
     if matmul is None or array(matmul.inputs[1]) is not None:
         return None
@@ -72,15 +72,17 @@ def read_core(softmax: ir.Node) -> Core | None:
         raise Declined("a Softmax is not over the last axis")
     if len(dims(product.outputs[0]) or ()) != 4:
         raise Declined("attention heads do not have an axis of their own")
-    query_scale, query = _peel(matmul.inputs[0])
-    key_scale, key = _peel(matmul.inputs[1])
+    query_scale, query = _strip_scale(matmul.inputs[0])
+    key_scale, key = _strip_scale(matmul.inputs[1])
     keys = _keys(key)
     value = product.inputs[1]
     assert query is not None
     assert value is not None
     scale *= query_scale * key_scale
-    inner_scale, keys = _peel(keys)
-    return Core(product, query, keys, value, scale * inner_scale, _with_guard(mask, zeros))
+    inner_scale, keys = _strip_scale(keys)
+    return AttentionPattern(
+        product, query, keys, value, scale * inner_scale, _with_guard(mask, zeros)
+    )
 
 
 def _keys(value: ir.Value | None) -> ir.Value:
@@ -109,7 +111,7 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
-def _peel(value: ir.Value | None) -> tuple[float, ir.Value]:
+def _strip_scale(value: ir.Value | None) -> tuple[float, ir.Value]:
     """Take multiplications with one number off ``value``: their product, and what they multiply."""
     factor = 1.0
     while node := producer(value, "Mul", "Div"):

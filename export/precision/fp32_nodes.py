@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["LARGEST", "Kept", "infer_types", "kept_nodes"]
+__all__ = ["LARGEST", "Fp32Nodes", "find_fp32_nodes", "infer_types"]
 
 LARGEST = 65504.0  # the largest finite float16
 
@@ -28,11 +28,11 @@ INTEGERS = "masks and positions are exact in float32"
 MASKED = "a mask beyond float16's range is added here"
 
 
-class Kept(NamedTuple):
-    """``reasons`` of the nodes that stay; ``hiding`` are masks with values beyond float16."""
+class Fp32Nodes(NamedTuple):
+    """``reasons`` of the nodes that stay; ``mask_values`` are masks with values beyond float16."""
 
     reasons: dict[ir.Node, str]
-    hiding: set[ir.Value]
+    mask_values: set[ir.Value]
 
 
 def infer_types(model: ir.Model) -> None:
@@ -50,7 +50,7 @@ def infer_types(model: ir.Model) -> None:
                     value.type = ir.TensorType(first.dtype)
 
 
-def kept_nodes(model: ir.Model, keep: Collection[str] = ()) -> Kept:
+def find_fp32_nodes(model: ir.Model, keep: Collection[str] = ()) -> Fp32Nodes:
     """Return which nodes of the main graph stay in float32, each with its reason.
 
     ``keep`` names values: a node that makes or reads one of them stays.
@@ -60,7 +60,7 @@ def kept_nodes(model: ir.Model, keep: Collection[str] = ()) -> Kept:
         reason = marks.reason(node)
         if reason is not None:
             marks.reasons[node] = reason
-    return Kept(marks.reasons, marks.hiding)
+    return Fp32Nodes(marks.reasons, marks.mask_values)
 
 
 class _Marks:
@@ -71,7 +71,7 @@ class _Marks:
         self.keep = keep
         self.reasons: dict[ir.Node, str] = {}
         self.from_integers: set[ir.Value] = set()
-        self.hiding: set[ir.Value] = set()
+        self.mask_values: set[ir.Value] = set()
         self.masked: set[ir.Value] = set()
 
     def reason(self, node: ir.Node) -> str | None:
@@ -100,8 +100,8 @@ class _Marks:
         if not varying or not all(v in self.from_integers or _is_exact(v) for v in varying):
             return False
         self.from_integers.update(node.outputs)
-        if any(v in self.hiding or _is_beyond(v) for v in node.inputs):
-            self.hiding.update(node.outputs)
+        if any(v in self.mask_values or _is_beyond(v) for v in node.inputs):
+            self.mask_values.update(node.outputs)
         return True
 
     def _adds_mask(self, node: ir.Node) -> bool:
@@ -111,7 +111,7 @@ class _Marks:
         a whole becomes uniform. In float16 the score would still show beside the largest number.
         """
         if node.op_type in ("Add", "Sub"):
-            found = any(value in self.hiding or value in self.masked for value in node.inputs)
+            found = any(value in self.mask_values or value in self.masked for value in node.inputs)
         else:
             found = node.op_type in LAYOUT | {"Softmax"} and node.inputs[0] in self.masked
         if found and node.op_type != "Softmax":

@@ -12,7 +12,15 @@ import onnx_ir as ir
 
 from trainkit.serve.types import FloatArray
 
-__all__ = ["Declined", "Lookup", "Product", "Site", "Weight", "find_sites", "site_names"]
+__all__ = [
+    "Lookup",
+    "NotQuantizable",
+    "Product",
+    "QuantizableNode",
+    "Weight",
+    "find_quantizable",
+    "quantizable_names",
+]
 
 # Quantising the (M, K) input of a product costs about as much as a few columns of it: with fewer
 # than these there is nothing to win. A classifier's head is such a product.
@@ -53,21 +61,21 @@ class Lookup(NamedTuple):
     weight: Weight
 
 
-class Declined(NamedTuple):
+class NotQuantizable(NamedTuple):
     """``node`` stays as it is, because of ``reason``."""
 
     node: ir.Node
     reason: str
 
 
-Site: TypeAlias = Product | Lookup | Declined
+QuantizableNode: TypeAlias = Product | Lookup | NotQuantizable
 
 
-def find_sites(model: ir.Model) -> Iterator[Site]:
+def find_quantizable(model: ir.Model) -> Iterator[QuantizableNode]:
     """Yield every product with a weight and every lookup of the main graph, in its order."""
     for node in model.graph:
         if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
-            yield Declined(node, f"what stands inside {node.op_type} is left as it is")
+            yield NotQuantizable(node, f"what stands inside {node.op_type} is left as it is")
         if node.domain not in STANDARD_DOMAINS:
             continue
         if node.op_type == "MatMul":
@@ -78,42 +86,42 @@ def find_sites(model: ir.Model) -> Iterator[Site]:
             yield from _lookup(node)
 
 
-def site_names(model: ir.Model) -> tuple[str, ...]:
+def quantizable_names(model: ir.Model) -> tuple[str, ...]:
     """Return the names of what can be quantised: those of the sites' outputs, unique in a graph."""
     return tuple(
         str(site.node.outputs[0].name)
-        for site in find_sites(model)
-        if not isinstance(site, Declined)
+        for site in find_quantizable(model)
+        if not isinstance(site, NotQuantizable)
     )
 
 
-def _product(node: ir.Node) -> Iterator[Site]:
+def _product(node: ir.Node) -> Iterator[QuantizableNode]:
     left, right = node.inputs
     if _constant(left) is not None:
-        yield Declined(node, "its weight stands on the left")
+        yield NotQuantizable(node, "its weight stands on the left")
     elif (weight := _constant(right)) is not None:
         yield _checked(node, weight, None)
 
 
-def _gemm(node: ir.Node) -> Iterator[Site]:
+def _gemm(node: ir.Node) -> Iterator[QuantizableNode]:
     weight = _constant(node.inputs[1])
     if weight is None:
         return
     value = {name: attribute.value for name, attribute in node.attributes.items()}
     if value.get("transA", 0) or value.get("alpha", 1.0) != 1 or value.get("beta", 1.0) != 1:
-        yield Declined(node, "a Gemm with transA, alpha or beta")
+        yield NotQuantizable(node, "a Gemm with transA, alpha or beta")
         return
     if value.get("transB", 0) and weight.array.ndim == 2:
         weight = Weight(weight.array.T, (weight.key, "transB"), weight.name)
     yield _checked(node, weight, node.inputs[2] if len(node.inputs) > 2 else None)
 
 
-def _checked(node: ir.Node, weight: Weight, bias: ir.Value | None) -> Product | Declined:
+def _checked(node: ir.Node, weight: Weight, bias: ir.Value | None) -> Product | NotQuantizable:
     reason = _unfit(weight)
     if reason is None and weight.array.shape[1] < LEAST_COLUMNS:
         reason = f"{weight.array.shape[1]} columns are too few to win anything"
     if reason is not None:
-        return Declined(node, reason)
+        return NotQuantizable(node, reason)
     added = _bias_after(node, weight.array.shape[1]) if bias is None else None
     return Product(node, weight, bias, added)
 
@@ -132,7 +140,7 @@ def _is_row(value: ir.Value | None, columns: int) -> bool:
     return tensor is not None and tensor.shape == (columns,) and tensor.dtype == ir.DataType.FLOAT
 
 
-def _lookup(node: ir.Node) -> Iterator[Site]:
+def _lookup(node: ir.Node) -> Iterator[QuantizableNode]:
     table = _constant(node.inputs[0])
     axis = node.attributes["axis"].value if "axis" in node.attributes else 0
     if table is None or table.array.ndim != 2 or axis != 0 or table.array.dtype.kind in "iub":
@@ -140,7 +148,7 @@ def _lookup(node: ir.Node) -> Iterator[Site]:
     if table.array.shape[1] == 1:
         return  # one number a row: the scales of a table that is in bytes already
     reason = _unfit(table)
-    yield Lookup(node, table) if reason is None else Declined(node, reason)
+    yield Lookup(node, table) if reason is None else NotQuantizable(node, reason)
 
 
 def _unfit(weight: Weight) -> str | None:

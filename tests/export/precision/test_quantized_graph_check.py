@@ -4,12 +4,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from trainkit.export.matrix import Case
 from trainkit.export.parity import ParityError, compare
+from trainkit.export.parity_cases import Case
 from trainkit.export.precision.calibration import calibrate
 from trainkit.export.precision.int8 import to_int8
-from trainkit.export.precision.proof import check_graph
-from trainkit.export.precision.settings import Int8Settings
+from trainkit.export.precision.int8_settings import Int8Settings
+from trainkit.export.precision.quantized_graph_check import diff_graphs
 from trainkit.serve.encoding import Batch
 
 SETTINGS = [
@@ -49,8 +49,8 @@ def node(model, op_type, output=None):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_an_honest_graph_has_no_faults(quantised, tiny_encoder, settings):
-    assert check_graph(tiny_encoder(), quantised(settings)) == ()
-    assert check_graph(tiny_encoder(), tiny_encoder()) == ()
+    assert diff_graphs(tiny_encoder(), quantised(settings)) == ()
+    assert diff_graphs(tiny_encoder(), tiny_encoder()) == ()
 
 
 def swap_columns(model):
@@ -132,7 +132,7 @@ def lose_a_softmax(model):
 def test_a_broken_graph_is_refused(quantised, tiny_encoder, sabotage, fault):
     model = quantised(Int8Settings())
     sabotage(model)
-    faults = check_graph(tiny_encoder(), model)
+    faults = diff_graphs(tiny_encoder(), model)
     assert any(fault in one for one in faults), faults
 
 
@@ -140,7 +140,7 @@ def test_an_input_scale_that_is_not_the_one_multiplied_by_is_refused(quantised, 
     model = quantised(Int8Settings(activations="static"))
     product = node(model, "MatMulIntegerToFloat")
     product.replace_input_with(2, model.graph.initializers["pooled.scale"])
-    assert any("another scale" in fault for fault in check_graph(tiny_encoder(), model))
+    assert any("another scale" in fault for fault in diff_graphs(tiny_encoder(), model))
 
 
 def test_a_product_that_took_its_bias_over_is_looked_at_as_closely(quantised, tiny_encoder):
@@ -154,7 +154,7 @@ def test_a_product_that_took_its_bias_over_is_looked_at_as_closely(quantised, ti
     ]:
         model = quantised(settings)
         sabotage(model)
-        (found,) = check_graph(tiny_encoder(), model)
+        (found,) = diff_graphs(tiny_encoder(), model)
         assert found.startswith("values: ")
         assert fault in found
 
@@ -167,7 +167,7 @@ def test_a_bias_that_is_added_twice_is_refused(quantised, tiny_encoder):
     product.outputs[0].replace_all_uses_with(twice.outputs[0], replace_graph_outputs=True)
     twice.replace_input_with(0, product.outputs[0])
     model.graph.insert_after(product, twice)
-    assert check_graph(tiny_encoder(), model) == ("logits: it adds two biases",)
+    assert diff_graphs(tiny_encoder(), model) == ("logits: it adds two biases",)
 
 
 @pytest.fixture

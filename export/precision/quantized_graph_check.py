@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from trainkit.export.precision.sites import Declined, Lookup, Product, find_sites
+from trainkit.export.precision.quantizable import Lookup, NotQuantizable, Product, find_quantizable
 from trainkit.serve.types import FloatArray
 
-__all__ = ["check_graph"]
+__all__ = ["diff_graphs"]
 
 # Half a step is what rounding does, and a zero point is rounded too.
 MOST_STEPS = 1.001
 AROUND = ("Mul", "Add", "Cast")
 
 
-def check_graph(fp32: ir.Model, int8: ir.Model) -> tuple[str, ...]:
+def diff_graphs(fp32: ir.Model, int8: ir.Model) -> tuple[str, ...]:
     """Return every way in which ``int8`` is another graph than ``fp32``; empty if it is the same.
 
     Each product and lookup must compute from the same input with the same weight, to a step of its
@@ -37,8 +37,8 @@ def _faults(fp32: ir.Model, int8: ir.Model) -> Iterator[str]:
     makers = {str(value.name): node for node in int8.graph for value in node.outputs}
     sites = {
         str(site.node.outputs[0].name): site
-        for site in find_sites(fp32)
-        if not isinstance(site, Declined)
+        for site in find_quantizable(fp32)
+        if not isinstance(site, NotQuantizable)
     }
     # Sites that took their Add over, by the name that both outputs have had.
     joined = {
