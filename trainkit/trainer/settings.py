@@ -8,21 +8,21 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import msgspec
 import tomli_w
 
 from trainkit.models.config import MINILM
 from trainkit.serve.errors import InputError
+from trainkit.serve.fields import value_faults
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["CONFIG", "FIELDS", "check_effect", "read", "resolve", "to_toml"]
+__all__ = ["FIELDS", "RUN", "by_struct", "check_effect", "read", "resolve", "to_toml"]
 
-CONFIG = "config.toml"  # of a run's folder
+RUN = "run"  # a table of a run's own file, which is not a setting
 MODEL = "model"  # ModelSpec.kind, by its option's name
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 _model = {
     MODEL if field.name == "kind" else field.name: field
@@ -78,15 +78,16 @@ def read(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} is not TOML ({error}); expected lines such as: learning_rate = 1e-3"
         ) from None
+    content.pop(RUN, None)
     faults, settings = [], {}
     for key, value in content.items():
         if key not in FIELDS:
             faults.append(_unknown(key))
             continue
-        try:
+        if wrong := list(value_faults(key, FIELDS[key].type, value)):
+            faults += wrong
+        else:
             settings[key] = msgspec.convert(value, FIELDS[key].type)
-        except msgspec.ValidationError:
-            faults.append(f"{key} must be {_expected(FIELDS[key].type)}, not {value!r}")
     if faults:
         raise InputError(f"{file}: {'; '.join(faults)}.")
     return settings
@@ -98,14 +99,14 @@ def _unknown(key: str) -> str:
     return f"there is no setting {key!r} ({remedy})"
 
 
-def _expected(annotation: Any) -> str:
-    """Say in words what a setting of this type takes."""
-    for part in (annotation, *get_args(annotation)):
-        if part in WORDS:
-            return WORDS[part]
-        if get_origin(part) is Literal:
-            return "one of " + ", ".join(map(repr, get_args(part)))
-    raise AssertionError(annotation)
+def by_struct(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the fields of a ``ModelSpec`` under "model", those of a ``TrainConfig`` under
+    "training"."""
+    fields: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
+    for name, value in settings.items():
+        fields["model" if name in _model else "training"][name] = value
+    fields["model"]["kind"] = fields["model"].pop(MODEL, None)
+    return fields
 
 
 def to_toml(spec: ModelSpec, config: TrainConfig) -> bytes:
