@@ -149,6 +149,11 @@ peers: $(BIN)/.installed-dev $(PEERS)
 graphs: $(BIN)/.installed-dev
 	$(BIN)/python tests/graphs/make.py
 
+# The site of docs/, in build/site; a broken link or anchor fails.
+.PHONY: docs
+docs: $(BIN)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 wheel: $(BIN)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import onnx_ir as ir
 
-from trainkit.serve.classifier import Runner
 from trainkit.serve.onnx_session import onnx_runner
+from trainkit.serve.types import Runner
 
 __all__ = ["graph_runner"]
 

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 
 from trainkit.export.quiet import quiet_exporter
 from trainkit.export.sdpa import TRANSLATIONS
+from trainkit.export.settings import OPSET
 
-__all__ = ["OPSET", "OPSETS", "export_graph"]
-
-OPSET = 23  # the first with a standard Attention operator, which SDPA becomes
-OPSETS = range(18, 24)
+__all__ = ["export_graph"]
 
 
 def export_graph(

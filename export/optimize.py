@@ -5,7 +5,7 @@ The reference is the file as it came, in ONNX Runtime. Needs no torch. B batch, 
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,14 +16,13 @@ import onnxruntime as ort
 
 from trainkit.export import parity
 from trainkit.export.graph_file import save_graph
-from trainkit.export.matrix import Case, masks
-from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.parity_cases import Case, ProgressCallback, masks
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.errors import CheckFailedError, InputError, first_line
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["Optimized", "Step", "optimize"]
 
@@ -32,8 +31,6 @@ LENGTHS = (1, 2, 17, 60)
 
 # What the checker raises.
 INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
-
-Told = Callable[[str], None]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +55,11 @@ class Optimized(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def optimize(
-    source: Path, target: Path, *, force: bool = False, told: Told = lambda step: None
+    source: Path,
+    target: Path,
+    *,
+    force: bool = False,
+    on_progress: ProgressCallback = lambda step: None,
 ) -> Optimized:
     """Write ``source``, rewritten, to ``target``; names, axes and dtypes of its tensors stay.
 
@@ -66,24 +67,24 @@ def optimize(
     not set; ``CheckFailedError`` where a rewrite changed an answer. Nothing is written then.
     """
     _check_paths(source, target, force)
-    told(f"load {source}")
+    on_progress(f"load {source}")
     model = _load(source)
     roles = find_roles(model, str(source))
     weights = _weight_files(model)
-    cases, skipped = _reference(_runner(source, roles), roles, source, told)
+    cases, skipped = _reference(_runner(source, roles), roles, source, on_progress)
     nodes, steps = len(model.graph), []
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".optimize.") as folder:
         # Under its own name already: a graph says by name where its weights are.
         staged = Path(folder) / target.name
         for name, rewrite in REWRITES:
-            told(name)
+            on_progress(name)
             outcome = rewrite(model)
             worst = None
             if outcome.rewritten:
-                worst = _prove(f"rewrite {name}", model, staged, roles, cases, told)
+                worst = _prove(f"rewrite {name}", model, staged, roles, cases, on_progress)
             steps.append(_step(outcome, worst))
         # Once more, whole: what counts no rewrite may have changed the graph all the same.
-        _prove("all rewrites together", model, staged, roles, cases, told)
+        _prove("all rewrites together", model, staged, roles, cases, on_progress)
         _check_moves(staged, target, weights, force)
         _move(staged, target)
     return Optimized(
@@ -97,7 +98,7 @@ def optimize(
     )
 
 
-def _step(outcome: Outcome, worst: float | None) -> Step:
+def _step(outcome: RewriteResult, worst: float | None) -> Step:
     return Step(
         name=outcome.name, rewritten=outcome.rewritten, declined=outcome.declined, max_abs=worst
     )
@@ -119,7 +120,7 @@ def _load(source: Path) -> ir.Model:
         model = ir.load(source)
     except Exception as error:  # protobuf, onnx_ir and the file system each raise their own
         raise InputError(
-            f"{source} cannot be read as an ONNX model ({_first_line(error)}); give an ONNX file "
+            f"{source} cannot be read as an ONNX model ({first_line(error)}); give an ONNX file "
             "with its weights beside it."
         ) from None
     if not model.graph.outputs or not len(model.graph):
@@ -175,7 +176,7 @@ def _runner(path: Path, roles: Roles) -> Runner:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
         raise InputError(
-            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({_first_line(error)}); "
+            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({first_line(error)}); "
             "export it again."
         ) from None
 
@@ -215,15 +216,17 @@ def _batches(roles: Roles) -> Iterator[tuple[str, Batch]]:
                 yield f"{batch} x {length}, {kind}", Batch(ids, mask)
 
 
-def _reference(run: Runner, roles: Roles, source: Path, told: Told) -> tuple[list[Case], list[str]]:
+def _reference(
+    run: Runner, roles: Roles, source: Path, on_progress: ProgressCallback
+) -> tuple[list[Case], list[str]]:
     """Ask the original; a case that it cannot answer is left out, and named."""
     cases, skipped, said = [], [], "no case"
     for name, batch in _batches(roles):
-        told(f"original: {name}")
+        on_progress(f"original: {name}")
         try:
             logits = run(batch)
         except Exception as error:  # whatever a runtime raises on a shape
-            said = _first_line(error)
+            said = first_line(error)
             skipped.append(f"{name}: {said}")
             continue
         if logits.ndim == 2 and len(logits) == len(batch.input_ids) and np.isfinite(logits).all():
@@ -240,7 +243,12 @@ def _reference(run: Runner, roles: Roles, source: Path, told: Told) -> tuple[lis
 
 
 def _prove(
-    what: str, model: ir.Model, path: Path, roles: Roles, cases: list[Case], told: Told
+    what: str,
+    model: ir.Model,
+    path: Path,
+    roles: Roles,
+    cases: list[Case],
+    on_progress: ProgressCallback,
 ) -> float:
     """Save and compare with the original; ``CheckFailedError`` names rewrite and worst case."""
     try:
@@ -248,9 +256,9 @@ def _prove(
         run = _runner(path, roles)
     except (*INVALID, InputError) as error:
         raise CheckFailedError(
-            f"{what} made a graph that is not valid ({_first_line(error)}); nothing was written."
+            f"{what} made a graph that is not valid ({first_line(error)}); nothing was written."
         ) from None
-    report = parity.compare(cases, run, told=lambda case: told(f"{what}: {case}"))
+    report = parity.compare(cases, run, on_progress=lambda case: on_progress(f"{what}: {case}"))
     if not report.passed:
         worst = report.worst[0]
         raise CheckFailedError(
@@ -258,8 +266,3 @@ def _prove(
             f"{report.cases} cases (worst: {worst.case}, {worst.reason}); nothing was written."
         )
     return report.max_abs
-
-
-def _first_line(error: Exception) -> str:
-    said = str(error).splitlines()
-    return said[0] if said else type(error).__name__

@@ -1,19 +1,19 @@
-"""Proof that an export computes what its source computes: the one parity checker.
+"""The parity checker: does a candidate compute the reference's logits?
 
-In go the cases of :mod:`trainkit.export.matrix` and a candidate; out comes how far its logits are
-from the reference's, judged by the one table of tolerances. Needs no torch, so that a bundle can be
-verified again on the machine that will serve it.
+Runs a candidate over the cases of :mod:`trainkit.export.parity_cases` and reports the differences,
+judged by the one table of tolerances. Needs no torch, so that a bundle can be verified again on the
+machine that will serve it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
-from trainkit.export.matrix import Case
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray, ProblemType, decisions
-from trainkit.serve.errors import CheckFailedError
+from trainkit.export.parity_cases import Case, ProgressCallback
+from trainkit.serve.errors import CheckFailedError, first_line
+from trainkit.serve.postprocess import ProblemType, decisions
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "TOLERANCES",
@@ -23,7 +23,7 @@ __all__ = [
     "Tolerance",
     "WorstRow",
     "compare",
-    "spread",
+    "logit_std",
 ]
 
 
@@ -82,10 +82,10 @@ class WorstRow(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a parity matrix; ``worst`` holds its five worst cases, failed ones first.
 
-    ``noise`` is the root mean square of all differences as a share of the logits' :func:`spread`.
-    ``worst_row`` and ``noise`` are None where no case gave
-    numbers of the right shape. ``near_ties``, of a precision that is judged by its noise: how many
-    of the changed labels had a runner-up nearer than two logits of that error are to each other.
+    ``noise`` is the root mean square of all differences as a share of :func:`logit_std`.
+    ``worst_row`` and ``noise`` are None if no case gave numbers of the right shape.
+    ``near_ties``, of a precision that is judged by its noise: how many of the
+    changed labels had a runner-up nearer than two logits of that error are to each other.
     """
 
     precision: str
@@ -144,7 +144,7 @@ def compare(
     cases: Sequence[Case],
     candidate: Runner,
     precision: str = "fp32",
-    told: Callable[[str], None] = lambda name: None,
+    on_progress: ProgressCallback = lambda name: None,
     problem_type: ProblemType = "single_label_classification",
     noise_against: float | None = None,
 ) -> Report:
@@ -157,7 +157,7 @@ def compare(
     furthest: tuple[float, WorstRow | None] = (-1.0, None)
     answers = []
     for case in cases:
-        told(case.name)
+        on_progress(case.name)
         found = _run(case, candidate)
         answers.append(found)
         results.append(_compare_one(case, found, tolerance, problem_type))
@@ -181,7 +181,7 @@ def compare(
     )
 
 
-def spread(logits: FloatArray) -> float:
+def logit_std(logits: FloatArray) -> float:
     """Return the root mean square of ``(rows, labels)`` logits, each about its mean over rows."""
     return float(np.sqrt(np.mean(np.square(logits - logits.mean(axis=0)))))
 
@@ -194,7 +194,7 @@ def _noise(
         return None
     expected = np.concatenate([case.expected for case in cases])
     errors = np.concatenate(logits) - expected
-    against = spread(expected) if against is None else against
+    against = logit_std(expected) if against is None else against
     return float(np.sqrt(np.mean(np.square(errors)))) / max(against, 1e-30)
 
 
@@ -223,8 +223,7 @@ def _run(case: Case, candidate: Runner) -> FloatArray | str:
     try:
         found = candidate(case.batch)
     except Exception as error:  # whatever a runtime raises on a shape is a finding, not a crash
-        said = str(error).splitlines() or ["no message"]
-        return f"{type(error).__name__}: {said[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     if found.shape != case.expected.shape:
         return f"shape {found.shape}, expected {case.expected.shape}"
     if not np.isfinite(found).all():

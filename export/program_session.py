@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit.serve.classifier import Runner
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import InputError
+from trainkit.serve.errors import InputError, first_line
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["check_machine", "compiled_runner", "program_runner"]
 
@@ -50,9 +49,9 @@ def check_machine(folder: Path, compiled_for: Mapping[str, Any]) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    lines = str(error).splitlines() or [type(error).__name__]
     return InputError(
-        f"{path} cannot be opened by torch {torch.__version__} ({lines[0]}); export it again."
+        f"{path} cannot be opened by torch {torch.__version__} ({first_line(error)}); "
+        "export it again."
     )
 
 

@@ -5,9 +5,11 @@ Each runtime is imported only where it is needed: an ONNX bundle opens without P
 
 from pathlib import Path
 
-from trainkit.serve.bundle import MANIFEST, Bundle, Format, open_bundle, read_manifest
-from trainkit.serve.classifier import Classifier, Runner
+from trainkit.models.sources import detect, is_kind
+from trainkit.serve.bundle import Bundle, Format, open_bundle, read_manifest
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import Runner
 
 __all__ = ["open_classifier", "open_model", "runner", "training_seed"]
 
@@ -47,23 +49,19 @@ def open_classifier(folder: Path, base: str | None = None) -> Classifier:
 
     ``base`` is the model that an adapter belongs to, where it moved.
     """
-    if (folder / MANIFEST).is_file():
-        _check_no_base(folder, base)
+    kind = detect(folder)
+    if base is not None and kind != "adapter":
+        raise InputError(f"--base goes with a PEFT adapter, and {folder} is none; leave it out.")
+    if kind == "bundle":
         bundle = open_bundle(folder)
         return Classifier.of_bundle(bundle, runner(bundle))
-    if (folder / "checkpoint.json").is_file():
+    if kind == "run":
         from trainkit.trainer import checkpoint
 
-        _check_no_base(folder, base)
         return checkpoint.load(folder).classifier()
-    if any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
-        from trainkit.export.source import open_source
+    from trainkit.export.source import open_source
 
-        return open_source(str(folder), base=base).classifier()
-    raise InputError(
-        f"{folder} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json), nor a PEFT "
-        "adapter or Hugging Face classifier; give the folder that train or export named."
-    )
+    return open_source(str(folder), base=base).classifier()
 
 
 def training_seed(folder: Path) -> int:
@@ -71,16 +69,11 @@ def training_seed(folder: Path) -> int:
 
     Where the training had to split its texts, it did so with that.
     """
-    if (folder / MANIFEST).is_file():
+    if is_kind(folder, "bundle"):
         return int(read_manifest(folder).source.get("seed", 0))
     for run in (folder, folder.resolve().parent):
-        if (run / "checkpoint.json").is_file():
+        if is_kind(run, "run"):
             from trainkit.trainer import checkpoint
 
-            return checkpoint.read(run).training.seed
+            return checkpoint.read(run).seed
     return 0
-
-
-def _check_no_base(folder: Path, base: str | None) -> None:
-    if base is not None:
-        raise InputError(f"--base goes with a PEFT adapter, and {folder} is none; leave it out.")

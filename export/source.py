@@ -15,30 +15,27 @@ from trainkit.models.adapter import adapter_effect, load_adapter
 from trainkit.models.classifier import torch_runner
 from trainkit.models.config import MINILM
 from trainkit.models.hub_classifier import HubClassifier
-from trainkit.models.untrusted import fetch
-from trainkit.serve.bundle import MANIFEST
-from trainkit.serve.classifier import Classifier, Runner
-from trainkit.serve.decision import ProblemType
+from trainkit.models.safe_loading import fetch
+from trainkit.models.sources import detect
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import ProblemType
+from trainkit.serve.types import Runner
 from trainkit.trainer import checkpoint
 
-__all__ = ["Source", "from_hub", "open_source"]
+__all__ = ["ExportSource", "from_transformers", "open_source"]
 
-NO_BLANK_ROWS = (
-    "Rows without any token were not compared: transformers 4 lets them attend to their padding."
-)
 OWN_HEAD = "of the model's own head"
 EFFECT_TEXTS = 16  # on which an adapter must change the logits
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """A classifier to export, and what its export must compute.
 
     ``model`` takes the inputs that ``encoder`` makes, (B, S) int64 each, and gives (B, C) logits.
     ``reference`` is the source's own forward, before anything was changed for the export.
-    ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``;
-    ``blank_rows``: a row without any token is compared too.
+    ``equal_lengths``: its answers change with padding. ``architecture`` becomes ``config.json``.
     ``facts`` go into the manifest, ``notes`` to the user. ``temperature`` is a run's, fitted on its
     validation texts.
     """
@@ -53,8 +50,7 @@ class Source(NamedTuple):
     facts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     equal_lengths: bool = False
-    blank_rows: bool = True
-    temperature: float | msgspec.UnsetType = msgspec.UNSET
+    temperature: float | None = None
 
     def classifier(self, run: Runner | None = None) -> Classifier:
         """Return the reference as a classifier of texts, or ``run`` in its place."""
@@ -64,7 +60,7 @@ class Source(NamedTuple):
             self.labels,
             self.problem_type,
             equal_lengths=self.equal_lengths,
-            temperature=1.0 if self.temperature is msgspec.UNSET else self.temperature,
+            temperature=1.0 if self.temperature is None else self.temperature,
         )
 
 
@@ -74,73 +70,55 @@ def open_source(
     base: str | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
-) -> Source:
+) -> ExportSource:
     """Open a run's folder, a Hugging Face folder or hub id, or a PEFT adapter's folder.
 
     ``base`` is the model that an adapter belongs to, where the adapter does not say or it moved.
     ``max_length`` (tokens) cuts texts of a Hugging Face model; a run has its own.
     """
-    folder = Path(name)
-    if (folder / MANIFEST).is_file():
+    folder, kind = Path(name), detect(name, hub=True)
+    if kind == "bundle":
         raise InputError(
             f"{name} is a bundle, exported already; give the run or the model that it came from."
         )
-    if (folder / checkpoint.CHECKPOINT).is_file():
+    if kind == "run":
         return _run(folder)
-    if not folder.is_dir() and _is_path(name):
-        raise InputError(
-            f"{name} is not a trainkit run, nor any other folder; train one with: trainkit train "
-            "--data sample, or give a Hugging Face folder or hub id."
-        )
-    if not folder.is_dir() and name != MINILM:
+    if kind == "hub id" and name != MINILM:
         remedy = "give a run, a Hugging Face folder or adapter, or a hub id and a network"
         folder = fetch(name, "source", trust_remote_code=trust_remote_code, remedy=remedy)
-    if (folder / "adapter_config.json").is_file():
+        kind = detect(folder)
+    if kind == "adapter":
         return _adapter(name, folder, base, max_length, trust_remote_code)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"{name} is not a trainkit run (no checkpoint.json), nor a Hugging Face classifier (no "
-            "config.json), nor a PEFT adapter (no adapter_config.json); train a run with: "
-            "trainkit train --data sample"
-        )
     if base is not None:
         raise InputError(f"--base goes with a PEFT adapter, and {name} is none; leave it out.")
     loaded = hub_classifier.load(name, max_length=max_length, trust_remote_code=trust_remote_code)
-    return from_hub(loaded, {"kind": "classifier", "backbone": Path(name).name})
+    return from_transformers(loaded, {"kind": "classifier", "backbone": Path(name).name})
 
 
-def _is_path(name: str) -> bool:
-    """Tell a path from a hub id, NAME or OWNER/NAME, of which nobody needs to ask the hub."""
-    path = Path(name)
-    return (
-        path.is_absolute()
-        or name.startswith((".", "~", "runs/"))
-        or len(path.parts) > 2
-        or (path.parent != Path() and path.parent.is_dir())
-    )
-
-
-def _run(folder: Path) -> Source:
+def _run(folder: Path) -> ExportSource:
     loaded = checkpoint.load(folder)
-    config, training = loaded.checkpoint.model, loaded.checkpoint.training
+    config = loaded.checkpoint.model
     if config.backbone is not None:
         architecture = dict(config.backbone.architecture)
-    elif config.phrases is not msgspec.UNSET:
-        architecture = {"model_type": "trainkit-phrases", **msgspec.to_builtins(config.phrases)}
+    elif config.text_cnn is not None:
+        architecture = {"model_type": "trainkit-phrases", **msgspec.to_builtins(config.text_cnn)}
     else:
-        architecture = {"model_type": "trainkit-scratch", **msgspec.to_builtins(config.scratch)}
+        architecture = {
+            "model_type": "trainkit-scratch",
+            **msgspec.to_builtins(config.transformer),
+        }
     facts = {
         "kind": config.kind,
         # The name alone: a backbone's folder is this machine's business.
         "backbone": Path(config.backbone.name).name if config.backbone else None,
         "weights_sha256": loaded.checkpoint.weights_facts.sha256,
-        "seed": training.seed,
+        "seed": loaded.checkpoint.seed,
         "epoch": loaded.checkpoint.epoch,
         "metrics": loaded.checkpoint.metrics,
         "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]} | _versions(),
         "padded_because": getattr(loaded.model.encoder, "padded_because", None),
     }
-    return Source(
+    return ExportSource(
         model=loaded.model,
         reference=torch_runner(loaded.model),
         encoder=loaded.encoder,
@@ -153,10 +131,9 @@ def _run(folder: Path) -> Source:
     )
 
 
-def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
+def from_transformers(loaded: HubClassifier, facts: dict[str, Any]) -> ExportSource:
     """Return the source of a Hugging Face classifier; ``facts`` name its kind and backbone."""
-    defined = not metadata.version("transformers").startswith("4.")
-    return Source(
+    return ExportSource(
         model=loaded.model,
         reference=torch_runner(loaded.reference),
         encoder=loaded.encoder,
@@ -170,14 +147,12 @@ def from_hub(loaded: HubClassifier, facts: dict[str, Any]) -> Source:
             "versions": {"trainkit": __version__} | _versions(),
             "padded_because": loaded.padded_because,
         },
-        notes=() if defined else (NO_BLANK_ROWS,),
-        blank_rows=defined,
     )
 
 
 def _adapter(
     name: str, folder: Path, base: str | None, max_length: int | None, trust_remote_code: bool
-) -> Source:
+) -> ExportSource:
     adapted = load_adapter(name, base, trust_remote_code=trust_remote_code)
     own_tokenizer = (folder / "tokenizer.json").is_file()
     encoder = backbone.load_tokenizer(
@@ -189,9 +164,7 @@ def _adapter(
         trust_remote_code=trust_remote_code,
     )
     hub_classifier.complete_padding(adapted.model, encoder.pad_id, adapted.base_name)
-    loaded = hub_classifier.assemble(
-        adapted.model, adapted.reference, encoder, adapted.padded_because
-    )
+    loaded = hub_classifier.build(adapted.model, adapted.reference, encoder, adapted.padded_because)
     sample = [example.text for example in load_sample()[:EFFECT_TEXTS]]
     facts = {
         "kind": adapted.kind,
@@ -202,7 +175,7 @@ def _adapter(
             **adapter_effect(adapted, encoder.encode(sample)),
         },
     }
-    return from_hub(loaded, facts)
+    return from_transformers(loaded, facts)
 
 
 def _versions() -> dict[str, str]:

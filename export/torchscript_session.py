@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import InputError
+from trainkit.serve.errors import InputError, first_line
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["torchscript_runner"]
 
@@ -21,7 +21,7 @@ def torchscript_runner(path: Path) -> Runner:
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{path} cannot be opened by torch {torch.__version__} "
-            f"({str(error).splitlines()[0]}); export the bundle again."
+            f"({first_line(error)}); export the bundle again."
         ) from None
 
     def run(batch: Batch) -> FloatArray:

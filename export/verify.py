@@ -1,9 +1,9 @@
 """Repeat a bundle's proof: on this machine, and, where asked, against the run that it came from."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from trainkit.export import matrix, parity
+from trainkit.export import parity, parity_cases
+from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.runtimes import runner
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.errors import InputError
@@ -15,7 +15,7 @@ def verify(
     folder: Path,
     against: str | None = None,
     base: str | None = None,
-    told: Callable[[str], None] = lambda step: None,
+    on_progress: ProgressCallback = lambda step: None,
 ) -> parity.Report:
     """Run the bundle over its parity matrix and compare; the caller judges ``report.passed``.
 
@@ -26,28 +26,30 @@ def verify(
     if base is not None and against is None:
         raise InputError("--base goes with --against ADAPTER; give both.")
     bundle = open_bundle(folder)
-    path = bundle.folder / matrix.PARITY_FILE
+    path = bundle.folder / parity_cases.PARITY_FILE
     if path.name not in bundle.manifest.files:
         raise InputError(f"{folder} has no {path.name} to verify with; export the bundle again.")
     cases = (
-        matrix.load_cases(path) if against is None else _fresh_cases(bundle, against, base, told)
+        parity_cases.load_cases(path)
+        if against is None
+        else _fresh_cases(bundle, against, base, on_progress)
     )
     return parity.compare(
         cases,
         runner(bundle),
         bundle.manifest.precision,
-        lambda name: told(f"{bundle.manifest.format}: {name}"),
+        lambda name: on_progress(f"{bundle.manifest.format}: {name}"),
         bundle.manifest.problem_type,
     )
 
 
 def _fresh_cases(
-    bundle: Bundle, against: str, base: str | None, told: Callable[[str], None]
-) -> list[matrix.Case]:
-    from trainkit.export.export import check_same_texts, prepare
+    bundle: Bundle, against: str, base: str | None, on_progress: ProgressCallback
+) -> list[parity_cases.Case]:
+    from trainkit.export.bundle_writer import check_same_texts, prepare
     from trainkit.export.source import open_source
 
-    told(f"load {against}")
+    on_progress(f"load {against}")
     source = open_source(against, base=base, max_length=bundle.manifest.max_length)
     check_same_texts(source, bundle)
-    return prepare(source, told=told).cases
+    return prepare(source, on_progress=on_progress).cases

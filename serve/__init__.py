@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainkit.serve.classifier import Classifier, Prediction, Scored
+    from trainkit.serve.classifier import Classifier, LabelScore, Prediction
 
-__all__ = ["Classifier", "Prediction", "Scored"]
+__all__ = ["Classifier", "LabelScore", "Prediction"]
 
 
 def __getattr__(name: str) -> Any:

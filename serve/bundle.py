@@ -15,17 +15,17 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from trainkit.serve.decision import ProblemType
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import (
-    FileFacts,
-    Sealed,
-    facts,
+    Checksummed,
+    FileInfo,
+    file_info,
     pretty_json,
     remove_empty,
     write_atomically,
 )
+from trainkit.serve.postprocess import ProblemType
 
 __all__ = [
     "FORMAT_VERSION",
@@ -87,7 +87,7 @@ class Serving(
                 raise ValueError(f"serving {name} must be at least 1, not {getattr(self, name)}")
 
 
-class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Manifest(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``trainkit.json``.
 
     ``source`` says what the model came from. ``stages`` holds what was done to it in order, from
@@ -125,7 +125,7 @@ class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # there were these fields keeps its hash.
     serving: Serving | msgspec.UnsetType = msgspec.UNSET
     temperature: float | msgspec.UnsetType = msgspec.UNSET
-    files: dict[str, FileFacts]
+    files: dict[str, FileInfo]
 
 
 class Bundle(NamedTuple):
@@ -140,7 +140,7 @@ class Bundle(NamedTuple):
         return self.folder / MODEL_FILES[self.manifest.format]
 
     @property
-    def model_files(self) -> dict[str, FileFacts]:
+    def model_files(self) -> dict[str, FileInfo]:
         """Return the model file, and that of its weights where they lie beside it, by name."""
         model = self.model_path.name
         names = (model, f"{model}.data")
@@ -196,15 +196,15 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); export the bundle again.") from None
-    if not manifest.is_intact:
+    if not manifest.is_valid:
         raise InputError(f"{path} was changed after the export; export the bundle again.")
     return manifest
 
 
-def check_file(path: Path, expected: FileFacts) -> None:
+def check_file(path: Path, expected: FileInfo) -> None:
     """Raise ``InputError`` where ``path`` is not this file."""
     try:
-        found = facts(path)
+        found = file_info(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): the bundle is not complete; "
@@ -222,9 +222,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of the files that lie in ``folder``; returns it with all hashes."""
     names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
     manifest = msgspec.structs.replace(
-        manifest, files={name: facts(folder / name) for name in names}
+        manifest, files={name: file_info(folder / name) for name in names}
     )
-    manifest = manifest.sealed()
+    manifest = manifest.with_checksum()
     (folder / MANIFEST).write_bytes(pretty_json(manifest))
     return manifest
 
@@ -234,7 +234,9 @@ def write_serving(folder: Path, serving: Serving) -> Manifest:
 
     ``InputError`` where it is no sound bundle, or cannot be written.
     """
-    manifest = msgspec.structs.replace(open_bundle(folder).manifest, serving=serving).sealed()
+    manifest = msgspec.structs.replace(
+        open_bundle(folder).manifest, serving=serving
+    ).with_checksum()
     try:
         write_atomically(folder / MANIFEST, pretty_json(manifest))
     except OSError as error:

@@ -8,8 +8,9 @@ it, unless it is given another.
 import numpy as np
 import numpy.typing as npt
 
-from trainkit.serve.decision import TEMPERATURES, FloatArray, ProblemType, probabilities
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import TEMPERATURES, ProblemType, probabilities
+from trainkit.serve.types import FloatArray
 
 __all__ = ["NoBestTemperatureError", "fit_temperature"]
 

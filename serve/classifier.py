@@ -1,101 +1,27 @@
 """Texts to predictions, whatever runtime computes the logits."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, overload
+from typing import NamedTuple, overload
 
 import msgspec
 import numpy as np
 
 from trainkit.serve import bundle
-from trainkit.serve.decision import (
-    FloatArray,
+from trainkit.serve.encoding import Text, TextEncoder, Tokens
+from trainkit.serve.errors import InputError
+from trainkit.serve.forward_pool import CPU, CPU_TOKENS, MAX_TOKENS, PROVIDERS, ForwardPool
+from trainkit.serve.postprocess import (
     ProblemType,
     Thresholds,
     check_temperature,
+    label_thresholds,
     probabilities,
     ranking,
-    threshold_of_each,
 )
-from trainkit.serve.encoding import Batch, Text, TextEncoder, Tokens, by_length
-from trainkit.serve.errors import InputError
-
-__all__ = ["Classifier", "FloatArray", "Prediction", "Runner", "Scored", "in_parts"]
-
-Runner: TypeAlias = Callable[[Batch], FloatArray]
-"""A runtime: a padded batch of B texts to their (B, C) float32 logits."""
+from trainkit.serve.types import FloatArray, Runner
 
 BATCH_SIZE = 32
-# Of a forward, padding included, where each has costs of its own: PyTorch, and a GPU. Measured on a
-# core with MiniLM: 37 % less time than without a budget on texts of very unequal lengths up to 512
-# tokens, 17 % up to 128; 4096 gave 28 % and 2 %.
-MAX_TOKENS = 2048
-# The same for ONNX Runtime on a CPU, where a small forward stays in the cache and its attention has
-# less padding: :mod:`trainkit.bench.studies.token_budget` measures it.
-CPU_TOKENS = 512
-CPU = "CPUExecutionProvider"
-PROVIDERS = (CPU,)
-
-
-def in_parts(run: Runner, max_tokens: int = CPU_TOKENS, workers: int = 1) -> Runner:
-    """Return ``run`` on parts of a batch: rows of like length, ``max_tokens`` at most.
-
-    With ``workers`` above 1 so many parts are computed at once, each in a thread, and none is more
-    than an even share of the batch. A row is cut after the last token that its mask shows. Not for
-    a model that reads its padding.
-    """
-    compute = _Forwards(run, workers)
-
-    def run_parts(batch: Batch) -> FloatArray:
-        rows, width = batch.input_ids.shape
-        if rows == 1 or (workers == 1 and rows * width <= max_tokens):
-            return run(batch)
-        # The first that is shown, from the end; a row that shows nothing is kept whole.
-        lengths = width - batch.attention_mask[:, ::-1].argmax(axis=1)
-        tokens = compute.budget(lengths.tolist(), max_tokens)
-        parts = list(by_length(lengths.tolist(), rows, tokens))
-        return compute(parts, lambda part: _part(batch, part, int(lengths[part].max())))
-
-    return run_parts
-
-
-class _Forwards:
-    """Runs the parts of a batch, ``workers`` at once, and puts their logits together."""
-
-    def __init__(self, run: Runner, workers: int) -> None:
-        self.run, self.workers = run, workers
-        self._pool = ThreadPoolExecutor(workers, "trainkit-forward") if workers > 1 else None
-
-    def budget(self, lengths: Sequence[int], max_tokens: int) -> int:
-        """Return the tokens of a part at most: where several are computed at once, an even share.
-
-        A part as large as the whole would leave the other workers idle.
-        """
-        if self.workers == 1:
-            return max_tokens
-        return min(max_tokens, max(1, -(-sum(lengths) // self.workers)))
-
-    def __call__(
-        self, parts: Sequence[Sequence[int]], made: Callable[[Sequence[int]], Batch]
-    ) -> FloatArray:
-        """Return the logits of all rows, in their order; ``made`` makes a part's batch."""
-
-        def compute(part: Sequence[int]) -> FloatArray:
-            return self.run(made(part))
-
-        if self._pool is None:
-            found = [compute(part) for part in parts]
-        else:  # the longest first, so that it is not what all wait for in the end
-            found = list(self._pool.map(compute, parts[::-1]))[::-1]
-        logits = np.empty((sum(map(len, parts)), *found[0].shape[1:]), dtype=found[0].dtype)
-        for part, values in zip(parts, found, strict=True):
-            logits[part] = values
-        return logits
-
-
-def _part(batch: Batch, rows: Sequence[int], width: int) -> Batch:
-    return Batch._make(None if array is None else array[rows, :width] for array in batch)
 
 
 class Prediction(NamedTuple):
@@ -112,7 +38,7 @@ class Prediction(NamedTuple):
     truncated: bool = False
 
 
-class Scored(NamedTuple):
+class LabelScore(NamedTuple):
     """One label of a text and its probability."""
 
     label: str
@@ -158,7 +84,7 @@ class Classifier:
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.temperature = temperature
-        self._forwards = _Forwards(run, workers)
+        self._forwards = ForwardPool(run, workers)
 
     @property
     def run(self) -> Runner:
@@ -278,10 +204,12 @@ class Classifier:
         return await asyncio.to_thread(self, texts)
 
     @overload
-    def top_k(self, texts: str, k: int) -> list[Scored]: ...  # type: ignore[overload-overlap]
+    def top_k(self, texts: str, k: int) -> list[LabelScore]: ...  # type: ignore[overload-overlap]
     @overload
-    def top_k(self, texts: Sequence[Text], k: int) -> list[list[Scored]]: ...
-    def top_k(self, texts: str | Sequence[Text], k: int) -> list[Scored] | list[list[Scored]]:
+    def top_k(self, texts: Sequence[Text], k: int) -> list[list[LabelScore]]: ...
+    def top_k(
+        self, texts: str | Sequence[Text], k: int
+    ) -> list[LabelScore] | list[list[LabelScore]]:
         """Return the ``k`` most probable labels of one text or of each, best first.
 
         Where the model has fewer, all of them. ``InputError`` where it is a regression.
@@ -297,17 +225,17 @@ class Classifier:
     @overload
     def labels_above(  # type: ignore[overload-overlap]
         self, texts: str, thresholds: Thresholds = 0.5
-    ) -> list[Scored]: ...
+    ) -> list[LabelScore]: ...
     @overload
     def labels_above(
         self, texts: Sequence[Text], thresholds: Thresholds = 0.5
-    ) -> list[list[Scored]]: ...
+    ) -> list[list[LabelScore]]: ...
     def labels_above(
         self, texts: str | Sequence[Text], thresholds: Thresholds = 0.5
-    ) -> list[Scored] | list[list[Scored]]:
+    ) -> list[LabelScore] | list[list[LabelScore]]:
         """Return the labels more probable than their threshold, best first: none, some or all.
 
-        For one text or each of many; see :func:`threshold_of_each`. ``InputError`` where the model
+        For one text or each of many; see :func:`label_thresholds`. ``InputError`` where the model
         is not multi-label.
         """
         if isinstance(texts, str):
@@ -317,16 +245,18 @@ class Classifier:
                 f"thresholds are for multi-label models, and this one is {self.problem_type}; "
                 "call it, or use top_k."
             )
-        least = threshold_of_each(thresholds, self.labels)
+        least = label_thresholds(thresholds, self.labels)
         return [
             [scored for scored in ranked if scored.score > least[scored.label]]
             for ranked in self._ranked(texts)
         ]
 
-    def _ranked(self, texts: Sequence[Text]) -> list[list[Scored]]:
+    def _ranked(self, texts: Sequence[Text]) -> list[list[LabelScore]]:
         logits = self.logits(texts)
         rows = zip(ranking(logits).tolist(), self._probabilities(logits).tolist(), strict=True)
-        return [[Scored(self.labels[column], row[column]) for column in rank] for rank, row in rows]
+        return [
+            [LabelScore(self.labels[column], row[column]) for column in rank] for rank, row in rows
+        ]
 
     def predict_proba(self, texts: Sequence[Text]) -> FloatArray:
         """Return the probabilities of the labels, (N, C); see :func:`probabilities`."""
@@ -354,14 +284,13 @@ class Classifier:
         """Return the logits of encoded texts, (N, C), computed in batches of similar length."""
         if not rows:
             return np.empty((0, len(self.labels)), dtype=np.float32)
-        lengths = [len(row.ids) for row in rows]
-        parts = by_length(
-            lengths,
-            self.batch_size,
-            self._forwards.budget(lengths, self.max_tokens),
+        return self._forwards(
+            [len(row.ids) for row in rows],
+            lambda part: self.encoder.pad([rows[index] for index in part]),
+            max_tokens=self.max_tokens,
+            batch_size=self.batch_size,
             equal_lengths=self.equal_lengths,
         )
-        return self._forwards(list(parts), lambda part: self.encoder.pad([rows[i] for i in part]))
 
     def predictions(self, rows: Sequence[Tokens], logits: FloatArray) -> list[Prediction]:
         """Say what the logits of encoded texts mean, (N, C) for N of them."""

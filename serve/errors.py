@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-__all__ = ["CheckFailedError", "InputError", "TrainkitError"]
+__all__ = ["CheckFailedError", "InputError", "TrainkitError", "first_line"]
 
 
 class TrainkitError(Exception):
@@ -21,3 +21,9 @@ class CheckFailedError(TrainkitError):
     """The work was done, and a check of it failed: parity, an accuracy gate, a regression."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message without its full stop, or the error's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -8,24 +8,31 @@ from typing import Any, Self
 
 import msgspec
 
-__all__ = ["FileFacts", "Sealed", "facts", "pretty_json", "remove_empty", "write_atomically"]
+__all__ = [
+    "Checksummed",
+    "FileInfo",
+    "file_info",
+    "pretty_json",
+    "remove_empty",
+    "write_atomically",
+]
 
 
-class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file must be to be the one that was written."""
 
     sha256: str
     size_bytes: int
 
 
-def facts(path: Path) -> FileFacts:
+def file_info(path: Path) -> FileInfo:
     """Hash and measure a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFacts(digest, path.stat().st_size)
+    return FileInfo(digest, path.stat().st_size)
 
 
-class Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Checksummed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A document that knows when it was changed.
 
     ``sha256`` is over its own canonical JSON without this field.
@@ -39,7 +46,7 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         # Sorted: a later version may declare its fields in another order.
         return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
 
-    def sealed(self) -> Self:
+    def with_checksum(self) -> Self:
         """Return the document with its hash, and as it will come back from JSON.
 
         There, tuples inside a dict are lists, and keys are strings: a hash over anything else
@@ -49,7 +56,7 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return msgspec.structs.replace(read, sha256=read.digest())
 
     @property
-    def is_intact(self) -> bool:
+    def is_valid(self) -> bool:
         """Tell whether the hash is that of the content."""
         return self.sha256 == self.digest()
 

@@ -17,9 +17,9 @@ from ray.serve.config import AutoscalingConfig
 from starlette.applications import Starlette
 
 from trainkit.serve.errors import InputError
-from trainkit.serve.http import bearer
+from trainkit.serve.http import auth
 from trainkit.serve.http.app import application
-from trainkit.serve.http.failures import UnavailableError
+from trainkit.serve.http.exceptions import UnavailableError
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.settings import Settings
 
@@ -54,7 +54,7 @@ class Replica:
         self, name: str, folder: str, settings: Settings
     ) -> None:
         self.settings = settings
-        self.token = bearer.from_environment()
+        self.token = auth.from_environment()
         self.models = await Models.load({name: Path(folder)}, settings)
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -68,7 +68,7 @@ class Replica:
             raise UnavailableError(f"not ready: {', '.join(waiting)}")
 
     async def __del__(self) -> None:
-        """Stop the inference process; Ray has waited for the requests in flight."""
+        """Shutdown the inference process; Ray has waited for the requests in flight."""
         if hasattr(self, "models"):
             await self.models.close(STOP_S)
 

@@ -19,7 +19,8 @@ from trainkit.data.splits import Splits, load
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
 from trainkit.serve.encoding import TextEncoder
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +53,7 @@ def run_folder(splits, once):
 
     def make(folder):
         few = Splits(splits.train[:120], splits.valid[:40], splits.test[:40])
-        start(ModelChoice(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder)
+        train(ModelSpec(kind="simple", max_length=32), few, TrainConfig(epochs=1), folder)
 
     return once("tiny", make)
 
@@ -65,7 +66,7 @@ def tiny_run(splits, once):
         few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
         # Ten epochs take a second, and the model then gives more than one label.
         config = TrainConfig(epochs=10, learning_rate=3e-3, seed=1)
-        start(ModelChoice(kind="simple"), few, config, folder)
+        train(ModelSpec(kind="simple"), few, config, folder)
 
     return once("run", make)
 
@@ -73,13 +74,13 @@ def tiny_run(splits, once):
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_run, once):
     """Export ``tiny_run`` once to both formats: the folder of each by its format."""
-    from trainkit.export.export import export_all, target
-    from trainkit.export.model_file import Settings
+    from trainkit.export.bundle_writer import export_all, make_target
+    from trainkit.export.settings import ExportSettings
     from trainkit.export.source import open_source
 
     def export(name):
         def make(folder):
-            goal = target(str(tiny_run), name, Settings(format=name), folder)
+            goal = make_target(str(tiny_run), name, ExportSettings(format=name), folder)
             export_all(open_source(str(tiny_run)), [goal])
 
         return once(name, make)

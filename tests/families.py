@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from trainkit.data.splits import load_sample
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
-from trainkit.export.source import Source, from_hub
+from trainkit.export.source import ExportSource, from_transformers
 from trainkit.models import hub_classifier
 from trainkit.serve.encoding import TextEncoder
 
@@ -89,12 +89,12 @@ def random_classifier(family: str, vocabulary: int, **settings: Any) -> PreTrain
     return model
 
 
-def random_source(family: str, **settings: Any) -> Source:
+def random_source(family: str, **settings: Any) -> ExportSource:
     """Return the source of a random classifier with a tokenizer of the sample's words."""
     tokenizer = word_tokenizer([example.text for example in load_sample()], min_count=4)
     model = random_classifier(family, tokenizer.get_vocab_size(), **settings)
     encoder = TextEncoder(
         tokenizer, MAX_LENGTH, PAD_ID, token_types=hub_classifier.takes_token_types(model)
     )
-    loaded = hub_classifier.describe(model, encoder)
-    return from_hub(loaded, {"kind": "classifier", "backbone": family})
+    loaded = hub_classifier.pack(model, encoder)
+    return from_transformers(loaded, {"kind": "classifier", "backbone": family})

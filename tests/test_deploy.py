@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from trainkit.commands.serving import named, serve
+from trainkit.commands.serve import named, serve
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 

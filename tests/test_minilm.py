@@ -9,8 +9,8 @@ import safetensors.torch
 from tests.helpers.cores import all_cores
 from trainkit.bench.studies import cold_start
 from trainkit.data.splits import Splits
-from trainkit.export.export import export_all, target
-from trainkit.export.model_file import Settings
+from trainkit.export.bundle_writer import export_all, make_target
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.export.verify import verify
 from trainkit.models import backbone
@@ -18,7 +18,8 @@ from trainkit.serve import Classifier
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,12 +37,15 @@ def folder(splits, tmp_path_factory):
     """Train on the project's questions, from a copy of the backbone that tests may damage."""
     place = tmp_path_factory.mktemp("minilm")
     shutil.copytree(backbone.resolve("minilm"), place / "backbone")
-    choice = ModelChoice(kind="prefix", backbone=str(place / "backbone"), max_length=64)
+    choice = ModelSpec(kind="prefix", backbone=str(place / "backbone"), max_length=64)
     config = TrainConfig(epochs=6, learning_rate=1e-2)
     run = place / "run"
     with all_cores():
-        start(choice, splits, config, run)
-        goals = [target(str(run), name, Settings(), run / name) for name in ("onnx", "torchscript")]
+        train(choice, splits, config, run)
+        goals = [
+            make_target(str(run), name, ExportSettings(), run / name)
+            for name in ("onnx", "torchscript")
+        ]
         export_all(open_source(str(run)), goals)
     return run
 
@@ -90,5 +94,5 @@ def test_another_backbone_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="other weights than the one that the prefix was trained"):
         checkpoint.load(folder)
     shutil.rmtree(path.parent)
-    with pytest.raises(InputError, match="is no folder here"):
+    with pytest.raises(InputError, match="is not a directory"):
         checkpoint.load(folder)

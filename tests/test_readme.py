@@ -1,14 +1,11 @@
-"""The README says what is true: its figures are the results', its links and commands exist."""
+"""The README says what is true: its figures are the results', its links lead somewhere."""
 
 import re
-import shlex
 from pathlib import Path
 
-import click
 import pytest
 
 from trainkit.bench.studies.publish import BLOCKS, filled
-from trainkit.cli import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -16,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
     "README.md",
     "bench/studies/README.md",
-    *sorted(f"docs/{one.name}" for one in DOCS.glob("*.md")),
+    *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md")),
 ]
 
 
@@ -44,22 +41,7 @@ def test_links_lead_somewhere(document):
 def anchors(path):
     """Return the anchors that GitHub gives the headings of a document."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
-
-
-def lines_of(document):
-    text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
-    return re.findall(r"^(?:    )?(trainkit .*)$", text, re.MULTILINE)
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_parse(document):
-    for line in lines_of(document):
-        words = shlex.split(line, comments=True)[1:]
-        command, context = cli, click.Context(cli)
-        while isinstance(command, click.Group):
-            command = command.get_command(context, words.pop(0))
-        command.make_context("trainkit", words)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_first_forty_lines_show_the_way():

@@ -7,20 +7,23 @@ Workers are imported inside the commands, so that ``--help`` needs click alone. 
 import click
 
 from trainkit import __version__
-from trainkit.commands.benching import bench
+from trainkit.cli_errors import ErrorReportingCommand
+from trainkit.commands.bench import bench
 from trainkit.commands.data import data
-from trainkit.commands.exporting import export, inspect, verify
-from trainkit.commands.optimizing import optimize
-from trainkit.commands.predicting import predict
-from trainkit.commands.serving import serve
-from trainkit.commands.training import evaluate, train
-from trainkit.commands.tuning import tune
-from trainkit.one_sentence import OneSentence
+from trainkit.commands.evaluate import evaluate
+from trainkit.commands.export import export
+from trainkit.commands.inspect import inspect
+from trainkit.commands.optimize import optimize
+from trainkit.commands.predict import predict
+from trainkit.commands.serve import serve
+from trainkit.commands.train import train
+from trainkit.commands.tune import tune
+from trainkit.commands.verify import verify
 
 __all__ = ["cli", "main"]
 
 
-class Trainkit(OneSentence, click.Group):
+class Trainkit(ErrorReportingCommand, click.Group):
     """The commands."""
 
 

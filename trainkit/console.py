@@ -10,12 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from msgspec import UnsetType
-
     from trainkit.export.parity import Report
     from trainkit.serve.bundle import Manifest, Tensor
+    from trainkit.trainer.callbacks import Epoch
     from trainkit.trainer.metrics import Evaluation
-    from trainkit.trainer.progress import Epoch
     from trainkit.trainer.run import Run
 
 __all__ = [
@@ -157,7 +155,7 @@ def manifest_table(manifest: "Manifest") -> Table:
     return table
 
 
-def _temperature(temperature: "float | UnsetType") -> str:
+def _temperature(temperature: object) -> str:
     return f"{temperature:.3f}" if isinstance(temperature, float) else "none: plain probabilities"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from trainkit.serve.bundle import MANIFEST, Format, read_manifest
-from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Text
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "KINDS",

@@ -7,10 +7,11 @@ from typing import Any
 
 from trainkit.bench.engines.base import Engine, NotThereError, limit_torch, versions_of
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import FloatArray, Runner, in_parts
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [
     "import_openvino",
@@ -31,7 +32,7 @@ def of_bundle(source: Path, threads: int, title: str, package: str) -> Engine:
     bundle = open_bundle(source)
     run = runner(bundle, threads)
     if package == "onnxruntime" and not bundle.manifest.equal_lengths:
-        run = in_parts(run)  # as the library and the server do
+        run = split_batches(run)  # as the library and the server do
     return _engine(title, bundle, run, package)
 
 
@@ -40,7 +41,7 @@ def onnx_workers(source: Path, threads: int) -> Engine:
     bundle = open_bundle(source)
     if bundle.manifest.equal_lengths:
         raise NotThereError("the model reads its padding: a batch cannot be shared out")
-    run = in_parts(onnx_runner(bundle.model_path, threads=1), workers=threads)
+    run = split_batches(onnx_runner(bundle.model_path, threads=1), workers=threads)
     return _engine("ONNX Runtime workers", bundle, run, "onnxruntime")
 
 

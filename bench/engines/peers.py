@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 from trainkit.bench.engines.base import Engine, NotThereError, limit_torch, versions_of
 from trainkit.bench.engines.bundles import import_openvino, openvino_runner
 from trainkit.bench.measure.procfs import processor_flags
-from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch, Text
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["CONVERSIONS"]
 
@@ -174,8 +174,9 @@ def _loaded(source: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
 
     from trainkit.models import backbone
     from trainkit.models.hub_classifier import takes_token_types
+    from trainkit.models.loading import quiet
 
-    with backbone.quiet():
+    with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             source, dtype=torch.float32, **settings
         ).eval()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.bench.engines.base import Engine, NotThereError, kind_of, limit_torch, versions_of
-from trainkit.serve.classifier import FloatArray, Runner
 from trainkit.serve.encoding import Batch, Text
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import FloatArray, Runner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,8 +70,8 @@ def _padded(source: Path) -> "nn.Module":
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from trainkit.models.backbone import quiet
     from trainkit.models.hub_classifier import Forward
+    from trainkit.models.loading import quiet
 
     with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trainkit.serve.classifier import FloatArray
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Point", "Roofline", "measure", "useful_flop"]
 

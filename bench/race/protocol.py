@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainkit.bench.result import Turn
-from trainkit.serve.classifier import FloatArray
 from trainkit.serve.encoding import Batch, Text
+from trainkit.serve.types import FloatArray
 
 __all__ = [
     "Done",

@@ -27,8 +27,8 @@ from trainkit.bench.result import (
     WorkloadResult,
     texts_per_s,
 )
-from trainkit.export import matrix, parity
-from trainkit.serve.classifier import FloatArray, Runner
+from trainkit.export import parity, parity_cases
+from trainkit.serve.types import FloatArray, Runner
 
 __all__ = ["Raced", "Running", "noise_of", "result_of", "spread_of", "with_end"]
 
@@ -56,7 +56,7 @@ class Raced(NamedTuple):
 
 def spread_of(baselines: Sequence[Raced]) -> float:
     """Return the spread of all workloads' logits."""
-    return parity.spread(np.concatenate([one for raced in baselines for one in raced.logits]))
+    return parity.logit_std(np.concatenate([one for raced in baselines for one in raced.logits]))
 
 
 def result_of(
@@ -88,10 +88,10 @@ def _measurements(
     engines: Sequence[Raced], workload: Workload, roof: Roofline | None, logits_spread: float
 ) -> list[Measurement]:
     # Full batches of one token are the same row over and over, and have no spread of their own.
-    own = parity.spread(np.concatenate(engines[0].logits))
+    own = parity.logit_std(np.concatenate(engines[0].logits))
     against = own if own > SAME * logits_spread else logits_spread
     named = ((f"batch {n}", batch) for n, batch in enumerate(workload.work.batches, start=1))
-    cases = matrix.reference_cases(_replay(engines[0].logits), named)
+    cases = parity_cases.run_reference(_replay(engines[0].logits), named)
     baseline = _texts_per_s(engines[0], workload)
     found = []
     for engine in engines:

@@ -27,6 +27,8 @@ __all__ = [
     "markdown",
     "noise",
     "not_measured",
+    "rate_cell",
+    "ratio_cell",
     "sheets",
     "table",
 ]
@@ -179,10 +181,10 @@ def _columns(workload: WorkloadResult, threads_differ: bool) -> Iterator[_Column
     latency = LATENCY[workload.scenario]
     if threads_differ:
         yield _Column("threads", lambda engine, _: str(engine.threads))
-    yield _Column("texts/s", lambda _, measured: _rate(measured.texts_per_s))
+    yield _Column("texts/s", lambda _, measured: rate_cell(measured.texts_per_s))
     for name in ("p50", "p99"):
         yield _Column(f"{name} {latency}", _milliseconds(f"{name}_ms"))
-    yield _Column(RATIO, lambda _, measured: _ratio(measured))
+    yield _Column(RATIO, lambda _, measured: ratio_cell(measured))
     yield _Column("differs by", lambda _, measured: _difference(measured))
     yield _Column("accuracy", lambda _, measured: _percent(measured.accuracy, 1))
     yield _Column("roofline share", lambda _, measured: _percent(measured.roofline_share, 0))
@@ -214,7 +216,8 @@ def _megabytes(size_bytes: int | None) -> str | None:
     return f"{size_bytes / 1e6:,.0f}" if size_bytes else None
 
 
-def _ratio(measured: Measurement) -> str:
+def ratio_cell(measured: Measurement) -> str:
+    """Return a ratio with its interval, or that it is the baseline."""
     ratio = measured.ratio
     if ratio is None:
         return "baseline"
@@ -273,7 +276,8 @@ def _why(measured: Measurement) -> str:
     return f"{outputs.why} ({outputs.max_abs:.1e})"
 
 
-def _rate(per_s: float) -> str:
+def rate_cell(per_s: float) -> str:
+    """Return a rate with the digits that matter."""
     return f"{per_s:,.0f}" if per_s >= 20 else f"{per_s:.1f}"
 
 

@@ -23,25 +23,25 @@ from trainkit.bench.report.tables import table
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.studies.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
-from trainkit.export import model_file
+from trainkit.export.bundle_writer import prepare, write_bundle
 from trainkit.export.example import example_inputs, input_names
-from trainkit.export.export import export, prepare
 from trainkit.export.graph_file import save_graph
 from trainkit.export.onnx_graph import export_graph
 from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.table import REWRITES
-from trainkit.export.source import Source, open_source
-from trainkit.one_sentence import OneSentence
+from trainkit.export.settings import ExportSettings
+from trainkit.export.source import ExportSource, open_source
 from trainkit.serve.bundle import Manifest, open_bundle, write_manifest
 from trainkit.serve.cores import usable_cores
 
 __all__ = ["GRAPHS", "main", "variants", "worker"]
 
 RESULTS = Path("bench/results")
-# What each variant of the graph leaves out. Made from the exporter's own table, so that a new
+# What each variant of the graph leaves out. Made from the bundle_writer's own table, so that a new
 # rewrite has its variant.
 GRAPHS: dict[str, tuple[str, ...]] = {
     "no rewrites": tuple(rewrite.name for rewrite in REWRITES),
@@ -49,7 +49,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
 }
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("source")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")
@@ -86,7 +86,9 @@ def main(
     opened, home = open_source(source), work / name
     shutil.rmtree(home, ignore_errors=True)  # this program's own, from its last time
     with steps() as told:
-        shipped = export(prepare(opened, told=told), home / "shipped", model_file.Settings()).folder
+        shipped = write_bundle(
+            prepare(opened, on_progress=told), home / "shipped", ExportSettings()
+        ).folder
         told("make the variants")
         specs, absent = variants(opened, shipped, home)
         wait_until_quiet(60 * calm_minutes, told)
@@ -117,7 +119,7 @@ def worker(absent: Mapping[str, str]) -> Callable[[Spec, int], Sequence[str]]:
     return command
 
 
-def variants(source: Source, shipped: Path, home: Path) -> tuple[list[Spec], dict[str, str]]:
+def variants(source: ExportSource, shipped: Path, home: Path) -> tuple[list[Spec], dict[str, str]]:
     """Make the bundles of all variants of ``shipped`` in ``home``: the baseline first.
 
     Returns the variants, and for those that this model cannot have the reason.

@@ -14,8 +14,9 @@ import onnxruntime as ort
 from trainkit.bench.engines.base import Engine, NotThereError, versions_of
 from trainkit.bench.race.worker import speak
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import Runner, in_parts
+from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
+from trainkit.serve.types import Runner
 
 __all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "open_variant"]
 
@@ -65,7 +66,7 @@ def _with_options(bundle: Bundle, threads: int, changed: Mapping[str, object]) -
         else:
             setattr(options, key, value)
     run = onnx_runner(bundle.model_path, threads=threads, options=options)
-    return run if bundle.manifest.equal_lengths else in_parts(run)
+    return run if bundle.manifest.equal_lengths else split_batches(run)
 
 
 def _whole(model: Path, threads: int) -> Runner:
@@ -75,7 +76,7 @@ def _whole(model: Path, threads: int) -> Runner:
 def _a_worker_a_core(model: Path, threads: int) -> Runner:
     if threads == 1:
         raise NotThereError("with one thread it is what is shipped")
-    return in_parts(onnx_runner(model, threads=1), workers=threads)
+    return split_batches(onnx_runner(model, threads=1), workers=threads)
 
 
 BATCHINGS: dict[str, Callable[[Path, int], Runner]] = {

@@ -20,19 +20,20 @@ import numpy as np
 
 from trainkit.bench.engines.base import limit_torch
 from trainkit.bench.measure.environment import Environment, describe
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stderr
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import load
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer import checkpoint, plan
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import Evaluation
-from trainkit.trainer.plan import ModelChoice, Plan
-from trainkit.trainer.run import EVALUATION, VALIDATION, start
+from trainkit.trainer.run import EVALUATION, VALIDATION, train
+from trainkit.trainer.run_config import ModelSpec
+from trainkit.trainer.run_folder import RunConfig
 from trainkit.trainer.settings import resolve
 
 __all__ = ["TASKS", "Accuracy", "jobs_of", "load_accuracy", "main", "markdown", "train_all"]
@@ -106,7 +107,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One kind of model on one data set, over the seeds; ``goal`` is for the mean of test."""
 
     task: str
-    choice: ModelChoice
+    choice: ModelSpec
     training: TrainConfig
     goal: float
     trained_parameters: int
@@ -134,7 +135,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     baselines: tuple[Baseline, ...]
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True)
@@ -206,12 +207,12 @@ def _train(job: Job, data: Path) -> Trained:
     """Train into the job's folder what is not there yet."""
     splits = load(data / job.task.folder, job.task.columns, job.seed)
     choice, config = resolve({**job.settings, "seed": job.seed})
-    resumed = (job.folder / plan.PLAN).is_file()
-    wanted = Plan(model=choice, training=config, data_sha256=plan.fingerprint(splits))
+    resumed = (job.folder / run_folder.CONFIG).is_file()
+    wanted = RunConfig(model=choice, training=config, data_sha256=run_folder.fingerprint(splits))
     if resumed:
-        wanted.check_resumed(job.folder)
+        run_folder.check_resumed(job.folder, wanted)
     if not (job.folder / EVALUATION).is_file():
-        start(choice, splits, config, job.folder, resume=resumed)
+        train(choice, splits, config, job.folder, resume=resumed)
     return _trained(job.folder, job.seed)
 
 

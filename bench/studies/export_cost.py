@@ -19,7 +19,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from trainkit.bench.measure.environment import Environment, describe
-from trainkit.models.backbone import quiet, resolve
+from trainkit.models.backbone import resolve
+from trainkit.models.loading import quiet
 from trainkit.serve.bundle import Manifest
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically

@@ -16,9 +16,9 @@ from trainkit.bench.measure.environment import Environment, describe
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
 from trainkit.export import parity
-from trainkit.export.export import Prepared, prepare
-from trainkit.export.model_file import Settings, write_model
-from trainkit.export.onnx_graph import OPSET
+from trainkit.export.bundle_writer import PreparedSource, prepare
+from trainkit.export.pipeline import write_model
+from trainkit.export.settings import OPSET, ExportSettings
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
 
@@ -52,17 +52,17 @@ class Families(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 EXPORTS = (
-    Settings(),
-    Settings(opset=18),
-    Settings(precision="fp16"),
+    ExportSettings(),
+    ExportSettings(opset=18),
+    ExportSettings(precision="fp16"),
     # The gate is open: random weights put many rows near a tie. The matrix judges all the same.
-    Settings(precision="int8", max_accuracy_drop=100, min_label_agreement=0),
-    Settings(format="torchscript"),
-    Settings(format="pt2"),
+    ExportSettings(precision="int8", max_accuracy_drop=100, min_label_agreement=0),
+    ExportSettings(format="torchscript"),
+    ExportSettings(format="pt2"),
 )
 
 
-def measure(prepared: Prepared, family: str, settings: Settings) -> Row:
+def measure(prepared: PreparedSource, family: str, settings: ExportSettings) -> Row:
     """Export in a scratch folder; a refusal is a row too."""
     source = prepared.source
     report: parity.Report | None = None
@@ -107,7 +107,7 @@ def main() -> None:
     write_atomically(RESULTS, pretty_json(document))
 
 
-def _prepared(family: str) -> Prepared:
+def _prepared(family: str) -> PreparedSource:
     """Prepare with the sample's questions as data, labelled as the model itself labels them.
 
     Random weights have no accuracy to lose; what is judged is whether the labels stay.

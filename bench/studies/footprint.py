@@ -20,7 +20,7 @@ from trainkit.bench.race.worker_process import last_line
 from trainkit.bench.studies import cold_start
 from trainkit.bench.studies.cold_start import ColdStart
 from trainkit.bench.studies.random_requests import SAMPLE_EVERY
-from trainkit.one_sentence import OneSentence
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.files import pretty_json, write_atomically
@@ -91,7 +91,7 @@ class _Served(msgspec.Struct):
     seconds: float
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--runs", default=15, show_default=True, help="Fresh processes of each bundle.")
 @click.option("--requests", "count", default=10_000, show_default=True)

@@ -19,11 +19,11 @@ from trainkit.bench.result import Result, Settings, WorkloadResult, check, save
 from trainkit.bench.studies import speedups
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.speedups import Goals
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_split
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.cores import usable_cores
 
 __all__ = ["main", "markdown"]
@@ -35,7 +35,7 @@ TEXTS = 200
 LONG = 4096  # tokens, from which one batch a round is enough
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--name", default="minilm", show_default=True)

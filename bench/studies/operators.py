@@ -17,16 +17,16 @@ import msgspec
 import onnxruntime as ort
 
 from trainkit.bench.measure.environment import Environment, describe
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Bundle, open_bundle
-from trainkit.serve.classifier import in_parts
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 
 __all__ = ["Operators", "Profile", "Shares", "load", "main", "markdown", "profile", "shares"]
@@ -75,7 +75,7 @@ class Event(msgspec.Struct):
     args: Mapping[str, object] = msgspec.field(default_factory=dict)
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--data", multiple=True, required=True)
 @click.option(
@@ -134,7 +134,7 @@ def profile(bundle: Bundle, batches: Iterable[Batch], data: str, batch_size: int
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         run = onnx_runner(bundle.model_path, threads=usable_cores(), options=options)
-        cut = run if bundle.manifest.equal_lengths else in_parts(run)
+        cut = run if bundle.manifest.equal_lengths else split_batches(run)
         for _ in range(PASSES):
             for batch in given:
                 cut(batch)

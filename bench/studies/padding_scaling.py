@@ -25,8 +25,8 @@ from trainkit.bench.report.tables import engine_labels, machine, noise
 from trainkit.bench.result import Measurement, Ratio, Result, Settings
 from trainkit.bench.studies.padding_shapes import MEAN_LENGTH, SHARES, Shape, shapes, workload
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
@@ -59,7 +59,7 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return (*self.by_tokens, *self.by_rows)
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--classifier", type=click.Path(path_type=Path), help="Hugging Face folder of them.")
 @click.option("--min-rounds", default=20, show_default=True)

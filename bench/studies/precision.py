@@ -40,13 +40,13 @@ from trainkit.data.splits import load
 from trainkit.export.precision.calibration import calibrate
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.int8 import to_int8
-from trainkit.export.precision.settings import Int8Settings
+from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.classifier import Classifier
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.onnx_session import onnx_runner
+from trainkit.serve.types import FloatArray
 
 __all__ = ["PrecisionFigures", "Variant", "main", "markdown"]
 

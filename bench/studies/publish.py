@@ -4,8 +4,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.bench.report.tables import markdown
-from trainkit.bench.result import load
+import msgspec
+
+from trainkit.bench.report.tables import (
+    engine_labels,
+    machine,
+    markdown,
+    noise,
+    rate_cell,
+    ratio_cell,
+)
+from trainkit.bench.result import Result, load
 from trainkit.bench.studies import (
     accuracy,
     export_cost,
@@ -14,6 +23,7 @@ from trainkit.bench.studies import (
     grid,
     operators,
     padding_scaling,
+    precision,
     speedups,
     training,
 )
@@ -24,29 +34,20 @@ from trainkit.serve.files import write_atomically
 __all__ = ["BLOCKS", "filled"]
 
 BLOCKS = {
-    "README.md": ("headline", "accuracy", "parity", "start", "runtimes"),
-    "docs/parity.md": ("families", "exports"),
-    "bench/studies/README.md": ("operators", "ablation-trec"),
-    "docs/library.md": ("footprint",),
+    "README.md": ("headline",),
+    "docs/library.md": ("footprint", "start"),
     "docs/load.md": ("serving",),
+    "docs/parity.md": ("parity", "families", "exports"),
+    "docs/precision.md": ("precision",),
     "docs/rewrites.md": ("growth",),
-    "docs/training.md": ("training",),
-    "docs/runtimes.md": (
-        "ahead",
-        "grid-minilm",
-        "grid-minilm-64",
-        "suite-minilm-trec",
-        "suite-minilm-banking77",
-        "suite-minilm-newsgroups20",
-        "suite-base-trec",
-        "suite-base-banking77",
-        "suite-base-newsgroups20",
-    ),
+    "docs/runtimes.md": ("ahead", "grid-minilm", "suite-minilm-trec", "suite-base-newsgroups20"),
+    "docs/training.md": ("accuracy", "training"),
+    "bench/studies/README.md": ("operators", "ablation-trec"),
 }
 
 
 def filled(text: str, names: Sequence[str], results: Path = RESULTS) -> str:
-    """Return the text of a document with its ``<!-- figures: NAME -->`` blocks made anew."""
+    """Return the text of a document with its ``<!-- figures: NAME -->`` blocks filled in again."""
     for name in names:
         block = _block(name, results)
         marker = f"<!-- figures: {name} -->\n"
@@ -82,11 +83,38 @@ def _block(name: str, results: Path) -> str:
         return padding_scaling.markdown(padding_scaling.load(path))
     if name == "operators":
         return operators.markdown(operators.load(path))
+    if name == "precision":
+        return precision.markdown(
+            msgspec.json.decode(path.read_bytes(), type=precision.PrecisionFigures)
+        )
     if name == "training":
         return training.markdown(training.load(path))
     if name == "serving":
         return serving.markdown(serving.load(path))
+    if name.startswith("suite-"):
+        return suite_markdown(load(path))
     return markdown(load(path)).strip()
+
+
+def suite_markdown(result: Result) -> str:
+    """Return one table of a suite with its workloads side by side: speed, ratio, accuracy."""
+    headings, lines = ["engine"], []
+    for workload in result.workloads:
+        headings += [f"batch {workload.batch_size}: texts/s", "ratio"]
+    for number, label in enumerate(engine_labels(result)):
+        cells, accuracy = [label], "-"
+        for workload in result.workloads:
+            measured = next((one for one in workload.measurements if one.engine == number), None)
+            cells += [rate_cell(measured.texts_per_s), ratio_cell(measured)] if measured else "--"
+            if measured and measured.accuracy is not None:
+                accuracy = f"{100 * measured.accuracy:.1f}%"
+        peak = (result.engines[number].peak_rss_bytes or 0) / 1e6
+        lines.append(f"| {' | '.join(cells)} | {accuracy} | {peak:,.0f} |")
+    head = f"| {' | '.join(headings)} | accuracy | peak MB |"
+    lines = [head, "|---|" + "---:|" * (len(headings) + 1), *lines]
+    texts = result.workloads[0].texts
+    lines += ["", f"{texts} texts. {machine(result)}"]
+    return "\n".join([*lines, *(["", noise(result)] if result.noisy else [])])
 
 
 if __name__ == "__main__":

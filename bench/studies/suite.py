@@ -28,15 +28,16 @@ from trainkit.bench.report.tables import table
 from trainkit.bench.result import Settings, check, save
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.widened_bert import grow
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import stderr, stdout, steps
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits, load
-from trainkit.export import model_file
-from trainkit.export.export import export, prepare
+from trainkit.export.bundle_writer import prepare, write_bundle
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
-from trainkit.models.backbone import quiet, resolve
-from trainkit.one_sentence import OneSentence
+from trainkit.models.backbone import resolve
+from trainkit.models.loading import quiet
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
@@ -51,15 +52,15 @@ MAX_LENGTH = 512
 BATCH = 32
 LEARNING_RATES = {"minilm": 1e-4, "base": 5e-5}
 EXPORTS = (
-    model_file.Settings(),
-    model_file.Settings(precision="int8"),
-    model_file.Settings(format="torchscript"),
-    model_file.Settings(format="pt2"),
-    model_file.Settings(format="aoti"),
+    ExportSettings(),
+    ExportSettings(precision="int8"),
+    ExportSettings(format="torchscript"),
+    ExportSettings(format="pt2"),
+    ExportSettings(format="aoti"),
 )
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--model", type=click.Choice(["minilm", "base"]), default="minilm")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")
@@ -179,7 +180,7 @@ def _export(folder: Path, splits: Splits) -> None:
         name = settings.format if settings.precision == "fp32" else f"onnx-{settings.precision}"
         stderr.print(f"export {name}")
         try:
-            export(prepared, folder.with_name(name), settings)
+            write_bundle(prepared, folder.with_name(name), settings)
         except CheckFailedError as refused:
             stderr.print(f"{name}: {refused}")
 

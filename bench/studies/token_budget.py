@@ -1,8 +1,8 @@
 """How many tokens a forward should have on a CPU: the same texts in larger and smaller parts.
 
 ``python -m trainkit.bench.studies token_budget BUNDLE... --data data/trec`` runs batches of real
-texts through :func:`trainkit.serve.classifier.in_parts` with several budgets, and whole, each in a
-process of its own, and writes ``bench/results/batches.json``. It fails where the budget that
+texts through :func:`trainkit.serve.forward_pool.split_batches` with several budgets, and whole,
+each in a process of its own, and writes ``bench/results/batches.json``. It fails if the budget that
 serving uses is slower than the one of other devices.
 """
 
@@ -22,15 +22,15 @@ from trainkit.bench.race.worker import speak
 from trainkit.bench.report.tables import machine, noise
 from trainkit.bench.result import Result, Settings, WorkloadResult
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load as load_splits
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
-from trainkit.serve.classifier import CPU_TOKENS, MAX_TOKENS, in_parts
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.serve.forward_pool import CPU_TOKENS, MAX_TOKENS, split_batches
 from trainkit.serve.onnx_session import onnx_runner
 
 __all__ = ["Batches", "check", "load", "main", "markdown", "work"]
@@ -52,7 +52,7 @@ class Batches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     races: tuple[Result, ...]
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")
@@ -134,7 +134,7 @@ def _open(budget: str, source: Path, threads: int) -> Engine:
     name = "whole batches" if budget == WHOLE else f"{budget} tokens"
     return Engine(
         name,
-        run if budget == WHOLE else in_parts(run, int(budget)),
+        run if budget == WHOLE else split_batches(run, int(budget)),
         precision=bundle.manifest.precision,
         versions=versions_of("onnxruntime"),
     )

@@ -24,8 +24,8 @@ from trainkit.bench.measure.statistics import bootstrap_interval
 from trainkit.bench.race.worker_process import last_line
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.training_run import Engine, Job, Timed
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
@@ -59,7 +59,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     corpora: tuple[Corpus, ...]
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--trec", default="data/trec", show_default=True)
 @click.option("--newsgroups", default="data/newsgroups20", show_default=True)
 @click.option("--backbone", default="minilm", show_default=True)

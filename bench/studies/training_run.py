@@ -22,12 +22,14 @@ from trainkit.bench.measure.procfs import peak_rss_bytes
 from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
 from trainkit.models import backbone
+from trainkit.models.loading import quiet
 from trainkit.serve.errors import InputError
-from trainkit.trainer.batches import Encoded, encode
+from trainkit.trainer.batches import EncodedExamples, encode
+from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.config import DEFAULTS
-from trainkit.trainer.loop import train
-from trainkit.trainer.progress import Epoch
-from trainkit.trainer.run import ModelChoice, make_model
+from trainkit.trainer.loop import fit
+from trainkit.trainer.run import make_model
+from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import seed_everything
 
 __all__ = ["Engine", "Job", "Timed"]
@@ -61,7 +63,7 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Clock:
-    """Progress that keeps when each step ended, and the losses."""
+    """TrainingCallback that keeps when each step ended, and the losses."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -92,7 +94,7 @@ def main(job: Job) -> Timed:
     train_rows = tuple(rows[i] for i in chosen)
     # What is scored is not timed, so it is small.
     splits = Splits(train_rows, train_rows[:1], train_rows[:1])
-    choice = ModelChoice(kind="finetune", backbone=job.backbone)
+    choice = ModelSpec(kind="finetune", backbone=job.backbone)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         data = (_trainkit if job.engine == "trainkit" else _trainer)(
@@ -111,23 +113,27 @@ def main(job: Job) -> Timed:
     )
 
 
-def _order(job: Job, data: Encoded) -> list[int]:
+def _order(job: Job, data: EncodedExamples) -> list[int]:
     """Return the rows in the order in which trainkit's first epoch takes them."""
     order: list[int] = np.random.default_rng((job.seed, 1)).permutation(len(data.rows)).tolist()
     return order
 
 
-def _trainkit(job: Job, choice: ModelChoice, splits: Splits, folder: Path, clock: Clock) -> Encoded:
+def _trainkit(
+    job: Job, choice: ModelSpec, splits: Splits, folder: Path, clock: Clock
+) -> EncodedExamples:
     config = msgspec.structs.replace(
         DEFAULTS["finetune"], epochs=1, batch_size=job.batch_size, seed=job.seed, device="cpu"
     )
     seed_everything(job.seed)
     new = make_model(choice, splits)
-    train(new, splits, config, folder, clock)
+    fit(new, splits, config, folder, clock)
     return encode(splits.train, new.encoder, new.model.config.labels)
 
 
-def _trainer(job: Job, choice: ModelChoice, splits: Splits, folder: Path, clock: Clock) -> Encoded:
+def _trainer(
+    job: Job, choice: ModelSpec, splits: Splits, folder: Path, clock: Clock
+) -> EncodedExamples:
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -139,7 +145,7 @@ def _trainer(job: Job, choice: ModelChoice, splits: Splits, folder: Path, clock:
 
     labels = splits.label_names
     home = backbone.resolve(job.backbone)
-    with backbone.quiet():
+    with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             home, num_labels=len(labels), dtype=torch.float32
         )

@@ -21,12 +21,12 @@ from trainkit.bench.report.tables import markdown
 from trainkit.bench.studies import accuracy, cold_start
 from trainkit.bench.studies.accuracy import Job, jobs_of, train_all
 from trainkit.bench.studies.cold_start import ColdStart, HelpTime
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.splits import Splits, load
-from trainkit.export.export import export_all, target
-from trainkit.export.model_file import Settings
+from trainkit.export.bundle_writer import export_all, make_target
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import Format
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.files import pretty_json, write_atomically
@@ -71,7 +71,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     help: HelpTime
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
@@ -121,10 +121,10 @@ def measure(job: Job, splits: Splits) -> ModelFigures:
 
 
 def _export(folder: Path, splits: Splits) -> list[ExportFigures]:
-    targets = [target(str(folder), format, Settings(), None) for format in FORMATS]
+    targets = [make_target(str(folder), format, ExportSettings(), None) for format in FORMATS]
     with steps() as told:
         source = open_source(str(folder))
-        exported = export_all(source, targets, data=splits.test, force=True, told=told)
+        exported = export_all(source, targets, data=splits.test, force=True, on_progress=told)
     return [
         ExportFigures(
             format=bundle.manifest.format,

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trainkit.export.precision.settings import Int8Settings
-from trainkit.serve.decision import FloatArray
+from trainkit.export.precision.int8_settings import Int8Settings
+from trainkit.serve.types import FloatArray
 
 __all__ = ["QuantisedTable", "QuantisedWeight", "quantise_table", "quantise_weight"]
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from trainkit.export.precision.observe import observe
-from trainkit.export.precision.sites import Product, find_sites
-from trainkit.serve.decision import FloatArray
+from trainkit.export.precision.quantizable import Product, find_quantizable
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Range", "calibrate"]
 
@@ -48,7 +48,7 @@ def calibrate(
     """
     names = [
         str(site.node.inputs[0].name)
-        for site in find_sites(model)
+        for site in find_quantizable(model)
         if isinstance(site, Product) and site.node.inputs[0] is not None
     ]
     extremes = _extremes(observe(model, names, batches, scratch))

@@ -2,7 +2,7 @@
 
 In goes a float32 graph, rewritten or as it was exported; it is changed in place. Inputs stay as
 they are, outputs float32. What cannot be in float16 stays in float32 and is reported, see
-:mod:`trainkit.export.precision.kept`.
+:mod:`trainkit.export.precision.fp32_nodes`.
 """
 
 from collections import Counter
@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trainkit.export.precision.emit import Emitter
-from trainkit.export.precision.kept import LARGEST, infer_types, kept_nodes
-from trainkit.export.rewrite.outcome import Outcome
-from trainkit.serve.decision import FloatArray
+from trainkit.export.precision.fp32_nodes import LARGEST, find_fp32_nodes, infer_types
+from trainkit.export.rewrite.base import RewriteResult
+from trainkit.serve.types import FloatArray
 
 __all__ = ["to_fp16"]
 
@@ -26,7 +26,7 @@ HIDDEN = LARGEST / 2
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
-def to_fp16(model: ir.Model, keep: Collection[str] = ()) -> Outcome:
+def to_fp16(model: ir.Model, keep: Collection[str] = ()) -> RewriteResult:
     """Convert ``model`` in place; returns how many nodes compute in float16, and what does not.
 
     ``keep`` names values that leave float16's range, of
@@ -35,7 +35,7 @@ def to_fp16(model: ir.Model, keep: Collection[str] = ()) -> Outcome:
     """
     refused = _refused(model)
     if refused is not None:
-        return Outcome(name=NAME, rewritten=0, declined=(refused,))
+        return RewriteResult(name=NAME, rewritten=0, declined=(refused,))
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_types(model)
@@ -56,7 +56,7 @@ class _Conversion:
         self.model = model
         self.graph = model.graph
         self.emit = Emitter(model)
-        self.reasons, self.hiding = kept_nodes(model, keep)
+        self.reasons, self.mask_values = find_fp32_nodes(model, keep)
         self.limited: list[str] = []
         self.outputs = list(self.graph.outputs)
         # Which values were float32, before any of them changes.
@@ -64,7 +64,7 @@ class _Conversion:
         self.floats |= {value for value in self.outputs if _is_float(value)}
         self.versions: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
-    def run(self) -> Outcome:
+    def run(self) -> RewriteResult:
         kept: Counter[tuple[str, str]] = Counter()
         rewritten = 0
         for node in list(self.graph):
@@ -78,7 +78,7 @@ class _Conversion:
         self._outputs_in_float32()
         common.RemoveUnusedNodesPass()(self.model)
         stay = (f"{n} {op_type} in float32: {why}" for (op_type, why), n in kept.items())
-        return Outcome(name=NAME, rewritten=rewritten, declined=(*self.limited, *stay))
+        return RewriteResult(name=NAME, rewritten=rewritten, declined=(*self.limited, *stay))
 
     def _too_large(self, node: ir.Node) -> str | None:
         """Say which weight of ``node`` does not fit; it stays in float32 then, nothing is cut."""
@@ -129,7 +129,9 @@ class _Conversion:
 
     def _cast(self, value: ir.Value, wanted: ir.DataType, reader: ir.Node | None) -> ir.Value:
         nodes = [ir.node("Cast", [value], {"to": wanted})]
-        if value in self.hiding:  # the cast alone would make -inf of it, and NaN of masked rows
+        if (
+            value in self.mask_values
+        ):  # the cast alone would make -inf of it, and NaN of masked rows
             least = self.emit.constant("fp16.least", np.float32(-HIDDEN))
             nodes.insert(0, ir.node("Max", [value, least]))
             nodes[1].replace_input_with(0, nodes[0].outputs[0])

@@ -16,9 +16,15 @@ from onnx_ir.passes import common
 from trainkit.export.precision.arithmetic import quantise_table, quantise_weight
 from trainkit.export.precision.calibration import Range
 from trainkit.export.precision.emit import MICROSOFT, Emitter, replace
-from trainkit.export.precision.settings import Int8Settings
-from trainkit.export.precision.sites import Declined, Lookup, Product, Weight, find_sites
-from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.precision.int8_settings import Int8Settings
+from trainkit.export.precision.quantizable import (
+    Lookup,
+    NotQuantizable,
+    Product,
+    Weight,
+    find_quantizable,
+)
+from trainkit.export.rewrite.base import RewriteResult
 
 __all__ = ["to_int8"]
 
@@ -43,7 +49,7 @@ def to_int8(
     model: ir.Model,
     settings: Int8Settings | None = None,
     ranges: Mapping[str, Range] | None = None,
-) -> Outcome:
+) -> RewriteResult:
     """Quantise ``model`` in place; returns how many nodes were, and why others were not.
 
     ``ranges``, of :func:`~trainkit.export.precision.calibration.calibrate`, is what static
@@ -67,9 +73,9 @@ class _Conversion:
         self.activations: dict[ir.Value, Activation] = {}
         self.names: dict[object, str] = {}
 
-    def run(self) -> Outcome:
+    def run(self) -> RewriteResult:
         rewritten, declined = 0, []
-        for site in list(find_sites(self.model)):
+        for site in list(find_quantizable(self.model)):
             output = str(site.node.outputs[0].name)
             reason = self._rewrite(site, output)
             if reason is None:
@@ -77,11 +83,11 @@ class _Conversion:
             else:
                 declined.append(f"{output}: {reason}")
         common.RemoveUnusedNodesPass()(self.model)
-        return Outcome(name=NAME, rewritten=rewritten, declined=tuple(declined))
+        return RewriteResult(name=NAME, rewritten=rewritten, declined=tuple(declined))
 
-    def _rewrite(self, site: Product | Lookup | Declined, output: str) -> str | None:
+    def _rewrite(self, site: Product | Lookup | NotQuantizable, output: str) -> str | None:
         """Replace the site's node; returns the reason where it stays."""
-        if isinstance(site, Declined):
+        if isinstance(site, NotQuantizable):
             return site.reason
         if output in self.settings.keep:
             return "kept in fp32 by the settings"

@@ -6,9 +6,9 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import FloatArray
 
 __all__ = ["observe"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trainkit.export.precision.kept import LARGEST, infer_types, kept_nodes
+from trainkit.export.precision.fp32_nodes import LARGEST, find_fp32_nodes, infer_types
 from trainkit.export.precision.observe import observe
 from trainkit.serve.encoding import Batch
 
@@ -23,7 +23,7 @@ def overflowing(model: ir.Model, batches: Sequence[Batch], scratch: Path) -> tup
     ``InputError`` without a batch.
     """
     infer_types(model)
-    kept = kept_nodes(model).reasons
+    kept = find_fp32_nodes(model).reasons
     names = [
         str(value.name)
         for node in model.graph

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import msgspec
 import onnx_ir as ir
 
-from trainkit.export.accuracy import Gate
+from trainkit.export.accuracy_gate import AccuracyGate, AccuracyLimits, GateResult
+from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.precision.calibration import Range, calibrate
-from trainkit.export.precision.gate import Limits, Verdict, judge
 from trainkit.export.precision.int8 import to_int8
+from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.sensitivity import Evaluate, Sensitivity, rank
-from trainkit.export.precision.settings import Int8Settings
-from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.errors import CheckFailedError, first_line
 
 __all__ = ["CANDIDATES", "Found", "SearchResult", "Try", "search"]
 
@@ -36,9 +36,19 @@ CANDIDATES = (
 )
 
 
-class Try(Verdict, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One candidate's verdict, with its settings and its size, also as a share of fp32's."""
+class Try(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One candidate on the gate's texts, with its settings and its size, also as a share of fp32's.
 
+    The figures are None if it gave no logits, ``accuracy`` also if the model does not give one
+    label per text.
+    """
+
+    passed: bool
+    reason: str = ""
+    accuracy: float | None = None
+    drop_points: float | None = None
+    label_agreement: float | None = None
+    max_abs: float | None = None
     settings: Int8Settings
     size_bytes: int
     size_ratio: float
@@ -47,7 +57,7 @@ class Try(Verdict, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the manifest keeps: the choice, None where nothing passed, and every try in order."""
 
-    limits: Limits
+    limits: AccuracyLimits
     texts: int
     source_accuracy: float | None
     chosen: Try | None
@@ -72,20 +82,20 @@ class Found(NamedTuple):
 
     result: SearchResult
     model: ir.Model | None
-    outcome: Outcome | None
+    outcome: RewriteResult | None
 
 
 def search(
     fresh: Callable[[], ir.Model],
-    gate: Gate,
-    limits: Limits,
+    gate: AccuracyGate,
+    limits: AccuracyLimits,
     evaluate: Evaluate,
     scratch: Path,
     *,
     calibration: Sequence[Batch] = (),
     candidates: Sequence[Int8Settings] = CANDIDATES,
     fault: Callable[[Path], str] = lambda path: "",
-    told: Callable[[str], None] = lambda step: None,
+    on_progress: ProgressCallback = lambda step: None,
 ) -> Found:
     """Find the first settings whose int8 graph stays within ``limits`` on the texts of ``gate``.
 
@@ -95,7 +105,7 @@ def search(
     with static activations are left out. ``fault`` says what else is wrong with a file that the
     gate lets through, nothing where all is well.
     """
-    return _Search(fresh, gate, limits, evaluate, scratch, calibration, fault, told).run(
+    return _Search(fresh, gate, limits, evaluate, scratch, calibration, fault, on_progress).run(
         [one for one in candidates if calibration or one.activations != "static"]
     )
 
@@ -104,7 +114,7 @@ class _Made(NamedTuple):
     path: Path
     size_bytes: int
     model: ir.Model
-    outcome: Outcome
+    outcome: RewriteResult
 
 
 @dataclass
@@ -112,13 +122,13 @@ class _Search:
     """What :func:`search` was given, and what it found out so far."""
 
     fresh: Callable[[], ir.Model]
-    gate: Gate
-    limits: Limits
+    gate: AccuracyGate
+    limits: AccuracyLimits
     evaluate: Evaluate
     scratch: Path
     calibration: Sequence[Batch]
     fault: Callable[[Path], str]
-    told: Callable[[str], None]
+    on_progress: ProgressCallback
     fp32_bytes: int = 0
     ranges: dict[float, dict[str, Range]] = field(default_factory=dict)
     tries: list[Try] = field(default_factory=list)
@@ -127,14 +137,9 @@ class _Search:
     def run(self, candidates: Sequence[Int8Settings]) -> Found:
         self.fp32_bytes = _save(self.fresh(), self.scratch)
         for settings in self._settings(candidates):
-            self.told(f"int8: {describe(settings)}")
+            self.on_progress(f"int8: {describe(settings)}")
             made = self._make(settings)
-            tried = Try(
-                **msgspec.structs.asdict(self._verdict(made.path)),
-                settings=settings,
-                size_bytes=made.size_bytes,
-                size_ratio=made.size_bytes / self.fp32_bytes,
-            )
+            tried = self._try(settings, made)
             self.tries.append(tried)
             if tried.passed:
                 return Found(self._result(tried), made.model, made.outcome)
@@ -146,7 +151,7 @@ class _Search:
         if not self.tries:
             return
         nearest = max(self.tries, key=_merit).settings
-        self.told("int8: which products suffer most")
+        self.on_progress("int8: which products suffer most")
         self.sensitivity = rank(
             self.fresh,
             nearest,
@@ -169,28 +174,44 @@ class _Search:
         if settings.activations != "static":
             return {}
         if settings.percentile not in self.ranges:
-            self.told(f"int8: calibrate, {settings.percentile:g} %")
+            self.on_progress(f"int8: calibrate, {settings.percentile:g} %")
             self.ranges[settings.percentile] = calibrate(
                 self.fresh(), self.calibration, self.scratch, settings.percentile
             )
         return self.ranges[settings.percentile]
 
-    def _verdict(self, path: Path) -> Verdict:
+    def _try(self, settings: Int8Settings, made: _Made) -> Try:
+        result = self._check(made.path)
+        figures: dict[str, float | None] = {}
+        if (report := result.report) is not None:
+            figures = {
+                "accuracy": report.accuracy,
+                "drop_points": report.drop_points,
+                "label_agreement": report.agreement,
+                "max_abs": report.max_abs,
+            }
+        return Try(
+            passed=result.passed,
+            reason=result.reason,
+            settings=settings,
+            size_bytes=made.size_bytes,
+            size_ratio=made.size_bytes / self.fp32_bytes,
+            **figures,
+        )
+
+    def _check(self, path: Path) -> GateResult:
         try:
             logits = self.evaluate(path)
         except Exception as error:  # whatever a runtime raises is a finding about this candidate
-            said = str(error).splitlines() or ["no message"]
-            return Verdict(passed=False, reason=f"{type(error).__name__}: {said[0]}")
-        verdict = judge(logits, self.gate, self.limits)
-        if verdict.passed and (fault := self.fault(path)):
-            return msgspec.structs.replace(verdict, passed=False, reason=fault)
-        return verdict
+            return GateResult(f"{type(error).__name__}: {first_line(error)}")
+        result = self.gate.check(logits, self.limits)
+        return result._replace(reason=self.fault(path)) if result.passed else result
 
     def _result(self, chosen: Try | None) -> SearchResult:
         return SearchResult(
             limits=self.limits,
             texts=len(self.gate.texts),
-            source_accuracy=self.gate.evaluation.accuracy if self.gate.evaluation else None,
+            source_accuracy=self.gate.source_accuracy,
             chosen=chosen,
             tries=tuple(self.tries),
             sensitivity=self.sensitivity,
@@ -212,11 +233,11 @@ def describe(settings: Int8Settings) -> str:
     return ", ".join(words)
 
 
-def _merit(verdict: Verdict) -> tuple[float, float, float]:
+def _merit(tried: Try) -> tuple[float, float, float]:
     """Order tries by how near they came; one without logits is the farthest."""
-    if verdict.label_agreement is None or verdict.max_abs is None:
+    if tried.label_agreement is None or tried.max_abs is None:
         return (-1.0, -1.0, 0.0)
-    return (verdict.accuracy or 0.0, verdict.label_agreement, -verdict.max_abs)
+    return (tried.accuracy or 0.0, tried.label_agreement, -tried.max_abs)
 
 
 def _save(model: ir.Model, folder: Path) -> int:

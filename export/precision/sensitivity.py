@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from trainkit.export.precision.settings import Int8Settings
-from trainkit.export.precision.sites import site_names
-from trainkit.serve.decision import FloatArray
+from trainkit.export.precision.int8_settings import Int8Settings
+from trainkit.export.precision.quantizable import quantizable_names
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Evaluate", "Sensitivity", "rank"]
 
@@ -42,7 +42,7 @@ def rank(
     ``quantised`` writes the graph under given settings to a file, ``reference`` (N, C) are the
     logits of fp32. A group without finite logits comes first.
     """
-    names = site_names(fresh())
+    names = quantizable_names(fresh())
     found = []
     for group in _groups(names):
         others = tuple(name for name in names if name not in group)

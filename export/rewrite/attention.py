@@ -12,7 +12,13 @@ from onnx_ir.passes.common import IdentityEliminationPass
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules.common import no_op_transpose_rule, transpose_transpose_rule
 
-from trainkit.export.rewrite.core import Core, Mask, find_cores, read_core
+from trainkit.export.rewrite.attention_pattern import (
+    AttentionPattern,
+    Mask,
+    find_attention,
+    match_attention,
+)
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
     Builder,
     Declined,
@@ -25,7 +31,6 @@ from trainkit.export.rewrite.graph import (
 )
 from trainkit.export.rewrite.heads import HEADS_FIRST, Heads, find_heads, tokens
 from trainkit.export.rewrite.masks import Masks
-from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.reshapes import merge_reshapes
 
 __all__ = ["fuse_attention"]
@@ -47,7 +52,7 @@ class Fusing(NamedTuple):
     same: dict[str, int | str]
 
 
-def fuse_attention(model: ir.Model) -> Outcome:
+def fuse_attention(model: ir.Model) -> RewriteResult:
     """softmax(scale * Q K^T + mask) V, or Attention(Q, K, V) on four axes -> one on three axes.
 
     The operator then splits and joins the heads itself, which is faster than Transposes around it.
@@ -57,7 +62,7 @@ def fuse_attention(model: ir.Model) -> Outcome:
     version = opset(model)
     fusing = Fusing(version, Masks(version), {})
     rewritten, declined = 0, set()
-    for node in list(find_cores(model.graph)):
+    for node in list(find_attention(model.graph)):
         try:
             rewritten += (_reshaped if node.op_type == "Attention" else _fuse)(node, fusing)
         except Declined as reason:
@@ -75,33 +80,35 @@ def fuse_attention(model: ir.Model) -> Outcome:
     drop_unused(model)
     if not rewritten and not declined:
         declined.add("no attention was found that is not fused already")
-    return Outcome(name="fuse_attention", rewritten=rewritten, declined=tuple(sorted(declined)))
+    return RewriteResult(
+        name="fuse_attention", rewritten=rewritten, declined=tuple(sorted(declined))
+    )
 
 
 def _fuse(node: ir.Node, fusing: Fusing) -> bool:
     """Fuse the attention around a Softmax; False where there is none."""
-    core = read_core(node)
-    if core is None:
+    pattern = match_attention(node)
+    if pattern is None:
         return False
-    if core.node.outputs[0].is_graph_output():
+    if pattern.node.outputs[0].is_graph_output():
         raise Declined("the attention's output is an output of the graph")
-    build = Builder(core.node)
-    heads, operands = _operands(core, build)
-    masked = core.mask != Mask()
+    build = Builder(pattern.node)
+    heads, operands = _operands(pattern, build)
+    masked = pattern.mask != Mask()
     # On rows without a visible key the standard operator gives zeros in ONNX Runtime, whatever the
     # mask is made of; the runtime's own averages all values. Each where it is right.
-    if fusing.version >= STANDARD and (core.mask.zeros or not masked):
-        context = _standard(core, heads, operands, build, fusing.masks)
+    if fusing.version >= STANDARD and (pattern.mask.zeros or not masked):
+        context = _standard(pattern, heads, operands, build, fusing.masks)
     else:
-        context = _runtime(core, heads, operands, build, fusing.masks)
-    _replace(core.node.outputs[0], context, heads, build, fusing)
+        context = _runtime(pattern, heads, operands, build, fusing.masks)
+    _replace(pattern.node.outputs[0], context, heads, build, fusing)
     return True
 
 
 def _standard(
-    core: Core, heads: Heads, operands: list[ir.Value], build: Builder, masks: Masks
+    pattern: AttentionPattern, heads: Heads, operands: list[ir.Value], build: Builder, masks: Masks
 ) -> ir.Value:
-    mask = (masks.as_bools(core.mask, operands[0], build),) if core.mask.zeros else ()
+    mask = (masks.as_bools(pattern.mask, operands[0], build),) if pattern.mask.zeros else ()
     return build(
         "Attention",
         *operands,
@@ -109,14 +116,14 @@ def _standard(
         shape=dims(operands[0]),
         q_num_heads=heads.number,
         kv_num_heads=heads.number,
-        scale=core.scale,
+        scale=pattern.scale,
     )
 
 
 def _runtime(
-    core: Core, heads: Heads, operands: list[ir.Value], build: Builder, masks: Masks
+    pattern: AttentionPattern, heads: Heads, operands: list[ir.Value], build: Builder, masks: Masks
 ) -> ir.Value:
-    bias = masks.as_floats(core.mask, operands[0], build)
+    bias = masks.as_floats(pattern.mask, operands[0], build)
     context = build(
         "MultiHeadAttention",
         *operands,
@@ -124,10 +131,10 @@ def _runtime(
         domain=RUNTIME,
         shape=dims(operands[0]),
         num_heads=heads.number,
-        scale=core.scale,
+        scale=pattern.scale,
     )
-    if core.mask.zeros:
-        return masks.zero_unseen(context, heads, core.mask, build)
+    if pattern.mask.zeros:
+        return masks.zero_unseen(context, heads, pattern.mask, build)
     return context
 
 
@@ -170,13 +177,15 @@ def _reshaped(node: ir.Node, fusing: Fusing) -> bool:
     return True
 
 
-def _operands(core: Core, build: Builder) -> tuple[Heads, list[ir.Value]]:
-    if core.query.dtype != ir.DataType.FLOAT:
+def _operands(pattern: AttentionPattern, build: Builder) -> tuple[Heads, list[ir.Value]]:
+    if pattern.query.dtype != ir.DataType.FLOAT:
         raise Declined("attention is not computed in float32")
-    heads = find_heads(core.query)
-    if heads != find_heads(core.key) or heads != find_heads(core.value):
+    heads = find_heads(pattern.query)
+    if heads != find_heads(pattern.key) or heads != find_heads(pattern.value):
         raise Declined("queries, keys and values have different numbers of heads or sizes")
-    return heads, [tokens(value, heads, build) for value in (core.query, core.key, core.value)]
+    return heads, [
+        tokens(value, heads, build) for value in (pattern.query, pattern.key, pattern.value)
+    ]
 
 
 def _replace(

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
     Builder,
     array,
@@ -18,9 +19,8 @@ from trainkit.export.rewrite.graph import (
     infer_shapes,
     integers,
 )
-from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.reshapes import merge_reshapes
-from trainkit.export.rewrite.rows import row_operands
+from trainkit.export.rewrite.tokenwise import tokenwise_inputs
 
 __all__ = ["flatten_tokens"]
 
@@ -28,7 +28,7 @@ Region = dict[ir.Node, list[int]]
 """Nodes that treat each token by itself, with the inputs that hold tokens."""
 
 
-def flatten_tokens(model: ir.Model) -> Outcome:
+def flatten_tokens(model: ir.Model) -> RewriteResult:
     """f(x) -> reshape(f(reshape(x))), for all that f does to each token by itself.
 
     Counts the products with constant weights that work on two axes now.
@@ -44,7 +44,7 @@ def flatten_tokens(model: ir.Model) -> Outcome:
     drop_unused(model)
     count = sum(map(_products, regions))
     declined = () if count else ("no product with constant weights works on three axes",)
-    return Outcome(name="flatten_tokens", rewritten=count, declined=declined)
+    return RewriteResult(name="flatten_tokens", rewritten=count, declined=declined)
 
 
 def _products(region: Region) -> int:
@@ -55,7 +55,7 @@ def _regions(graph: ir.Graph) -> Iterable[Region]:
     """Group the nodes on three axes whose tokens are handed from one to the other."""
     candidates: Region = {}
     for node in graph:
-        rows, output = row_operands(node), node.outputs[0]
+        rows, output = tokenwise_inputs(node), node.outputs[0]
         # A branch of an If would see the reshape only if it stood there.
         fixed = any(reader.graph is not graph for reader in output.consumers())
         if rows and len(dims(output) or ()) == 3 and not (fixed or output.is_graph_output()):

@@ -7,6 +7,7 @@ from onnxscript import optimizer
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
     SMALL,
     Builder,
@@ -17,7 +18,6 @@ from trainkit.export.rewrite.graph import (
     producer,
     size,
 )
-from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.reshapes import unshaped
 
 __all__ = ["fold_constants"]
@@ -56,7 +56,7 @@ NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 ROUNDS = 8
 
 
-def fold_constants(model: ir.Model) -> Outcome:
+def fold_constants(model: ir.Model) -> RewriteResult:
     """Fold constants; remove dead nodes, repeated subexpressions and operators without effect.
 
     Symbolic axes stay symbolic: the shapes of the graph's inputs are read, never assumed. A
@@ -77,7 +77,7 @@ def fold_constants(model: ir.Model) -> Outcome:
     infer_shapes(model)
     folded = max(int(inlined), before - len(model.graph))
     declined = () if folded else ("nothing is left to fold",)
-    return Outcome(name="fold_constants", rewritten=folded, declined=declined)
+    return RewriteResult(name="fold_constants", rewritten=folded, declined=declined)
 
 
 def _worth_folding(node: ir.Node) -> bool | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
     Builder,
     attribute,
@@ -18,7 +19,6 @@ from trainkit.export.rewrite.graph import (
     infer_shapes,
     producer,
 )
-from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.reshapes import RESHAPES, unshaped
 
 __all__ = ["gather_rows"]
@@ -37,7 +37,7 @@ Made = dict[tuple[ir.Value, object], ir.Value]
 """What was made already, by what from: all layers gather by the same places."""
 
 
-def gather_rows(model: ir.Model) -> Outcome:
+def gather_rows(model: ir.Model) -> RewriteResult:
     """reshape(Gather(reshape(x), i)) -> Gather(x as rows, i reshaped), one H numbers a token.
 
     (T, A, D) by (B * S) places and then as (B, S, H) is (T, H) by (B, S) places.
@@ -51,7 +51,7 @@ def gather_rows(model: ir.Model) -> Outcome:
             rewritten += 1
     drop_unused(model)
     declined = () if rewritten else ("no Gather over tokens stands before a Reshape of its rows",)
-    return Outcome(name="gather_rows", rewritten=rewritten, declined=declined)
+    return RewriteResult(name="gather_rows", rewritten=rewritten, declined=declined)
 
 
 def _read(node: ir.Node) -> _Site | None:

@@ -6,7 +6,7 @@ B batch, A heads, L queries, K keys.
 import numpy as np
 import onnx_ir as ir
 
-from trainkit.export.rewrite.core import Mask
+from trainkit.export.rewrite.attention_pattern import Mask
 from trainkit.export.rewrite.graph import Builder, dims
 from trainkit.export.rewrite.heads import HEADS_FIRST, Heads
 

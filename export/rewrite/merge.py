@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
     Builder,
     Declined,
@@ -19,7 +20,6 @@ from trainkit.export.rewrite.graph import (
     opset,
     size,
 )
-from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.reshapes import RESHAPES
 
 __all__ = ["merge_qkv"]
@@ -39,13 +39,13 @@ Merged = dict[tuple[object, ...], ir.Value]
 """What was made already, by what from: layers that share their weights (ALBERT) go on sharing."""
 
 
-def merge_qkv(model: ir.Model) -> Outcome:
+def merge_qkv(model: ir.Model) -> RewriteResult:
     """x Wq + bq, x Wk + bk, x Wv + bv -> x [Wq Wk Wv] + [bq bk bv], split into three.
 
     Three products of one input, or the two that give one attention its keys and values.
     """
     if opset(model) < 13:
-        return Outcome(name="merge_qkv", rewritten=0, declined=("the opset is below 13",))
+        return RewriteResult(name="merge_qkv", rewritten=0, declined=("the opset is below 13",))
     infer_shapes(model)
     rewritten, declined = 0, set()
     merged: Merged = {}
@@ -62,7 +62,7 @@ def merge_qkv(model: ir.Model) -> Outcome:
     if not groups:
         declined.add("no three products with constant weights have one input")
     drop_unused(model)
-    return Outcome(name="merge_qkv", rewritten=rewritten, declined=tuple(sorted(declined)))
+    return RewriteResult(name="merge_qkv", rewritten=rewritten, declined=tuple(sorted(declined)))
 
 
 def _groups(graph: ir.Graph) -> Iterable[Group]:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import onnx_ir as ir
 
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
     Builder,
     Declined,
@@ -19,10 +20,9 @@ from trainkit.export.rewrite.graph import (
     infer_shapes,
     integers,
 )
-from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.packed import Packed, read_pack, read_unpack
 from trainkit.export.rewrite.reshapes import merge_reshapes
-from trainkit.export.rewrite.rows import row_operands
+from trainkit.export.rewrite.tokenwise import tokenwise_inputs
 
 __all__ = ["narrow_last_layer"]
 
@@ -46,7 +46,7 @@ class Region(NamedTuple):
     unpacks: list[Packed]
 
 
-def narrow_last_layer(model: ir.Model) -> Outcome:
+def narrow_last_layer(model: ir.Model) -> RewriteResult:
     """f(Attention(Q, K, V))[:, i] -> f(Attention(Q[:, i], K, V)), f row by row."""
     infer_shapes(model)
     rewritten, declined = 0, set()
@@ -62,7 +62,9 @@ def narrow_last_layer(model: ir.Model) -> Outcome:
         model.graph.sort()
         merge_reshapes(model)
     drop_unused(model)
-    return Outcome(name="narrow_last_layer", rewritten=rewritten, declined=tuple(sorted(declined)))
+    return RewriteResult(
+        name="narrow_last_layer", rewritten=rewritten, declined=tuple(sorted(declined))
+    )
 
 
 def _choices(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -120,7 +122,7 @@ def _grow(graph: ir.Graph, choice: ir.Node) -> Region:
 
 def _take(node: ir.Node, layout: Layout, region: Region) -> None:
     """Add ``node`` to the region, if it can work on chosen tokens."""
-    if (rows := row_operands(node)) is not None:
+    if (rows := tokenwise_inputs(node)) is not None:
         region.nodes.append(node)
         region.uses.update({(node, row): layout for row in rows})
     elif layout == "padded" and _takes_queries(node):
@@ -150,7 +152,7 @@ def _obstacle(region: Region) -> str:
         above = value.producer() if value is not None else None
         if above is None or above in region.nodes:
             continue
-        if row_operands(above) is None:
+        if tokenwise_inputs(above) is None:
             return f"{above.op_type}, which does not treat each token by itself"
         reasons.append(f"{above.op_type}, whose output is needed for all tokens")
     return reasons[0] if reasons else "no operator at all"

@@ -5,12 +5,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.rewrite.base import RewriteResult
 
 __all__ = ["strip_metadata"]
 
 
-def strip_metadata(model: ir.Model) -> Outcome:
+def strip_metadata(model: ir.Model) -> RewriteResult:
     """Clear every ``metadata_props`` and ``doc_string`` in ``model``, and count those that were."""
     stripped = 0
     for part in _parts(model):
@@ -18,7 +18,7 @@ def strip_metadata(model: ir.Model) -> Outcome:
             part.metadata_props.clear()
             part.doc_string = None
             stripped += 1
-    return Outcome(name="strip_metadata", rewritten=stripped)
+    return RewriteResult(name="strip_metadata", rewritten=stripped)
 
 
 def _parts(model: ir.Model) -> Iterator[Any]:

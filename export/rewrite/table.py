@@ -6,12 +6,12 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from trainkit.export.rewrite.attention import fuse_attention
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.flatten import flatten_tokens
 from trainkit.export.rewrite.fold import fold_constants
 from trainkit.export.rewrite.gathers import gather_rows
 from trainkit.export.rewrite.merge import merge_qkv
 from trainkit.export.rewrite.narrow import narrow_last_layer
-from trainkit.export.rewrite.outcome import Outcome
 from trainkit.export.rewrite.strip import strip_metadata
 
 __all__ = ["REWRITES", "Rewrite"]
@@ -21,7 +21,7 @@ class Rewrite(NamedTuple):
     """One rewrite: changes a graph in place and says what it did, or why not."""
 
     name: str
-    apply: Callable[[ir.Model], Outcome]
+    apply: Callable[[ir.Model], RewriteResult]
 
 
 REWRITES = (

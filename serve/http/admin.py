@@ -55,7 +55,7 @@ class IndexBody(msgspec.Struct, frozen=True):
     ready: bool = False
 
 
-class Guard:
+class RequestMiddleware:
     """Demands the token, where there is one."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
@@ -99,7 +99,7 @@ def application(
             Route("/v2/repository/index", repository_index, methods=["POST"]),
             Route("/v2/repository/models/{name}/load", repository_load, methods=["POST"]),
         ],
-        middleware=[Middleware(Guard, token=token)],
+        middleware=[Middleware(RequestMiddleware, token=token)],
         exception_handlers={
             HTTPException: no_such_route,
             TrainkitError: refused,

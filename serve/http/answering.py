@@ -7,13 +7,13 @@ was counted and timed on the way stands in the request's record.
 import time
 from collections.abc import Sequence
 
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Text, Tokens, characters
-from trainkit.serve.http.failures import DeadlineError
-from trainkit.serve.http.guard import Record, RefusedError
+from trainkit.serve.http.exceptions import DeadlineError
 from trainkit.serve.http.metrics import Tracing
+from trainkit.serve.http.middleware import HTTPError, RequestLog
 from trainkit.serve.http.model import Model
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Answering"]
 
@@ -25,9 +25,9 @@ class Answering:
         self._settings = settings
         self._tracing = tracing
 
-    async def answer(
+    async def infer(
         self,
-        record: Record,
+        record: RequestLog,
         model: Model,
         texts: Sequence[Text] | None,
         rows: Sequence[Tokens] | None,
@@ -44,7 +44,7 @@ class Answering:
         assert rows is not None
         record.texts, record.tokens = len(rows), sum(len(row.ids) for row in rows)
         if record.tokens > self._settings.limits.tokens:
-            raise RefusedError(
+            raise HTTPError(
                 422,
                 f"the texts have {record.tokens} tokens together, and a request may have "
                 f"{self._settings.limits.tokens}; send fewer at a time.",
@@ -53,7 +53,7 @@ class Answering:
         record.tokenize_s = now - begin
         if now >= deadline:
             raise DeadlineError
-        answer = await model.answer(rows, deadline - now)
+        answer = await model.infer(rows, deadline - now)
         record.queue_s, record.infer_s = answer.queue_s, answer.infer_s
         self._tracing.spans_until_now(queue=answer.queue_s, infer=answer.infer_s)
         return rows, answer.logits
@@ -61,12 +61,10 @@ class Answering:
     def _check_texts(self, texts: Sequence[Text]) -> None:
         limits = self._settings.limits
         if not 0 < len(texts) <= limits.texts:
-            raise RefusedError(
-                422, f"a request has from 1 to {limits.texts} texts, not {len(texts)}."
-            )
+            raise HTTPError(422, f"a request has from 1 to {limits.texts} texts, not {len(texts)}.")
         count = sum(map(characters, texts))
         if count > limits.characters:
-            raise RefusedError(
+            raise HTTPError(
                 413,
                 f"the texts have {count} characters together, and a request may have "
                 f"{limits.characters}; send fewer at a time.",

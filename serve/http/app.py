@@ -12,21 +12,28 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request as StarletteRequest
-from starlette.responses import Response
+from starlette.responses import Response as StarletteResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import metrics, openapi
-from trainkit.serve.http.failures import (
+from trainkit.serve.http.exceptions import (
     DeadlineError,
     InferenceError,
     QueueFullError,
     UnavailableError,
 )
-from trainkit.serve.http.guard import LOGGER, Guard, Record, RefusedError, Reply, refusal
 from trainkit.serve.http.handlers import Call, Handler, Handlers
 from trainkit.serve.http.inference_protocol import ProtocolError
+from trainkit.serve.http.middleware import (
+    LOGGER,
+    HTTPError,
+    RequestLog,
+    RequestMiddleware,
+    Response,
+    error_response,
+)
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.page import page
 from trainkit.serve.http.settings import Settings
@@ -43,7 +50,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        record: Record = scope["trainkit.record"]
+        record: RequestLog = scope["trainkit.record"]
         path = scope["path_params"]
         try:
             call = Call(scope, receive, record, path.get("model"), path.get("version"))
@@ -59,26 +66,28 @@ class Endpoint:
         await reply.send(send)
 
 
-def _reply_to(error: Exception) -> tuple[str, Reply] | None:
+def _reply_to(error: Exception) -> tuple[str, Response] | None:
     """Return the kind of an error that is expected, and the answer to it."""
     match error:
-        case RefusedError():
-            return f"refused {error.status}", refusal(error.status, str(error), error.headers)
+        case HTTPError():
+            return f"refused {error.status}", error_response(
+                error.status, str(error), error.headers
+            )
         case ProtocolError():
-            return "protocol", refusal(error.status, str(error))
+            return "protocol", error_response(error.status, str(error))
         case InputError():
-            return "input", refusal(422, str(error))
+            return "input", error_response(422, str(error))
         case QueueFullError():
             retry = [("Retry-After", str(max(1, math.ceil(error.retry_after_s))))]
-            return "queue full", refusal(429, str(error), retry)
+            return "queue full", error_response(429, str(error), retry)
         case DeadlineError():
             message = "the deadline passed before the request was run; try again later."
-            return "deadline", refusal(504, message)
+            return "deadline", error_response(504, message)
         case UnavailableError():
             message = "the model is stopping or restarting; try again."
-            return "unavailable", refusal(503, message, [("Retry-After", "1")])
+            return "unavailable", error_response(503, message, [("Retry-After", "1")])
         case InferenceError():
-            return "inference", refusal(500, "the model fails on this input.")
+            return "inference", error_response(500, "the model fails on this input.")
     return None
 
 
@@ -106,33 +115,33 @@ def application(
             token=token is not None, version=handlers.server.version, limits=settings.limits
         )
     )
-    for template, reply in (("/openapi.json", Reply(200, document)), ("/", page())):
+    for template, reply in (("/openapi.json", Response(200, document)), ("/", page())):
         routes.append(Route(template, Endpoint(template, _fixed(reply)), methods=["GET"]))
     app = Starlette(
         routes=routes,
         exception_handlers={HTTPException: _http_error},
         middleware=[
             Middleware(handlers.tracing.around),  # outside the guard: no exception gets so far
-            Middleware(Guard, token=token, draining=draining, observe=handlers.observe),
+            Middleware(RequestMiddleware, token=token, draining=draining, observe=handlers.observe),
         ],
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _fixed(reply: Reply) -> Handler:
-    async def handler(call: Call) -> Reply:
+def _fixed(reply: Response) -> Handler:
+    async def handler(call: Call) -> Response:
         return reply
 
     return handler
 
 
-async def _http_error(request: StarletteRequest, error: Exception) -> Response:
+async def _http_error(request: StarletteRequest, error: Exception) -> StarletteResponse:
     """Answer a path or method that there is not."""
     assert isinstance(error, HTTPException)
     message, headers = "there is no such path; see /openapi.json.", {}
     if error.status_code == 405:
         allow = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
         message, headers = f"this path takes {allow} only.", {"Allow": allow}
-    reply = refusal(error.status_code, message)
-    return Response(reply.body, reply.status, headers, reply.content_type)
+    reply = error_response(error.status_code, message)
+    return StarletteResponse(reply.body, reply.status, headers, reply.content_type)

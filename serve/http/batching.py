@@ -15,16 +15,16 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.failures import (
+from trainkit.serve.http.exceptions import (
     DeadlineError,
     InferenceError,
     QueueFullError,
     UnavailableError,
 )
+from trainkit.serve.types import FloatArray
 
-__all__ = ["Answer", "BatchFacts", "Batcher", "Rules"]
+__all__ = ["BatchStats", "Batcher", "BatchingPolicy", "InferenceResult"]
 
 # Attention is computed on the padded batch, in a packed graph too: a row of S positions costs as
 # much there as S**2 / ATTENTION tokens do elsewhere. With MiniLM it was 140 in int8, 240 in fp32.
@@ -36,7 +36,7 @@ RETRY_S = (0.1, 60.0)  # bounds of what a client is told; and before the first b
 UNKNOWN_RETRY_S = 1.0
 
 
-class Answer(NamedTuple):
+class InferenceResult(NamedTuple):
     """The logits of one request, (N, C), and where its time went, in seconds."""
 
     logits: FloatArray
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     infer_s: float  # from then until the last of its rows came back
 
 
-class BatchFacts(NamedTuple):
+class BatchStats(NamedTuple):
     """One batch that was answered; ``queue_s`` is the longest that one of its rows waited."""
 
     rows: int
@@ -53,7 +53,7 @@ class BatchFacts(NamedTuple):
     infer_s: float
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
+class BatchingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What may be in a batch and in the queue; see ``Settings`` for the numbers.
 
     ``packed``: the graph computes on real tokens, which then count, and padding costs attention
@@ -81,7 +81,7 @@ class _Request:
         self.arrived_at, self.started_at, self.deadline = now, now, deadline
         self.has_started = False
         self.logits: FloatArray | None = None
-        self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
 
 
 _Row: TypeAlias = tuple[_Request, int]
@@ -98,8 +98,8 @@ def _worth(length: int) -> float:
 class _Load:
     """What is in a batch so far."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules, self.rows = rules, 0
+    def __init__(self, policy: BatchingPolicy) -> None:
+        self.policy, self.rows = policy, 0
         self.tokens = self.longest = 0
         self.worth = 0.0  # what the rows would cost without padding, in tokens
 
@@ -107,11 +107,11 @@ class _Load:
         """Tell whether one more row fits; a first row always does."""
         if not self.rows:
             return True
-        if self.rules.equal_lengths and length != self.longest:
+        if self.policy.equal_lengths and length != self.longest:
             return False
         rows, longest = self.rows + 1, max(self.longest, length)
-        tokens = self.tokens + length if self.rules.packed else rows * longest
-        if tokens > self.rules.batch_tokens:
+        tokens = self.tokens + length if self.policy.packed else rows * longest
+        if tokens > self.policy.batch_tokens:
             return False
         worth = self.worth + _worth(length)
         return tokens + rows * longest**2 / ATTENTION <= (1 + WASTE) * worth + WASTE_TOKENS
@@ -129,10 +129,10 @@ class Batcher:
     def __init__(
         self,
         run: Callable[[Sequence[Tokens]], Awaitable[FloatArray]],
-        rules: Rules,
-        on_batch: Callable[[BatchFacts], None] = lambda facts: None,
+        policy: BatchingPolicy,
+        on_batch: Callable[[BatchStats], None] = lambda facts: None,
     ) -> None:
-        self.rules = rules
+        self.policy = policy
         self.on_batch = on_batch
         self.queued_rows = 0
         self.queued_tokens = 0
@@ -152,7 +152,7 @@ class Batcher:
         """Whether it forms batches: until it is closed."""
         return not self._task.done()
 
-    async def answer(self, rows: Sequence[Tokens], timeout_s: float) -> Answer:
+    async def submit(self, rows: Sequence[Tokens], timeout_s: float) -> InferenceResult:
         """Run N rows; their logits come in their order, (N, C), N at least 1.
 
         ``DeadlineError`` where ``timeout_s`` pass before the first row runs: then none does. Once
@@ -166,7 +166,7 @@ class Batcher:
             raise UnavailableError("the model is stopping")
         now = perf_counter()
         request = _Request(rows, now, now + timeout_s)
-        if self.queued_tokens and self.queued_tokens + request.tokens > self.rules.queue_tokens:
+        if self.queued_tokens and self.queued_tokens + request.tokens > self.policy.queue_tokens:
             raise QueueFullError(self._retry_after_s(request.tokens))
         self._enter(request)
         timer = self._loop.call_later(timeout_s, self._expire, request)
@@ -218,14 +218,16 @@ class Batcher:
         """Estimate when there will be room for ``tokens``."""
         if self.tokens_per_s is None:
             return UNKNOWN_RETRY_S
-        excess = self.queued_tokens + min(tokens, self.rules.queue_tokens) - self.rules.queue_tokens
+        excess = (
+            self.queued_tokens + min(tokens, self.policy.queue_tokens) - self.policy.queue_tokens
+        )
         low, high = RETRY_S
         return min(max(excess / self.tokens_per_s, low), high)
 
     async def _serve(self) -> None:
         while True:
             await self._arrival.wait()
-            if self.rules.max_wait_ms:
+            if self.policy.max_wait_ms:
                 await self._fill()
             batch = self._take()
             if batch:
@@ -237,10 +239,10 @@ class Batcher:
         """Wait until a batch is full, but not longer than the first request may be kept."""
         while self._ring and not self._closing:
             oldest = min(request.arrived_at for request in self._ring)
-            left_s = oldest + self.rules.max_wait_ms / 1000 - perf_counter()
+            left_s = oldest + self.policy.max_wait_ms / 1000 - perf_counter()
             enough = (
-                self.queued_rows >= self.rules.batch_rows
-                or self.queued_tokens >= self.rules.batch_tokens
+                self.queued_rows >= self.policy.batch_rows
+                or self.queued_tokens >= self.policy.batch_tokens
             )
             if enough or left_s <= 0:
                 return
@@ -257,9 +259,9 @@ class Batcher:
         so is the first of a later batch at the latest: no length waits for ever.
         """
         now = perf_counter()
-        load, batch, kept = _Load(self.rules), list[_Row](), list[_Request]()
+        load, batch, kept = _Load(self.policy), list[_Row](), list[_Request]()
         # Not all of a long queue is tried for the last free tokens of a batch.
-        while self._ring and max(load.rows, len(kept)) < self.rules.batch_rows:
+        while self._ring and max(load.rows, len(kept)) < self.policy.batch_rows:
             request, _ = self._ring.popitem(last=False)
             number = request.order[-1]
             length = request.lengths[number]
@@ -316,7 +318,7 @@ class Batcher:
         before = self.tokens_per_s
         self.tokens_per_s = rate if before is None else 0.9 * before + 0.1 * rate
         waited_s = started_at - min(request.arrived_at for request, _ in batch)
-        self.on_batch(BatchFacts(len(batch), tokens, waited_s, infer_s))
+        self.on_batch(BatchStats(len(batch), tokens, waited_s, infer_s))
 
     def _hand_out(self, batch: list[_Row], logits: FloatArray) -> None:
         now = perf_counter()
@@ -327,7 +329,7 @@ class Batcher:
             request.unanswered -= 1
             if not request.unanswered and not request.done.done():
                 queue_s = request.started_at - request.arrived_at
-                answer = Answer(request.logits, queue_s, now - request.started_at)
+                answer = InferenceResult(request.logits, queue_s, now - request.started_at)
                 request.done.set_result(answer)
 
 

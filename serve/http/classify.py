@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from trainkit.serve.decision import FloatArray, ranking, threshold_of_each
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.guard import RefusedError
+from trainkit.serve.http.middleware import HTTPError
 from trainkit.serve.http.model import Model
 from trainkit.serve.http.openapi import Classified, ClassifyRequest
+from trainkit.serve.postprocess import label_thresholds, ranking
+from trainkit.serve.types import FloatArray
 
 __all__ = ["decode", "predictions", "thresholds_of"]
 
@@ -16,14 +17,14 @@ _DECODER = msgspec.json.Decoder(ClassifyRequest)
 
 
 def decode(body: bytes) -> ClassifyRequest:
-    """Read a body; ``RefusedError`` where it is not of this form."""
+    """Read a body; ``HTTPError`` where it is not of this form."""
     try:
         return _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         message = f'the body must be JSON such as {{"texts": ["How far is Mars?"]}}: {error}.'
-        raise RefusedError(400, message) from None
+        raise HTTPError(400, message) from None
     except RecursionError:
-        raise RefusedError(400, "the body's JSON is nested too deep.") from None
+        raise HTTPError(400, "the body's JSON is nested too deep.") from None
 
 
 def thresholds_of(request: ClassifyRequest, model: Model) -> dict[str, float] | None:
@@ -31,10 +32,10 @@ def thresholds_of(request: ClassifyRequest, model: Model) -> dict[str, float] | 
     if request.thresholds is None:
         return None
     if model.manifest.problem_type != "multi_label_classification":
-        raise RefusedError(
+        raise HTTPError(
             422, f"thresholds are for multi-label models; {model.name} is not one. Leave them out."
         )
-    return threshold_of_each(request.thresholds, model.manifest.labels)
+    return label_thresholds(request.thresholds, model.manifest.labels)
 
 
 def predictions(

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
-from trainkit.serve.http.failures import InferenceError, UnavailableError
-from trainkit.serve.http.inference_process import InferenceProcess, Launch, LostError
+from trainkit.serve.http.exceptions import InferenceError, UnavailableError
+from trainkit.serve.http.inference_process import InferenceProcess, LostError, ProcessSpec
 from trainkit.serve.http.worker import Failed
+from trainkit.serve.types import FloatArray
 
 __all__ = ["Engine"]
 
@@ -35,7 +35,7 @@ class Engine:
     Between ``start`` and ``close`` there is a process, or a new one is being started.
     """
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: ProcessSpec) -> None:
         self.launch = launch
         self.restarts = 0
         try:

@@ -15,26 +15,25 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from trainkit import __version__
-from trainkit.serve.decision import probabilities
 from trainkit.serve.http import classify, metrics
 from trainkit.serve.http import inference_protocol as protocol
 from trainkit.serve.http.answering import Answering
-from trainkit.serve.http.guard import (
-    Record,
-    RefusedError,
-    Reply,
+from trainkit.serve.http.middleware import (
+    HTTPError,
+    RequestLog,
+    Response,
     header,
     header_timeout_s,
     read_body,
     unless_gone,
 )
-from trainkit.serve.http.model import BatchFacts, Model, Models
+from trainkit.serve.http.model import BatchStats, Model, Models
 from trainkit.serve.http.openapi import (
     V2,
     VERSION,
     ClassifyResponse,
     Live,
-    ModelFacts,
+    ModelInfo,
     ModelList,
     ModelMetadata,
     ModelReady,
@@ -44,6 +43,7 @@ from trainkit.serve.http.openapi import (
     Timings,
 )
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.postprocess import probabilities
 
 __all__ = ["Call", "Handler", "Handlers"]
 
@@ -59,12 +59,12 @@ class Call(NamedTuple):
 
     scope: Scope
     receive: Receive
-    record: Record
+    record: RequestLog
     model: str | None  # of the path
     version: str | None
 
 
-Handler = Callable[[Call], Awaitable[Reply]]
+Handler = Callable[[Call], Awaitable[Response]]
 
 
 class Handlers:
@@ -101,7 +101,7 @@ class Handlers:
             ("GET", "/metrics", self.metrics),
         ]
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: RequestLog) -> None:
         """Count a request that was answered."""
         metrics.of(metrics.REQUESTS, record.route, record.model, record.status).inc()
         if record.error:
@@ -111,7 +111,7 @@ class Handlers:
             metrics.of(metrics.QUEUE, record.model).observe(record.queue_s or 0)
             metrics.of(metrics.INFER, record.model).observe(record.infer_s)
 
-    def observe_batch(self, model: Model, facts: BatchFacts) -> None:
+    def observe_batch(self, model: Model, facts: BatchStats) -> None:
         """Count a batch that was run."""
         metrics.of(metrics.BATCH_ROWS, model.name).observe(facts.rows)
         metrics.of(metrics.BATCH_TOKENS, model.name).observe(facts.tokens)
@@ -128,26 +128,26 @@ class Handlers:
         metrics.of(metrics.RESTARTS, model.name).set(stats["restarts"])
         metrics.set_version(model.name, self.models[model.name].version)
 
-    async def about(self, call: Call) -> Reply:
+    async def about(self, call: Call) -> Response:
         """Describe the server."""
         return _json(self.server)
 
-    async def live(self, call: Call) -> Reply:
+    async def live(self, call: Call) -> Response:
         """Tell that the process answers."""
         return _json(Live(True))
 
-    async def ready(self, call: Call) -> Reply:
+    async def ready(self, call: Call) -> Response:
         """Tell whether every model takes requests."""
         ready = not self.draining() and all(model.ready for model in self.models.values())
         return _json(Ready(ready), 200 if ready else 503)
 
-    async def model_ready(self, call: Call) -> Reply:
+    async def model_ready(self, call: Call) -> Response:
         """Tell whether one model takes requests."""
         model = self._model(call)
         ready = model.ready and not self.draining()
         return _json(ModelReady(model.name, ready), 200 if ready else 503)
 
-    async def model_metadata(self, call: Call) -> Reply:
+    async def model_metadata(self, call: Call) -> Response:
         """Describe what a model takes and gives."""
         model = self._model(call)
         ids = (TensorMetadata(name, "INT64", [-1, -1]) for name in _signature(model, 0).id_inputs)
@@ -160,18 +160,18 @@ class Handlers:
         versions = [model.version]
         return _json(ModelMetadata(model.name, versions, "onnxruntime_onnx", inputs, outputs))
 
-    async def facts(self, call: Call) -> Reply:
+    async def facts(self, call: Call) -> Response:
         """Describe every model, for people."""
         return _json(ModelList([_facts(model) for model in self.models.values()]))
 
-    async def metrics(self, call: Call) -> Reply:
+    async def metrics(self, call: Call) -> Response:
         """Give the metrics as Prometheus reads them."""
         for model in self.models.values():
             self._note(model)
         body = await asyncio.to_thread(metrics.exposition)
-        return Reply(200, body, "text/plain; version=0.0.4; charset=utf-8")
+        return Response(200, body, "text/plain; version=0.0.4; charset=utf-8")
 
-    async def infer(self, call: Call) -> Reply:
+    async def infer(self, call: Call) -> Response:
         """Answer a request of the Open Inference Protocol."""
         self._model(call)
         timeout_s = header_timeout_s(call.scope)
@@ -182,7 +182,7 @@ class Handlers:
         request = await _threaded(len(body) > LONG, protocol.decode, body, length, signature)
         if request.timeout_s is not None:
             timeout_s = min(timeout_s, request.timeout_s)
-        work = self.answering.answer(call.record, model, request.texts, request.rows, timeout_s)
+        work = self.answering.infer(call.record, model, request.texts, request.rows, timeout_s)
         rows, logits = await unless_gone(call.receive, work)
         classifier = model.classifier
         scores = probabilities(logits, classifier.problem_type, classifier.temperature)
@@ -191,11 +191,11 @@ class Handlers:
             len(rows) > MANY, protocol.encode, request, name, classifier.labels, logits, scores
         )
         if length is None:
-            return Reply(200, answer)
+            return Response(200, answer)
         headers = (("Inference-Header-Content-Length", str(length)),)
-        return Reply(200, answer, BINARY, headers)
+        return Response(200, answer, BINARY, headers)
 
-    async def classify(self, call: Call) -> Reply:
+    async def classify(self, call: Call) -> Response:
         """Answer texts with labels."""
         timeout_s = header_timeout_s(call.scope)
         body = await self._body(call, timeout_s)
@@ -203,7 +203,7 @@ class Handlers:
         name = request.model or next(iter(self.models))
         model = self._model(call._replace(model=name))
         thresholds = classify.thresholds_of(request, model)
-        work = self.answering.answer(call.record, model, request.texts, None, timeout_s)
+        work = self.answering.infer(call.record, model, request.texts, None, timeout_s)
         rows, logits = await unless_gone(call.receive, work)
         found = await _threaded(
             len(rows) > MANY, classify.predictions, model, rows, logits, request.top_k, thresholds
@@ -222,15 +222,15 @@ class Handlers:
                 return await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
         except TimeoutError:
             message = "the body did not come before the deadline; send it at once."
-            raise RefusedError(408, message, Connection="close") from None
+            raise HTTPError(408, message, Connection="close") from None
 
     def _model(self, call: Call) -> Model:
         model = self.models.get(call.model or "")
         if model is None:
             served = ", ".join(self.models)
-            raise RefusedError(404, f"there is no model of this name; served are: {served}.")
+            raise HTTPError(404, f"there is no model of this name; served are: {served}.")
         if call.version not in (None, model.version):
-            raise RefusedError(404, f"{model.name} is served in version {model.version} only.")
+            raise HTTPError(404, f"{model.name} is served in version {model.version} only.")
         call.record.model, call.record.version = model.name, model.version
         return model
 
@@ -240,8 +240,8 @@ async def _threaded(wanted: bool, function: Callable[..., T], *arguments: Any) -
     return await asyncio.to_thread(function, *arguments) if wanted else function(*arguments)
 
 
-def _json(content: msgspec.Struct, status: int = 200) -> Reply:
-    return Reply(status, msgspec.json.encode(content))
+def _json(content: msgspec.Struct, status: int = 200) -> Response:
+    return Response(status, msgspec.json.encode(content))
 
 
 def _header_length(scope: Scope) -> int | None:
@@ -249,7 +249,7 @@ def _header_length(scope: Scope) -> int | None:
     if sent is None:
         return None
     if not (sent.isdigit() and len(sent) < 19):
-        raise RefusedError(400, "Inference-Header-Content-Length must be a number of bytes.")
+        raise HTTPError(400, "Inference-Header-Content-Length must be a number of bytes.")
     return int(sent)
 
 
@@ -262,10 +262,10 @@ def _signature(model: Model, texts: int) -> protocol.Signature:
     )
 
 
-def _facts(model: Model) -> ModelFacts:
+def _facts(model: Model) -> ModelInfo:
     manifest = model.manifest
     source = (manifest.source.get("backbone"), manifest.source.get("kind"))
-    return ModelFacts(
+    return ModelInfo(
         name=model.name,
         version=model.version,
         ready=model.ready,

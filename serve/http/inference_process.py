@@ -1,6 +1,6 @@
 """One inference process from this end: started, asked over its sockets, and ended.
 
-Out of a :class:`Launch` comes a process with its model loaded; batches of rows go in over one
+Out of a :class:`ProcessSpec` comes a process with its model loaded; batches of rows go in over one
 socket, pings over another, and what becomes of either is an answer or ``LostError``.
 """
 
@@ -17,22 +17,22 @@ import msgspec
 
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileFacts
+from trainkit.serve.files import FileInfo
 from trainkit.serve.http.connections import Batches, LostError, Pings
 from trainkit.serve.http.worker import Failed, Logits, Order, ragged
 
-__all__ = ["PROGRAM", "InferenceProcess", "Launch", "LostError"]
+__all__ = ["PROGRAM", "InferenceProcess", "LostError", "ProcessSpec"]
 
 # -P: a file of the working directory must not stand in for a library.
 PROGRAM = (sys.executable, "-P", "-m", "trainkit.serve.http.worker")
 LATE_S = 0.05
 
 
-class Launch(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to run and how. ``return_s``: a batch waits so long for a new process."""
 
     model: Path
-    files: dict[str, FileFacts] = {}
+    files: dict[str, FileInfo] = {}
     """Where its weights lie beside it, which a descriptor cannot name: both are opened by their
     paths then, if they are still these."""
     pad_id: int
@@ -48,7 +48,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 class InferenceProcess:
     """One process and this end of its sockets; it is ended when they close."""
 
-    def __init__(self, launch: Launch, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, launch: ProcessSpec, popen: subprocess.Popen[bytes]) -> None:
         self.reason: str | None = None  # why it was ended from here
         self._launch = launch
         self._popen = popen
@@ -57,7 +57,7 @@ class InferenceProcess:
         self._number = 0
 
     @classmethod
-    async def start(cls, launch: Launch, file: int | None) -> "InferenceProcess":
+    async def start(cls, launch: ProcessSpec, file: int | None) -> "InferenceProcess":
         """Start one and wait until its model is loaded; ``InputError`` where it does not load.
 
         The model is read from the open descriptor ``file``; None: from its path.
@@ -169,7 +169,7 @@ class InferenceProcess:
 
 
 def _spawn(
-    launch: Launch, file: int | None
+    launch: ProcessSpec, file: int | None
 ) -> tuple[subprocess.Popen[bytes], tuple[socket.socket, socket.socket]]:
     """Start a process, and return our ends of its sockets, for batches and for pings.
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Text, Tokens
 from trainkit.serve.http.tensors import (
     LENGTH,
@@ -22,6 +21,7 @@ from trainkit.serve.http.tensors import (
     rows_of,
     texts_of,
 )
+from trainkit.serve.types import FloatArray
 
 __all__ = [
     "OUTPUTS",

@@ -11,18 +11,19 @@ import msgspec
 import numpy as np
 
 from trainkit.serve.bundle import Manifest, open_bundle
-from trainkit.serve.classifier import PROVIDERS, Classifier
+from trainkit.serve.classifier import Classifier
 from trainkit.serve.cores import usable_cores
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import Batch, Text, Tokens, characters
 from trainkit.serve.errors import InputError
-from trainkit.serve.http.batching import Answer, Batcher, BatchFacts, Rules
+from trainkit.serve.forward_pool import PROVIDERS
+from trainkit.serve.http.batching import Batcher, BatchingPolicy, BatchStats, InferenceResult
 from trainkit.serve.http.engine import Engine
-from trainkit.serve.http.failures import InferenceError, QueueFullError, UnavailableError
-from trainkit.serve.http.inference_process import Launch
+from trainkit.serve.http.exceptions import InferenceError, QueueFullError, UnavailableError
+from trainkit.serve.http.inference_process import ProcessSpec
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.types import FloatArray
 
-__all__ = ["Answer", "BatchFacts", "Model", "Models", "default_threads"]
+__all__ = ["BatchStats", "InferenceResult", "Model", "Models", "default_threads"]
 
 logger = logging.getLogger("trainkit.serve")
 
@@ -57,11 +58,11 @@ class Model:
         self.version = manifest.sha256[:12]
         self.max_length = manifest.max_length
         self.vocabulary_size = classifier.encoder.tokenizer.get_vocab_size()
-        self.on_batch: Callable[[BatchFacts], None] = lambda facts: None
+        self.on_batch: Callable[[BatchStats], None] = lambda facts: None
         self._engine = engine
         self._settings = settings
-        rules = _rules(manifest, settings)
-        self._batcher = Batcher(self._run, rules, lambda facts: self.on_batch(facts))
+        policy = _rules(manifest, settings)
+        self._batcher = Batcher(self._run, policy, lambda facts: self.on_batch(facts))
         self._tokenisers = ThreadPoolExecutor(usable_cores(), "trainkit-tokenise")
         self._characters = 0  # that are tokenised, or wait for it
         self._used_at = 0.0
@@ -122,15 +123,19 @@ class Model:
             self._characters -= count
             self._used_at = loop.time()
 
-    async def answer(self, rows: Sequence[Tokens], timeout_s: float | None = None) -> Answer:
+    async def infer(
+        self, rows: Sequence[Tokens], timeout_s: float | None = None
+    ) -> InferenceResult:
         """Queue, batch, run. ``QueueFullError``, ``DeadlineError``, ``InferenceError``,
         ``UnavailableError``. Cancelling it takes its rows out of the queue.
         """
         if not rows:
-            return Answer(np.empty((0, len(self.manifest.labels)), dtype=np.float32), 0.0, 0.0)
+            return InferenceResult(
+                np.empty((0, len(self.manifest.labels)), dtype=np.float32), 0.0, 0.0
+            )
         self._used_at = asyncio.get_running_loop().time()
         timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
-        return await self._batcher.answer(rows, timeout_s)
+        return await self._batcher.submit(rows, timeout_s)
 
     async def close(self, grace_s: float = 30.0) -> None:
         """Take nothing new, finish what is queued, stop the process."""
@@ -160,7 +165,7 @@ class Model:
         rows = await self.tokens([" ".join(["text"] * words) for words in WARM_WORDS])
         try:
             for some in (*([row] for row in rows), rows):
-                await self.answer(some, self._settings.start_s)
+                await self.infer(some, self._settings.start_s)
         except (InferenceError, UnavailableError) as error:
             raise InputError(
                 f"{self.folder}: the model does not run ({error}); export the bundle again."
@@ -183,14 +188,14 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
     manifest = opened.manifest
     serving = manifest.serving
     threads, providers = settings.threads, settings.providers
-    cores = min(usable_cores(), settings.most_threads or usable_cores())
+    cores = min(usable_cores(), settings.max_threads or usable_cores())
     if serving is not msgspec.UNSET:
         threads = threads or min(serving.threads * serving.workers, cores)
         providers = providers or (serving.provider,)
     files = opened.model_files
     classifier = Classifier.of_bundle(opened, _holds_no_model)
     engine = Engine(
-        Launch(
+        ProcessSpec(
             model=opened.model_path,
             files=files if len(files) > 1 else {},
             pad_id=manifest.pad_id,
@@ -209,8 +214,8 @@ def _holds_no_model(batch: Batch) -> NoReturn:
     raise AssertionError("the model is in the inference process")
 
 
-def _rules(manifest: Manifest, settings: Settings) -> Rules:
-    return Rules(
+def _rules(manifest: Manifest, settings: Settings) -> BatchingPolicy:
+    return BatchingPolicy(
         batch_tokens=settings.batch_tokens,
         batch_rows=settings.batch_rows,
         max_wait_ms=settings.max_wait_ms,
@@ -234,7 +239,7 @@ class Models(Mapping[str, Model]):
         self._locks = {name: asyncio.Lock() for name in models}
         self._retiring: dict[Model, asyncio.Task[None]] = {}
         self._closed = False
-        self._observe: Callable[[Model, BatchFacts], None] = lambda model, facts: None
+        self._observe: Callable[[Model, BatchStats], None] = lambda model, facts: None
 
     @classmethod
     async def load(cls, folders: Mapping[str, Path], settings: Settings) -> "Models":
@@ -258,7 +263,7 @@ class Models(Mapping[str, Model]):
     def __len__(self) -> int:
         return len(self._models)
 
-    def observe(self, on_batch: Callable[[Model, BatchFacts], None]) -> None:
+    def observe(self, on_batch: Callable[[Model, BatchStats], None]) -> None:
         """Call ``on_batch`` after each batch of these models, and of those that replace them."""
         self._observe = on_batch
         for model in self._models.values():

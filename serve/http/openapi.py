@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from trainkit.serve.http.guard import Error
 from trainkit.serve.http.inference_protocol import InferRequest, InferResponse
+from trainkit.serve.http.middleware import Error
 from trainkit.serve.http.settings import Limits
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "ClassifyRequest",
     "ClassifyResponse",
     "Live",
-    "ModelFacts",
+    "ModelInfo",
     "ModelList",
     "ModelMetadata",
     "ModelReady",
@@ -71,7 +71,7 @@ class ClassifyResponse(msgspec.Struct):
     timings_ms: Timings
 
 
-class ModelFacts(msgspec.Struct):
+class ModelInfo(msgspec.Struct):
     """What the page says of a model."""
 
     name: str
@@ -89,7 +89,7 @@ class ModelFacts(msgspec.Struct):
 class ModelList(msgspec.Struct):
     """Every model that is served, the default one first."""
 
-    models: list[ModelFacts]
+    models: list[ModelInfo]
 
 
 class Live(msgspec.Struct):

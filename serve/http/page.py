@@ -5,12 +5,12 @@ import re
 from base64 import b64encode
 from importlib import resources
 
-from trainkit.serve.http.guard import Reply
+from trainkit.serve.http.middleware import Response
 
 __all__ = ["page"]
 
 
-def page() -> Reply:
+def page() -> Response:
     """Read the page, whose script and style are allowed by their hashes and nothing else is."""
     content = resources.files("trainkit.serve.http").joinpath("page.html").read_bytes()
     policy = "; ".join(
@@ -22,7 +22,7 @@ def page() -> Reply:
         ]
     )
     headers = (("Content-Security-Policy", policy), ("X-Content-Type-Options", "nosniff"))
-    return Reply(200, content, "text/html; charset=utf-8", headers)
+    return Response(200, content, "text/html; charset=utf-8", headers)
 
 
 def _hashes(page: bytes, tag: bytes) -> str:

@@ -2,8 +2,8 @@
 
 :func:`run` is the whole of ``trainkit serve`` with one worker. With several,
 :mod:`trainkit.serve.http.supervisor` starts this module once for each. A front then inherits the
-listening socket and one more, the *control channel*: JSON lines, first the :class:`Plan`, then
-orders to :class:`Load`; the start and each order are answered by one :class:`Report`. A
+listening socket and one more, the *control channel*: JSON lines, first the :class:`WorkerConfig`,
+then orders to :class:`Load`; the start and each order are answered by one :class:`Report`. A
 :class:`Ping` may come at any time, and the event loop answers it with a :class:`Pong`. When the
 channel ends the supervisor is gone, and the front goes too.
 """
@@ -26,23 +26,23 @@ import uvicorn
 from trainkit.serve.errors import InputError, TrainkitError
 from trainkit.serve.http import admin, traces
 from trainkit.serve.http.app import application
-from trainkit.serve.http.failures import UnavailableError
-from trainkit.serve.http.listener import Server, first, listen, url
+from trainkit.serve.http.exceptions import UnavailableError
 from trainkit.serve.http.logs import config as log_config
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.http.sockets import Server, first, listen, url
 
 __all__ = [
     "LINE_BYTES",
     "FromFront",
     "Load",
-    "Loader",
+    "ModelReloader",
     "Ping",
-    "Plan",
     "Pong",
     "Report",
-    "Stop",
+    "Shutdown",
     "ToFront",
+    "WorkerConfig",
     "announce",
     "run",
     "run_loop",
@@ -55,7 +55,7 @@ LINE_BYTES = 1 << 24  # of one message at most: a folder's path may be longer th
 log = logging.getLogger("trainkit.serve")
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a front serves, and how it ends."""
 
     folders: dict[str, str]  # of the models, by name
@@ -92,11 +92,11 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     """Answers a ``Ping``."""
 
 
-ToFront: TypeAlias = Load | Ping  # after the Plan
+ToFront: TypeAlias = Load | Ping  # after the WorkerConfig
 FromFront: TypeAlias = Report | Pong
 
 
-class Stop:
+class Shutdown:
     """SIGTERM or SIGINT: ``drain`` is set by the first, ``now`` by the second."""
 
     def __init__(self, drain_s: float) -> None:
@@ -117,10 +117,14 @@ class Stop:
         self.leave.set()
 
     @contextlib.contextmanager
-    def on_signals(self, hang_up: Callable[[], None]) -> Iterator[None]:
+    def on_signals(self, on_sighup: Callable[[], None]) -> Iterator[None]:
         """Handle SIGTERM, SIGINT and SIGHUP in the block."""
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self.signal, signal.SIGINT: self.signal, signal.SIGHUP: hang_up}
+        handlers = {
+            signal.SIGTERM: self.signal,
+            signal.SIGINT: self.signal,
+            signal.SIGHUP: on_sighup,
+        }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:
@@ -141,7 +145,7 @@ class Stop:
         return None
 
 
-class Loader:
+class ModelReloader:
     """Loads new versions into the running models, one at a time."""
 
     def __init__(self, models: Models) -> None:
@@ -170,7 +174,7 @@ class Loader:
             except Exception as error:  # whatever it is, the old version is served on
                 log_refused(name, error)
 
-    def hang_up(self) -> None:
+    def on_sighup(self) -> None:
         """Take SIGHUP."""
         task = asyncio.ensure_future(self.load_all())
         self.tasks.add(task)
@@ -197,7 +201,7 @@ class Control:
             self.writer.write(msgspec.json.encode(message) + b"\n")
             await self.writer.drain()
 
-    async def listen(self, stop: Stop) -> None:
+    async def listen(self, stop: Shutdown) -> None:
         """Answer pings at once and keep orders, until the supervisor is gone; then end."""
         decoder = msgspec.json.Decoder(ToFront)
         with contextlib.suppress(ConnectionError):
@@ -211,7 +215,7 @@ class Control:
         stop.drain_s = 0.0
         stop.drain.set()
 
-    async def obey(self, loader: Loader) -> None:
+    async def obey(self, loader: ModelReloader) -> None:
         """Do what the supervisor orders, one order after the other."""
         while True:
             order = await self.orders.get()
@@ -238,26 +242,26 @@ def versions(models: Models) -> dict[str, str]:
 
 
 async def serve(
-    plan: Plan,
-    stop: Stop,
+    plan: WorkerConfig,
+    stop: Shutdown,
     listener: socket.socket,
     ready: Callable[[Models], Awaitable[None]],
     admin_listener: socket.socket | None = None,
     control: Control | None = None,
 ) -> int:
     """Load, serve until told to end, end; returns the exit code. ``ready`` is awaited once."""
-    loaders: list[Loader] = []  # none before the models are loaded
+    loaders: list[ModelReloader] = []  # none before the models are loaded
 
-    def hang_up() -> None:
+    def on_sighup() -> None:
         for one in loaders:
-            one.hang_up()
+            one.on_sighup()
 
-    with stop.on_signals(hang_up):
+    with stop.on_signals(on_sighup):
         folders = {name: Path(folder) for name, folder in plan.folders.items()}
         models = await stop.unless(Models.load(folders, plan.settings))
         if models is None:
             return 0
-        loader = Loader(models)
+        loader = ModelReloader(models)
         loaders.append(loader)
         try:
             app = application(
@@ -284,13 +288,13 @@ async def serve(
     return 1 if stop.now.is_set() else 0
 
 
-def run(plan: Plan, listener: socket.socket, admin_listener: socket.socket | None) -> int:
+def run(plan: WorkerConfig, listener: socket.socket, admin_listener: socket.socket | None) -> int:
     """Serve in this process, with the address on standard output once ready."""
 
     async def ready(models: Models) -> None:
         announce(listener, admin_listener)
 
-    stop = Stop(plan.drain_s)
+    stop = Shutdown(plan.drain_s)
     with traces.exported(plan.otel):  # refused before the logs are this server's
         logging.config.dictConfig(log_config(plan.log_level))
         return run_loop(serve(plan, stop, listener, ready, admin_listener))
@@ -312,7 +316,7 @@ def run_loop(main: Awaitable[Result]) -> Result:
 async def serve_supervised(channel: socket.socket) -> int:
     """Serve as one front of several."""
     control = Control(*await asyncio.open_connection(sock=channel, limit=LINE_BYTES))
-    plan = msgspec.json.decode(await control.reader.readline(), type=Plan)
+    plan = msgspec.json.decode(await control.reader.readline(), type=WorkerConfig)
     logging.config.dictConfig(log_config(plan.log_level))
     if plan.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, plan.cores)  # before there are threads; they inherit it
@@ -320,7 +324,7 @@ async def serve_supervised(channel: socket.socket) -> int:
     async def ready(models: Models) -> None:
         await control.say(Report(versions(models)))
 
-    stop = Stop(plan.drain_s)
+    stop = Shutdown(plan.drain_s)
     listening = asyncio.ensure_future(control.listen(stop))
     try:
         with socket.socket(fileno=plan.listener) as listener, traces.exported(plan.otel):

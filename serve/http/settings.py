@@ -1,30 +1,196 @@
-"""What ``trainkit serve`` may be told: limits of a request, of the queue, and of the processes."""
+"""Settings of ``trainkit serve``: the default, the bounds and the help text of every option.
+
+The command line makes its options from these structs. ``extra`` of a field's metadata names the
+group of its option in the help and, where the option is not called like the field, its name;
+a field with ``extra["hidden"]`` has no option.
+"""
+
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
-__all__ = ["Limits", "Settings"]
+
+def _setting(description: str, group: str = "", option: str = "", **bounds: Any) -> Meta:
+    extra = {"group": group, "option": option}
+    if not group:
+        extra = {"hidden": "yes"}
+    return Meta(description=description, extra=extra, **bounds)
+
+
+REQUEST, BATCHES, PROCESSES = "Limits of a request", "Batching", "Processes"
+ADDRESS, SHUTDOWN, LOGGING = "Address", "Shutdown", "Logging"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one request may ask for; more is refused before it is read, tokenised or run."""
+    """Limits of one request, checked before the request is read, tokenized or run."""
 
-    body_bytes: int = 8 << 20  # as sent, and again once decompressed
-    texts: int = 1024
-    characters: int = 1 << 20  # of all texts together
-    tokens: int = 1 << 17  # of all texts together, special tokens included, after truncation
+    body_bytes: Annotated[
+        int,
+        _setting(
+            "Maximum size of a request body in bytes, as sent and once decompressed.",
+            REQUEST,
+            "--max-body",
+            ge=1,
+        ),
+    ] = 8 << 20
+    texts: Annotated[
+        int, _setting("Maximum number of texts per request.", REQUEST, "--max-texts", ge=1)
+    ] = 1024
+    characters: Annotated[
+        int,
+        _setting(
+            "Maximum number of characters of all texts of a request.",
+            REQUEST,
+            "--max-characters",
+            ge=1,
+        ),
+    ] = 1 << 20
+    tokens: Annotated[
+        int,
+        _setting(
+            "Maximum number of tokens of all texts of a request, special tokens included, after "
+            "truncation.",
+            REQUEST,
+            "--max-tokens",
+            ge=1,
+        ),
+    ] = 1 << 17
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the models are run; see ``trainkit serve --help``."""
+    """How requests are limited, batched and run."""
 
     limits: Limits = Limits()
-    batch_tokens: int = 2048  # of a batch at most; a longer text goes alone
-    batch_rows: int = 64
-    max_wait_ms: float = 0.0  # an idle worker waits so long for a batch to fill; 0: never
-    queue_tokens: int = 1 << 18  # that may wait; beyond it a request gets 429
-    timeout_s: float = 30.0  # of a request at most, and of one that names no deadline of its own
-    threads: int = 0  # intra-op threads of the inference process; 0: see default_threads
-    most_threads: int = 0  # where nobody says how many; 0: as many as it sees cores
-    providers: tuple[str, ...] = ()  # empty: the bundle's `serving`, else the CPU
-    hang_s: float = 30.0  # a batch that takes longer is given up with its process
-    start_s: float = 120.0  # a model that takes longer to load is refused
+    threads: Annotated[
+        int,
+        _setting(
+            "Intra-op threads per model. 0: the bundle's setting, else one fewer than the cores "
+            "(both cores of a two-core machine).",
+            PROCESSES,
+            ge=0,
+        ),
+    ] = 0
+    providers: Annotated[
+        tuple[str, ...],
+        _setting(
+            "ONNX Runtime execution provider; repeat it in order of preference. Default: the "
+            "bundle's setting, else CPUExecutionProvider.",
+            PROCESSES,
+            "--provider",
+        ),
+    ] = ()
+    batch_tokens: Annotated[
+        int,
+        _setting("Maximum number of tokens per batch; a longer text runs alone.", BATCHES, ge=1),
+    ] = 2048
+    max_wait_ms: Annotated[
+        float,
+        _setting(
+            "Milliseconds that an idle model waits for a batch to fill. 0: it never waits.",
+            BATCHES,
+            ge=0,
+            le=10_000,
+        ),
+    ] = 0.0
+    queue_tokens: Annotated[
+        int,
+        _setting(
+            "Maximum number of queued tokens per model; beyond it requests get status 429.",
+            BATCHES,
+            ge=1,
+        ),
+    ] = 1 << 18
+    timeout_s: Annotated[
+        float,
+        _setting(
+            "Seconds until a queued request gets status 504; requests may ask for less.",
+            BATCHES,
+            "--timeout",
+            gt=0,
+        ),
+    ] = 30.0
+    batch_rows: Annotated[int, _setting("Maximum number of texts per batch.", ge=1)] = 64
+    max_threads: Annotated[
+        int, _setting("Maximum of the default of threads. 0: the number of usable cores.", ge=0)
+    ] = 0
+    hang_s: Annotated[
+        float, _setting("Seconds after which a batch's model process is killed.", gt=0)
+    ] = 30.0
+    start_s: Annotated[float, _setting("Seconds within which a model must have loaded.", gt=0)] = (
+        120.0
+    )
+    ping_s: Annotated[
+        float, _setting("Seconds between two heartbeats of a model process.", gt=0)
+    ] = 0.2
+    silent_s: Annotated[
+        float, _setting("Seconds without a heartbeat until a model is not ready.", gt=0)
+    ] = 0.6
+    kill_s: Annotated[
+        float, _setting("Seconds without a heartbeat until a model process is killed.", gt=0)
+    ] = 2.0
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the server listens, in how many processes, how it ends and what it logs."""
+
+    host: Annotated[str, _setting("Address to listen on, such as 0.0.0.0 or ::1.", ADDRESS)] = (
+        "127.0.0.1"
+    )
+    port: Annotated[
+        int,
+        _setting("Port to listen on. 0: a free port, which is printed.", ADDRESS, ge=0, le=65535),
+    ] = 8000
+    admin: Annotated[
+        str | None,
+        _setting("HOST:PORT of the admin routes, which load new model versions.", ADDRESS),
+    ] = None
+    token_file: Annotated[
+        str | None,
+        _setting(
+            "File with the bearer token that requests must carry. Default: the environment "
+            "variable TRAINKIT_TOKEN, else no token.",
+            ADDRESS,
+        ),
+    ] = None
+    workers: Annotated[
+        int,
+        _setting("Number of HTTP worker processes; each loads every model.", PROCESSES, ge=1),
+    ] = 1
+    drain_s: Annotated[
+        float,
+        _setting(
+            "Seconds after SIGTERM during which requests are still accepted while the server "
+            "reports that it is not ready.",
+            SHUTDOWN,
+            "--drain-seconds",
+            ge=0,
+            le=3600,
+        ),
+    ] = 1.0
+    grace_s: Annotated[
+        float,
+        _setting(
+            "Seconds that requests in progress have to finish after that.",
+            SHUTDOWN,
+            "--grace-seconds",
+            ge=0,
+            le=3600,
+        ),
+    ] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        _setting("Level of the JSON log on standard error; info logs each request.", LOGGING),
+    ] = "info"
+    otel: Annotated[
+        bool,
+        _setting(
+            "Export OpenTelemetry traces, configured by the OTEL_* environment variables.", LOGGING
+        ),
+    ] = False
+    ping_s: Annotated[
+        float, _setting("Seconds between two pings of an HTTP worker process.", gt=0)
+    ] = 1.0
+    silent_s: Annotated[
+        float, _setting("Seconds without an answer until an HTTP worker is killed.", gt=0)
+    ] = 10.0

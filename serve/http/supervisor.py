@@ -1,7 +1,7 @@
 """Several fronts behind one port: start them, each on its cores; replace, reload and end them.
 
 The supervisor holds the listening socket and no model. A front that dies or hangs is replaced; see
-:mod:`trainkit.serve.http.front`. Connections that wait for a front that died are taken by the
+:mod:`trainkit.serve.http.http_worker`. Connections that wait for a front that died are taken by the
 others, which is why they share one socket and SO_REUSEPORT is not used.
 """
 
@@ -20,10 +20,10 @@ from prometheus_client import multiprocess
 from trainkit.serve.cores import affinity, usable_cores
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.http import admin
-from trainkit.serve.http.front import Front
-from trainkit.serve.http.listener import Server, first, listen
+from trainkit.serve.http.http_worker import HTTPWorker
 from trainkit.serve.http.logs import config as log_config
-from trainkit.serve.http.run import Load, Plan, Report, Stop, announce, run_loop
+from trainkit.serve.http.run import Load, Report, Shutdown, WorkerConfig, announce, run_loop
+from trainkit.serve.http.sockets import Server, first, listen
 
 __all__ = ["run", "shares"]
 
@@ -54,11 +54,13 @@ def shares(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
 class Supervisor:
     """All fronts, and what they serve at the moment."""
 
-    def __init__(self, plan: Plan, listener: socket.socket, metrics: Path, workers: int) -> None:
+    def __init__(
+        self, plan: WorkerConfig, listener: socket.socket, metrics: Path, workers: int
+    ) -> None:
         self.plan = plan
         self.listener = listener
         self.metrics = metrics
-        self.stop = Stop(plan.drain_s)
+        self.stop = Shutdown(plan.drain_s)
         self.changing = asyncio.Lock()  # what is served; a front that starts must not miss it
         self.versions: dict[str, str] = {}
         usable = usable_cores()
@@ -70,7 +72,7 @@ class Supervisor:
         # With a quota below its cores, what that lets run is shared out as well.
         share = max(1, usable // workers) if usable < len(everything) else usable
         self.fronts = [
-            Front(number, cores, min(len(cores), share), metrics)
+            HTTPWorker(number, cores, min(len(cores), share), metrics)
             for number, cores in enumerate(shares(everything, workers))
         ]
 
@@ -95,7 +97,7 @@ class Supervisor:
         """End every front at once."""
         await asyncio.gather(*(front.close() for front in self.fronts))
 
-    async def keep(self, front: Front) -> None:
+    async def keep(self, front: HTTPWorker) -> None:
         """Replace one front whenever it dies, for as long as the server is to run."""
         loop = asyncio.get_running_loop()
         pause_s = 0.0
@@ -127,7 +129,7 @@ class Supervisor:
             if self.stop.drain.is_set():  # it came to be after all others were told
                 front.signal()
 
-    async def _start_again(self, front: Front) -> Report | None:
+    async def _start_again(self, front: HTTPWorker) -> Report | None:
         """Start it with what is served by now; None where that is not to be, or cannot be yet."""
         async with self.changing:
             if self.stop.drain.is_set():
@@ -138,7 +140,7 @@ class Supervisor:
                 log.error("worker %d cannot be started: %s", front.number, error)
                 return None
 
-    def _look(self, front: Front, report: Report) -> None:
+    def _look(self, front: HTTPWorker, report: Report) -> None:
         if report.error is not None:
             log.error("worker %d does not start: %s", front.number, report.error)
         elif report.versions != self.versions:
@@ -214,7 +216,7 @@ class Supervisor:
 
 
 async def supervise(
-    plan: Plan,
+    plan: WorkerConfig,
     workers: int,
     listener: socket.socket,
     admin_listener: socket.socket | None,
@@ -225,10 +227,10 @@ async def supervise(
     stop = supervisor.stop
     loads: set[asyncio.Task[None]] = set()
 
-    def hang_up() -> None:
+    def on_sighup() -> None:
         loads.add(asyncio.ensure_future(supervisor.load_all()))
 
-    with stop.on_signals(hang_up):
+    with stop.on_signals(on_sighup):
         try:
             await stop.unless(supervisor.start())
             if stop.drain.is_set():
@@ -253,7 +255,7 @@ async def supervise(
 
 
 def run(
-    plan: Plan, workers: int, listener: socket.socket, admin_listener: socket.socket | None
+    plan: WorkerConfig, workers: int, listener: socket.socket, admin_listener: socket.socket | None
 ) -> int:
     """Serve with several fronts, with the address on standard output once all are ready."""
     logging.config.dictConfig(log_config(plan.log_level))

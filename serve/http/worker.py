@@ -28,7 +28,7 @@ import numpy as np
 
 from trainkit.serve.encoding import IntArray, Tokens, pad
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileFacts
+from trainkit.serve.files import FileInfo
 
 __all__ = [
     "Failed",
@@ -52,7 +52,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     pings: int
     model: str  # the path, as messages name it
     file: int | None  # the open model file; None: open the path
-    files: dict[str, FileFacts]  # what must lie there then
+    files: dict[str, FileInfo]  # what must lie there then
     threads: int
     providers: tuple[str, ...]
     pad_id: int
@@ -166,7 +166,7 @@ def _received(connection: socket.socket) -> Iterator[Run]:
 
 def _open(order: Order) -> Callable[[Run], Logits | Failed]:
     from trainkit.serve.bundle import check_file
-    from trainkit.serve.classifier import CPU, in_parts
+    from trainkit.serve.forward_pool import CPU, split_batches
     from trainkit.serve.onnx_session import onnx_runner
 
     path = order.model
@@ -181,7 +181,7 @@ def _open(order: Order) -> Callable[[Run], Logits | Failed]:
     except InputError as error:
         raise InputError(str(error).replace(path, order.model)) from None
     if order.providers[0] == CPU:
-        runner = in_parts(runner)
+        runner = split_batches(runner)
 
     def run(batch: Run) -> Logits | Failed:
         lengths = np.frombuffer(batch.lengths, dtype=np.int64)

@@ -10,9 +10,9 @@ import numpy as np
 from trainkit.bench.engines.base import Engine, NotThereError
 from trainkit.bench.race.worker import speak
 from trainkit.serve.bundle import open_bundle
-from trainkit.serve.classifier import FloatArray
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.types import FloatArray
 
 source = Path(sys.argv[1])
 encoder = open_bundle(source).encoder()

@@ -219,9 +219,9 @@ def test_a_backbone_that_is_nowhere(refused, questions, runs):
     for kind in ("prefix", "finetune"):
         refused(
             *on("nobody/no-such-encoder", questions, runs, kind),
-            told=["backbone 'nobody/no-such-encoder' is no folder here", "hub id and a network"],
+            told=["backbone 'nobody/no-such-encoder' is not a directory", "hub id and a network"],
         )
-    told = ["'nobody/no-such-encoder' is no folder here", "hub id"]
+    told = ["'nobody/no-such-encoder' is not a directory", "hub id"]
     refused("data", "stats", questions, "--tokenizer", "nobody/no-such-encoder", told=told)
 
 
@@ -314,14 +314,14 @@ def test_a_truncated_checkpoint(kept_share, copied, refused_run):
         (["model", "kind"], "huge", "huge"),
         (["model"], None, "model"),
         (["weights"], "weights-999.safetensors", "was changed after the training"),
-        pytest.param(["training", "epochs"], -1, "epochs"),
+        pytest.param(["seed"], "x", "seed"),
         pytest.param(["model", "dropout"], 5, "dropout"),
         pytest.param(["model", "labels"], ["HUM"], "labels"),
         pytest.param(["model", "labels"], ["A", "B", "C", "D", "E", "F", "G"], "again"),
         pytest.param(["model", "max_length"], 64, "again"),
-        pytest.param(["model", "phrases", "embedding_size"], 64, "again"),
-        pytest.param(["model", "phrases", "filters"], 0, "filters"),
-        pytest.param(["model", "phrases", "vocabulary_size"], -1, "vocabulary_size"),
+        pytest.param(["model", "text_cnn", "embedding_size"], 64, "again"),
+        pytest.param(["model", "text_cnn", "filters"], 0, "filters"),
+        pytest.param(["model", "text_cnn", "vocabulary_size"], -1, "vocabulary_size"),
     ],
     ids=str,
 )
@@ -366,7 +366,7 @@ def test_a_source_that_is_neither_run_nor_bundle(refused, tmp_path):
         told = [f"{source} is neither a bundle", "nor a run", "train or export named"]
         refused("predict", source, "Who ?", told=told)
         refused("evaluate", source, "--data", "sample", told=told)
-        refused("export", source, told=[f"{source} is not a trainkit run", "trainkit train"])
+        refused("export", source, told=[*told, "trainkit train"])
 
 
 # Bundles.
@@ -468,7 +468,7 @@ def test_a_folder_that_is_no_bundle(refused, tmp_path, tiny_run):
 
 
 def test_nothing_to_compare_a_bundle_with(refused, tiny_bundles, tmp_path):
-    told = [f"{tmp_path} is not a trainkit run"]
+    told = [f"{tmp_path} is neither a bundle", "nor a run"]
     refused("verify", tiny_bundles["onnx"], "--against", tmp_path, told=told)
 
 

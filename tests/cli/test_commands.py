@@ -9,12 +9,13 @@ import pytest
 
 from trainkit.bench.result import load
 from trainkit.cli import cli
-from trainkit.commands.predicting import CHUNK
+from trainkit.commands.predict import CHUNK
 from trainkit.data.splits import Splits, load_sample
-from trainkit.export import matrix
+from trainkit.export import parity_cases
 from trainkit.serve import bundle
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 
 def document(result):
@@ -67,7 +68,7 @@ def test_training_makes_a_run_and_points_latest_at_it(trainkit, questions, tmp_p
     assert "Epoch 001 | train loss" in result.stderr
     assert (runs / "latest").resolve() == runs / "new"
     files = {path.name for path in (runs / "new").iterdir()}
-    names = {"checkpoint.json", "config.toml", "history.json", "settings.json", "tokenizer.json"}
+    names = {"checkpoint.json", "config.toml", "history.json", "tokenizer.json"}
     names |= {"valid.json", "test.json", "report.html"}
     assert files == names | {"weights-001.safetensors"}
 
@@ -207,11 +208,11 @@ def test_verify_repeats_the_proof(format, trainkit, tiny_run, tiny_bundles):
 def test_verify_fails_where_one_logit_is_another(format, trainkit, copied):
     """The hashes are right: only the comparison itself can tell."""
     folder = copied(format)
-    cases = matrix.load_cases(folder / matrix.PARITY_FILE)
+    cases = parity_cases.load_cases(folder / parity_cases.PARITY_FILE)
     changed = cases[40].expected.copy()
     changed[-1, 3] += 0.01
     cases[40] = cases[40]._replace(expected=changed)
-    matrix.save_cases(folder / matrix.PARITY_FILE, cases)
+    parity_cases.save_cases(folder / parity_cases.PARITY_FILE, cases)
     bundle.write_manifest(folder, json_manifest(folder))
     result = trainkit("verify", folder)
     assert result.exit_code == 1
@@ -239,7 +240,7 @@ def test_verify_computes_the_run_anew(trainkit, tiny_bundles, splits, tmp_path):
     """Of the same texts, so with the same tokenizer and labels, and another seed."""
     few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
     config = TrainConfig(epochs=1, learning_rate=3e-3, seed=2)
-    other = start(ModelChoice(kind="simple"), few, config, tmp_path / "run").folder
+    other = train(ModelSpec(kind="simple"), few, config, tmp_path / "run").folder
     result = trainkit("verify", tiny_bundles["onnx"], "--against", other)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("Error: parity failed: ")
@@ -247,7 +248,7 @@ def test_verify_computes_the_run_anew(trainkit, tiny_bundles, splits, tmp_path):
 
 def test_a_parity_file_without_cases_proves_nothing(trainkit, copied):
     folder = copied("onnx")
-    matrix.save_cases(folder / matrix.PARITY_FILE, [])
+    parity_cases.save_cases(folder / parity_cases.PARITY_FILE, [])
     bundle.write_manifest(folder, json_manifest(folder))
     assert trainkit("verify", folder).exit_code == 1
 
@@ -255,7 +256,7 @@ def test_a_parity_file_without_cases_proves_nothing(trainkit, copied):
 @pytest.mark.parametrize("kept_share", [pytest.param(0), 0.5, 0.9])
 def test_a_parity_file_that_cannot_be_read_is_an_input_error(kept_share, trainkit, copied):
     folder = copied("onnx")
-    path = folder / matrix.PARITY_FILE
+    path = folder / parity_cases.PARITY_FILE
     content = path.read_bytes()
     path.write_bytes(content[: int(kept_share * len(content))])
     bundle.write_manifest(folder, json_manifest(folder))
@@ -266,7 +267,7 @@ def test_a_parity_file_that_cannot_be_read_is_an_input_error(kept_share, trainki
 
 def test_a_compressed_logit_that_is_damaged_is_an_input_error(trainkit, copied):
     folder = copied("onnx")
-    path = folder / matrix.PARITY_FILE
+    path = folder / parity_cases.PARITY_FILE
     content = bytearray(path.read_bytes())
     content[60:90] = b"\xff" * 30  # inside the first compressed member
     path.write_bytes(content)
@@ -307,7 +308,7 @@ def test_a_run_with_a_test_file_has_no_other_test_texts(trainkit, questions, ref
     test.write_text("text,label\nWho are you?,HUM\nWhere is Lima?,LOC\n")
     runs = tmp_path / "runs"
     assert trainkit(*simple(questions, runs, "--test", test)).exit_code == 0
-    told = [f"was trained with --test {test}", f"give --data {test}"]
+    told = [f"its test set is {test}", f"use --data {test}"]
     refused("evaluate", runs / "new", "--data", questions, "--split", "test", told=told)
     assert document(trainkit("evaluate", runs / "new", "--data", test, "--json"))["count"] == 2
 

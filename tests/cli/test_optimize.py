@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from trainkit.export import graph_file, optimize
 from trainkit.export.quiet import quiet_exporter
-from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.table import REWRITES, Rewrite
 
 
@@ -167,20 +167,20 @@ def wrong(model):
     weights = value.const_value.numpy().copy()
     weights[:, 0] += 0.1
     value.const_value = ir.tensor(weights, name=value.name)
-    return Outcome(name="wrong", rewritten=1)
+    return RewriteResult(name="wrong", rewritten=1)
 
 
 def broken(model):
     """Make the graph one that no runtime takes."""
     model.graph.node(-1).op_type = "Gemmm"
-    return Outcome(name="broken", rewritten=1)
+    return RewriteResult(name="broken", rewritten=1)
 
 
 def lost_mask(model):
     """Forget the mask: right for texts without padding, and for no others."""
     graph = model.graph
     graph.inputs[1].replace_all_uses_with(graph.inputs[0])
-    return Outcome(name="lost_mask", rewritten=1)
+    return RewriteResult(name="lost_mask", rewritten=1)
 
 
 @pytest.mark.parametrize("rewrite", [wrong, lost_mask])
@@ -252,7 +252,7 @@ def test_functions_are_taken_apart_and_that_is_proved(model, trainkit, tmp_path,
 def silent(model):
     """Change an answer and say that nothing was done."""
     wrong(model)
-    return Outcome(name="silent", rewritten=0)
+    return RewriteResult(name="silent", rewritten=0)
 
 
 def test_a_file_that_exists_is_replaced_with_force_only(model, trainkit, refused, tmp_path):

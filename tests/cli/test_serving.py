@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from trainkit.cli import cli
-from trainkit.commands.serving import server_settings
+from trainkit.commands.serve import server_settings
 from trainkit.serve import Classifier
 from trainkit.serve.bundle import Serving, open_bundle, write_serving
 from trainkit.serve.http.settings import Limits, Settings

@@ -12,12 +12,11 @@ import transformers
 
 from trainkit.data.splits import load_sample
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
-from trainkit.export import export as exporter
-from trainkit.export import graph_file, matrix, model_file, onnx_graph, parity
+from trainkit.export import bundle_writer, graph_file, onnx_graph, parity, parity_cases, pipeline
 from trainkit.export.example import example_inputs, input_names
-from trainkit.export.model_file import Settings
-from trainkit.export.rewrite.outcome import Outcome
+from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.strip import strip_metadata
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.export.torchscript import export_torchscript
 from trainkit.export.torchscript_session import torchscript_runner
@@ -85,7 +84,9 @@ def to_onnx(model, encoder, path):
 
 def cases_of(model, encoder, splits):
     texts = [example.text for example in splits.test[:16]]
-    return matrix.reference_cases(classifier.torch_runner(model), matrix.make_cases(encoder, texts))
+    return parity_cases.run_reference(
+        classifier.torch_runner(model), parity_cases.make_cases(encoder, texts)
+    )
 
 
 def models(*families):
@@ -215,18 +216,20 @@ def test_a_trace_with_a_baked_in_mask_is_refused(word_encoder, splits, tmp_path,
 
 @pytest.fixture(scope="module")
 def prepared(run_folder):
-    return exporter.prepare(open_source(str(run_folder)))
+    return bundle_writer.prepare(open_source(str(run_folder)))
 
 
-TORCHSCRIPT = Settings(format="torchscript")
+TORCHSCRIPT = ExportSettings(format="torchscript")
 
 
 def test_int8_settings_are_judged_by_what_they_compute_themselves(tiny_run, tmp_path):
     """And not by the model that they come from, whose labels are all right."""
-    prepared = exporter.prepare(open_source(str(tiny_run)), load_sample())
-    settings = Settings(precision="int8", max_accuracy_drop=100, min_label_agreement=0)
+    prepared = bundle_writer.prepare(open_source(str(tiny_run)), load_sample())
+    settings = ExportSettings(precision="int8", max_accuracy_drop=100, min_label_agreement=0)
     told = []
-    made = exporter.export(prepared, tmp_path / "int8", settings, told=told.append)
+    made = bundle_writer.write_bundle(
+        prepared, tmp_path / "int8", settings, on_progress=told.append
+    )
     manifest = made.manifest
     chosen = manifest.search["chosen"]
     assert chosen["max_abs"] == pytest.approx(manifest.accuracy["max_abs"], rel=1e-3)
@@ -237,8 +240,8 @@ def test_int8_settings_are_judged_by_what_they_compute_themselves(tiny_run, tmp_
 
 def test_a_refused_export_leaves_nothing_and_loses_nothing(prepared, tmp_path, monkeypatch):
     target = tmp_path / "bundle"
-    kept = exporter.export(prepared, target, Settings())
-    right = model_file.export_graph
+    kept = bundle_writer.write_bundle(prepared, target, ExportSettings())
+    right = pipeline.export_graph
 
     def broken(model, *how):
         broken_model = copy.deepcopy(model)
@@ -246,10 +249,10 @@ def test_a_refused_export_leaves_nothing_and_loses_nothing(prepared, tmp_path, m
             broken_model.head.weight[0, 0] += 0.01
         return right(broken_model, *how)
 
-    monkeypatch.setattr(model_file, "export_graph", broken)
+    monkeypatch.setattr(pipeline, "export_graph", broken)
     for out in (target, tmp_path / "other"):
         with pytest.raises(parity.ParityError, match="failed after export") as refused:
-            exporter.export(prepared, out, Settings(), force=True)
+            bundle_writer.write_bundle(prepared, out, ExportSettings(), force=True)
         assert refused.value.exit_code == 1
         assert refused.value.report.worst
         row = refused.value.report.worst_row
@@ -260,10 +263,10 @@ def test_a_refused_export_leaves_nothing_and_loses_nothing(prepared, tmp_path, m
 
 
 def test_a_graph_of_which_nothing_can_be_fp16_is_refused(prepared, tmp_path, monkeypatch):
-    nothing = Outcome(name="fp16", rewritten=0, declined=("a node has a graph inside",))
-    monkeypatch.setattr(model_file, "to_fp16", lambda graph, keep: nothing)
+    nothing = RewriteResult(name="fp16", rewritten=0, declined=("a node has a graph inside",))
+    monkeypatch.setattr(pipeline, "to_fp16", lambda graph, keep: nothing)
     with pytest.raises(InputError, match=r"can be fp16 \(a node has a graph inside\); export fp32"):
-        exporter.export(prepared, tmp_path / "bundle", Settings(precision="fp16"))
+        bundle_writer.write_bundle(prepared, tmp_path / "bundle", ExportSettings(precision="fp16"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,13 +278,16 @@ def test_what_cannot_be_written_or_judged_is_refused_before_any_work(
     def prepare(*_):
         raise AssertionError("it was computed")
 
-    monkeypatch.setattr(exporter, "prepare", prepare)
-    source, fine = prepared.source, exporter.Target(tmp_path / "onnx", Settings(), False, "")
-    taken = exporter.Target(tmp_path, Settings(), True, "model")
+    monkeypatch.setattr(bundle_writer, "prepare", prepare)
+    source, fine = (
+        prepared.source,
+        bundle_writer.ExportTarget(tmp_path / "onnx", ExportSettings(), False, ""),
+    )
+    taken = bundle_writer.ExportTarget(tmp_path, ExportSettings(), True, "model")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("mine")
     wrong = taken._replace(name="my model")
-    int8 = fine._replace(out=tmp_path / "int8", settings=Settings(precision="int8"))
+    int8 = fine._replace(out=tmp_path / "int8", settings=ExportSettings(precision="int8"))
     regression = source._replace(problem_type="regression")
     for last, of, data, told in (
         (taken, source, (), "exists"),
@@ -290,22 +296,22 @@ def test_what_cannot_be_written_or_judged_is_refused_before_any_work(
         (int8, regression, load_sample(), "a regression has none"),
     ):
         with pytest.raises(InputError, match=told):
-            exporter.export_all(of, [fine, last], data=data)
+            bundle_writer.export_all(of, [fine, last], data=data)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_what_breaks_in_its_final_place_is_taken_back(prepared, tmp_path, monkeypatch):
     target = tmp_path / "bundle"
-    kept = exporter.export(prepared, target, TORCHSCRIPT)
-    right = exporter.runner
+    kept = bundle_writer.write_bundle(prepared, target, TORCHSCRIPT)
+    right = bundle_writer.runner
 
     def wrong_there(made):
         run = right(made)
         return (lambda batch: run(batch) + 1) if made.folder == target else run
 
-    monkeypatch.setattr(exporter, "runner", wrong_there)
+    monkeypatch.setattr(bundle_writer, "runner", wrong_there)
     with pytest.raises(parity.ParityError, match="after the move to its final place"):
-        exporter.export(prepared, target, TORCHSCRIPT, force=True)
+        bundle_writer.write_bundle(prepared, target, TORCHSCRIPT, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert open_bundle(target).manifest == kept.manifest
 
@@ -314,60 +320,60 @@ def test_a_broken_rewrite_is_refused_by_its_name(prepared, tmp_path, monkeypatch
     def damage(graph):
         weight = next(v for v in graph.graph.initializers.values() if v.const_value.shape == [6])
         weight.const_value = ir.tensor(weight.const_value.numpy() + 0.01, name=weight.name)
-        return Outcome(name="damage", rewritten=1)
+        return RewriteResult(name="damage", rewritten=1)
 
-    monkeypatch.setattr(model_file, "REWRITES", (*model_file.REWRITES, ("damage", damage)))
+    monkeypatch.setattr(pipeline, "REWRITES", (*pipeline.REWRITES, ("damage", damage)))
     with pytest.raises(parity.ParityError, match="failed after damage"):
-        exporter.export(prepared, tmp_path / "bundle", Settings())
+        bundle_writer.write_bundle(prepared, tmp_path / "bundle", ExportSettings())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_labels_on_the_users_data_must_survive(run_folder, splits, tmp_path, monkeypatch):
-    prepared = exporter.prepare(open_source(str(run_folder)), splits.test)
-    exported = exporter.export(prepared, tmp_path / "good", TORCHSCRIPT)
+    prepared = bundle_writer.prepare(open_source(str(run_folder)), splits.test)
+    exported = bundle_writer.write_bundle(prepared, tmp_path / "good", TORCHSCRIPT)
     assert exported.accuracy.count == len(splits.test)
     assert exported.accuracy.agreement == 1
     assert exported.manifest.accuracy["accuracy"] == exported.accuracy.source_accuracy
     # The matrix alone would pass here: only the user's own texts show the difference.
-    monkeypatch.setattr(exporter.parity, "compare", lambda *_: exported.parity)
-    right = exporter.runner
+    monkeypatch.setattr(bundle_writer.parity, "compare", lambda *_: exported.parity)
+    right = bundle_writer.runner
     monkeypatch.setattr(
-        exporter, "runner", lambda bundle: lambda batch: right(bundle)(batch)[:, ::-1].copy()
+        bundle_writer, "runner", lambda bundle: lambda batch: right(bundle)(batch)[:, ::-1].copy()
     )
     with pytest.raises(CheckFailedError, match=r"on your data, .* of labels agree, under 100 %"):
-        exporter.export(prepared, tmp_path / "bad", TORCHSCRIPT)
+        bundle_writer.write_bundle(prepared, tmp_path / "bad", TORCHSCRIPT)
     assert not (tmp_path / "bad").exists()
 
 
 def test_a_wrong_tokenizer_is_refused(prepared, tmp_path, monkeypatch):
-    write = exporter._write_tokenizer
+    write = bundle_writer._write_tokenizer
 
     def cased(stage, encoder):
         write(stage, encoder)
         path = stage / "tokenizer.json"
         path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
 
-    monkeypatch.setattr(exporter, "_write_tokenizer", cased)
+    monkeypatch.setattr(bundle_writer, "_write_tokenizer", cased)
     with pytest.raises(CheckFailedError, match="gives other token ids"):
-        exporter.export(prepared, tmp_path / "bundle", TORCHSCRIPT)
+        bundle_writer.write_bundle(prepared, tmp_path / "bundle", TORCHSCRIPT)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_swapped_label_map_is_refused(prepared, tmp_path, monkeypatch):
-    write = exporter._manifest
+    write = bundle_writer._manifest
 
     def swapped(*how):
         manifest = write(*how)
         return msgspec.structs.replace(manifest, labels=manifest.labels[::-1])
 
-    monkeypatch.setattr(exporter, "_manifest", swapped)
+    monkeypatch.setattr(bundle_writer, "_manifest", swapped)
     with pytest.raises(CheckFailedError, match="its label map was changed"):
-        exporter.export(prepared, tmp_path / "bundle", TORCHSCRIPT)
+        bundle_writer.write_bundle(prepared, tmp_path / "bundle", TORCHSCRIPT)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_row_that_depends_on_its_neighbours_is_refused(prepared, tmp_path, monkeypatch):
-    right = exporter.runner
+    right = bundle_writer.runner
 
     def mixes(made):
         run = right(made)
@@ -380,13 +386,15 @@ def test_a_row_that_depends_on_its_neighbours_is_refused(prepared, tmp_path, mon
 
         return mixed
 
-    monkeypatch.setattr(exporter, "runner", mixes)
+    monkeypatch.setattr(bundle_writer, "runner", mixes)
     with pytest.raises(CheckFailedError, match="change with other neighbours"):
-        exporter.export(prepared, tmp_path / "bundle", TORCHSCRIPT)
+        bundle_writer.write_bundle(prepared, tmp_path / "bundle", TORCHSCRIPT)
 
 
 def test_the_manifest_tells_every_stage(prepared, tmp_path):
-    manifest = exporter.export(prepared, tmp_path / "bundle", Settings(opset=19)).manifest
+    manifest = bundle_writer.write_bundle(
+        prepared, tmp_path / "bundle", ExportSettings(opset=19)
+    ).manifest
     first = manifest.stages[0]
     assert first["name"] == "export"
     assert first["parity"]["cases"] == len(prepared.cases)
@@ -412,4 +420,4 @@ def test_the_manifest_tells_every_stage(prepared, tmp_path):
 )
 def test_settings_that_cannot_be(settings, said):
     with pytest.raises(InputError, match=said):
-        Settings(**settings)
+        ExportSettings(**settings)

@@ -7,9 +7,9 @@ import pytest
 
 from tests.families import random_source
 from trainkit.data.splits import load_sample
-from trainkit.export import export as exporter
+from trainkit.export import bundle_writer
 from trainkit.export.graph_file import save_graph
-from trainkit.export.model_file import Settings
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.export.verify import verify
 from trainkit.serve import Classifier
@@ -23,7 +23,9 @@ GIB = 2**30
 def test_over_two_gigabytes_the_weights_lie_beside_the_graph(tmp_path):
     # One table of 560,000 words holds nearly all of it: the rest stays as quick as it is.
     source = random_source("bert", vocab_size=560_000, hidden_size=1024, num_attention_heads=16)
-    exported = exporter.export(exporter.prepare(source), tmp_path / "bundle", Settings())
+    exported = bundle_writer.write_bundle(
+        bundle_writer.prepare(source), tmp_path / "bundle", ExportSettings()
+    )
     sizes = {name: facts.size_bytes for name, facts in exported.manifest.files.items()}
     assert sizes["model.onnx.data"] > 2 * GIB
     assert sizes["model.onnx"] < GIB // 100
@@ -37,8 +39,8 @@ QUESTIONS = [example.text for example in load_sample()[:40]]
 
 
 def test_asked_for_they_lie_beside_a_small_graph_too(tiny_run, tiny_bundles, tmp_path):
-    prepared = exporter.prepare(open_source(str(tiny_run)))
-    exporter.export(prepared, tmp_path / "bundle", Settings(external_data=True))
+    prepared = bundle_writer.prepare(open_source(str(tiny_run)))
+    bundle_writer.write_bundle(prepared, tmp_path / "bundle", ExportSettings(external_data=True))
     bundle = open_bundle(tmp_path / "bundle")
     graph, weights = (facts.size_bytes for facts in bundle.model_files.values())
     assert graph + weights > open_bundle(tiny_bundles["onnx"]).model_path.stat().st_size
@@ -56,17 +58,19 @@ def test_asked_for_they_lie_beside_a_small_graph_too(tiny_run, tiny_bundles, tmp
 
 def test_int8_weights_lie_beside_the_graph(tiny_run, tmp_path):
     source, out = str(tiny_run), tmp_path / "bundle"
-    settings = Settings(
+    settings = ExportSettings(
         precision="int8", external_data=True, max_accuracy_drop=100, min_label_agreement=0
     )
-    exporter.export(exporter.prepare(open_source(source), load_sample()), out, settings)
+    bundle_writer.write_bundle(
+        bundle_writer.prepare(open_source(source), load_sample()), out, settings
+    )
     assert set(open_bundle(out).model_files) == {"model.onnx", "model.onnx.data"}
     assert verify(out).passed
 
 
 def test_other_formats_have_no_such_file():
     with pytest.raises(InputError, match="--external-data goes with --format onnx or triton"):
-        Settings(format="torchscript", external_data=True)
+        ExportSettings(format="torchscript", external_data=True)
 
 
 def test_weights_that_a_smaller_graph_does_not_need_do_not_stay(tiny_bundles, tmp_path):

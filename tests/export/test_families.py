@@ -14,9 +14,8 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from tests.families import FAMILIES, random_classifier, random_source
-from trainkit.export import export as exporter
-from trainkit.export import independence, parity
-from trainkit.export.model_file import Settings
+from trainkit.export import batch_invariance, bundle_writer, parity
+from trainkit.export.settings import ExportSettings
 from trainkit.models.classifier import torch_runner
 from trainkit.models.hub_classifier import Forward
 from trainkit.serve import Classifier
@@ -34,7 +33,7 @@ def prepared():
 
     def get(family):
         if family not in made:
-            made[family] = exporter.prepare(random_source(family))
+            made[family] = bundle_writer.prepare(random_source(family))
         return made[family]
 
     return get
@@ -50,10 +49,10 @@ def test_the_reference_is_hugging_faces_own_forward(family, prepared):
 
 
 FORMATS = {
-    "onnx-23": Settings(opset=23),
-    "onnx-18": Settings(opset=18),
-    "torchscript": Settings(format="torchscript"),
-    "pt2": Settings(format="pt2"),
+    "onnx-23": ExportSettings(opset=23),
+    "onnx-18": ExportSettings(opset=18),
+    "torchscript": ExportSettings(format="torchscript"),
+    "pt2": ExportSettings(format="pt2"),
 }
 # Each family in one format, each format with three families, and BERT in every one; `cross` has
 # the rest.
@@ -70,12 +69,12 @@ CELLS = [
 
 @pytest.mark.parametrize(("family", "format"), CELLS)
 def test_an_export_passes_every_check(family, format, prepared, tmp_path):
-    exported = exporter.export(prepared(family), tmp_path / "bundle", FORMATS[format])
+    exported = bundle_writer.write_bundle(prepared(family), tmp_path / "bundle", FORMATS[format])
     assert exported.parity.passed
     assert exported.parity.label_agreement == 1
     free = {check.name: check.applies for check in _checks(exported)}
-    assert free[independence.LEFT] == (family in FREE_OF_ITS_PLACE)
-    assert free[independence.RIGHT] == (family != "fnet")
+    assert free[batch_invariance.LEFT] == (family in FREE_OF_ITS_PLACE)
+    assert free[batch_invariance.RIGHT] == (family != "fnet")
     assert free["order"]
     assert any("deprecated" in note for note in exported.manifest.notes) == (
         format == "torchscript"
@@ -101,13 +100,15 @@ def check_graph(path, family, opset):
 
 
 def _checks(exported):
-    return [independence.Check(**check) for check in exported.manifest.independence]
+    return [batch_invariance.InvarianceCheck(**check) for check in exported.manifest.independence]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", pytest.param("qwen2", marks=pytest.mark.cross)])
 def test_machine_code(family, prepared, tmp_path):
-    exported = exporter.export(prepared(family), tmp_path / "bundle", Settings(format="aoti"))
+    exported = bundle_writer.write_bundle(
+        prepared(family), tmp_path / "bundle", ExportSettings(format="aoti")
+    )
     assert exported.parity.passed
     assert exported.manifest.machine["torch"] == str(torch.__version__)
     archive = (tmp_path / "bundle" / "model.aoti.pt2").read_bytes()
@@ -119,7 +120,7 @@ def test_machine_code(family, prepared, tmp_path):
 def fnet(prepared, tmp_path_factory):
     """FNet mixes all positions and has no mask: a longer neighbour changes the answer."""
     folder = tmp_path_factory.mktemp("fnet") / "bundle"
-    return exporter.export(prepared("fnet"), folder, Settings())
+    return bundle_writer.write_bundle(prepared("fnet"), folder, ExportSettings())
 
 
 def test_a_model_that_reads_its_padding_says_so(fnet, prepared):
@@ -144,7 +145,7 @@ def test_and_its_texts_are_never_padded(fnet, prepared, splits):
 def test_other_problems(problem_type, labels, tmp_path):
     source = random_source("bert", problem_type=problem_type, num_labels=labels)
     assert source.problem_type == problem_type
-    exporter.export(exporter.prepare(source), tmp_path / "bundle", Settings())
+    bundle_writer.write_bundle(bundle_writer.prepare(source), tmp_path / "bundle", ExportSettings())
     classify = Classifier.load(tmp_path / "bundle")
     texts = ["How far is Mars?", ("Who wrote the Odyssey?", "Homer did.")]
     logits = source.classifier().logits(texts)

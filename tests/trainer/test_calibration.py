@@ -16,7 +16,8 @@ from trainkit.serve.calibration import fit_temperature
 from trainkit.trainer import checkpoint
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import evaluate
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 NAMES = ("a", "b", "c", "d")
 
@@ -77,16 +78,16 @@ def calibrated(few, tmp_path_factory):
     """A run whose training fitted a temperature."""
     config = TrainConfig(epochs=6, learning_rate=3e-3)
     folder = tmp_path_factory.mktemp("calibrated") / "run"
-    return start(ModelChoice(kind="prefix", max_length=32), few, config, folder)
+    return train(ModelSpec(kind="prefix", max_length=32), few, config, folder)
 
 
 @pytest.fixture(scope="module")
 def exported(calibrated):
-    from trainkit.export.export import export_all, target
-    from trainkit.export.model_file import Settings
+    from trainkit.export.bundle_writer import export_all, make_target
+    from trainkit.export.settings import ExportSettings
     from trainkit.export.source import open_source
 
-    goal = target(str(calibrated.folder), "onnx", Settings(), None)
+    goal = make_target(str(calibrated.folder), "onnx", ExportSettings(), None)
     (made,) = export_all(open_source(str(calibrated.folder)), [goal])
     return made
 
@@ -143,9 +144,9 @@ def test_where_none_is_best_none_is_kept(few, tmp_path):
     other = next(name for name in few.label_names if name != known.label)
     new = Splits(few.train, (Example(known.text, other),), few.test)
     config = TrainConfig(epochs=1)
-    run = start(ModelChoice(kind="simple", max_length=16), new, config, tmp_path / "run")
+    run = train(ModelSpec(kind="simple", max_length=16), new, config, tmp_path / "run")
     assert "no temperature is best" in run.no_temperature
-    assert checkpoint.load(run.folder).checkpoint.temperature is msgspec.UNSET
+    assert checkpoint.load(run.folder).checkpoint.temperature is None
     assert b'"temperature"' not in (run.folder / checkpoint.CHECKPOINT).read_bytes()
     assert run.test.temperature == 1
     assert run.test.calibration_error == run.test.raw_calibration_error

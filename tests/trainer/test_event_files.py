@@ -9,12 +9,13 @@ from click.testing import CliRunner
 
 from trainkit.cli import cli
 from trainkit.data.splits import Splits
+from trainkit.trainer.callbacks import NoCallback
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.event_files import EventFiles
-from trainkit.trainer.progress import Unwatched
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
-SIMPLE = ModelChoice(kind="simple", max_length=16)
+SIMPLE = ModelSpec(kind="simple", max_length=16)
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=2e-3)
 STEPS = 5  # an epoch
 
@@ -39,8 +40,8 @@ def scalars():
     return read
 
 
-class Cut(Unwatched):
-    """Progress that ends the training after so many steps, as ``how`` says."""
+class Cut(NoCallback):
+    """Ends the training after so many steps, as ``how`` says."""
 
     def __init__(self, after, how):
         self.left, self.how = after, how
@@ -53,8 +54,8 @@ class Cut(Unwatched):
 
 def test_it_holds_every_step_and_every_epoch(few, tmp_path, scalars):
     folder = tmp_path / "run"
-    with EventFiles(folder, Unwatched()) as progress:
-        start(SIMPLE, few, CONFIG, folder, progress)
+    with EventFiles(folder, NoCallback()) as progress:
+        train(SIMPLE, few, CONFIG, folder, progress)
     found = scalars(folder)
     assert set(found["step/loss"]) == set(found["step/accuracy"]) == set(range(1, 3 * STEPS + 1))
     for epoch in json.loads((folder / "history.json").read_text()):
@@ -68,9 +69,9 @@ def test_it_holds_every_step_and_every_epoch(few, tmp_path, scalars):
 def test_a_training_that_goes_on_leaves_one_curve(few, tmp_path, scalars):
     folder = tmp_path / "run"
     with pytest.raises(SystemExit), EventFiles(folder, Cut(8, SystemExit)) as progress:
-        start(SIMPLE, few, CONFIG, folder, progress, save_every_s=1e9)
-    with EventFiles(folder, Unwatched()) as progress:
-        start(SIMPLE, few, CONFIG, folder, progress, resume=True)
+        train(SIMPLE, few, CONFIG, folder, progress, save_every_s=1e9)
+    with EventFiles(folder, NoCallback()) as progress:
+        train(SIMPLE, few, CONFIG, folder, progress, resume=True)
     assert set(scalars(folder)["step/loss"]) == set(range(1, 3 * STEPS + 1))
     assert set(scalars(folder)["loss/valid"]) == {1, 2, 3}
 
@@ -78,7 +79,7 @@ def test_a_training_that_goes_on_leaves_one_curve(few, tmp_path, scalars):
 def test_ctrl_c_in_the_first_epoch_leaves_no_folder(few, tmp_path, scalars):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt), EventFiles(folder, Cut(2, KeyboardInterrupt)) as told:
-        start(SIMPLE, few, CONFIG, folder, told)
+        train(SIMPLE, few, CONFIG, folder, told)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,9 +105,9 @@ def test_a_refit_that_goes_on_leaves_the_curves_before_it(few, tmp_path, scalars
     folder = tmp_path / "run"
     refit = msgspec.structs.replace(CONFIG, refit=True)
     with pytest.raises(SystemExit), EventFiles(folder, Cut(3 * STEPS + 8, SystemExit)) as told:
-        start(SIMPLE, few, refit, folder, told, save_every_s=0)
-    with EventFiles(folder, Unwatched()) as told:
-        start(SIMPLE, few, refit, folder, told, resume=True)
+        train(SIMPLE, few, refit, folder, told, save_every_s=0)
+    with EventFiles(folder, NoCallback()) as told:
+        train(SIMPLE, few, refit, folder, told, resume=True)
     assert set(scalars(folder)["step/loss"]) == set(range(1, 3 * STEPS + 1))
     assert set(scalars(folder)["loss/valid"]) == {1, 2, 3}
     steps = max(scalars(folder / "events", "refit")["refit/step/loss"])

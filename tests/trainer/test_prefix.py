@@ -16,9 +16,10 @@ from trainkit.cli import cli
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, make_model, start
+from trainkit.trainer.run import make_model, train
+from trainkit.trainer.run_config import ModelSpec
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=1e-2, average_decay=0.9)
 
@@ -42,7 +43,7 @@ def base(splits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def projected(base):
-    return ModelChoice(
+    return ModelSpec(
         kind="prefix",
         backbone=str(base),
         prefix_length=5,
@@ -99,10 +100,10 @@ def test_folding_keeps_every_logit_to_the_bit(projected, few):
 
 
 def test_a_run_keeps_plain_keys_and_values_alone(projected, few, tmp_path):
-    run = start(projected, few, CONFIG, tmp_path / "projected")
+    run = train(projected, few, CONFIG, tmp_path / "projected")
     plain = msgspec.structs.replace(projected, prefix_projection=False, prefix_hidden=None)
     kept = {name: t.shape for name, t in weights(run.folder).items()}
-    other = start(plain, few, CONFIG, tmp_path / "plain").folder
+    other = train(plain, few, CONFIG, tmp_path / "plain").folder
     assert kept == {name: t.shape for name, t in weights(other).items()}
     loaded = checkpoint.load(run.folder)
     trained = loaded._replace(model=run.trained.model)
@@ -132,9 +133,9 @@ def keys_and_values(base, ids):
 
 
 def test_it_begins_as_tokens_of_training_texts(base, few):
-    """Position p of each layer is the same token of one text, as transformers computes it."""
-    choice = ModelChoice(kind="prefix", backbone=str(base), prefix_length=5)
-    new = make_model(choice, few, CONFIG)
+    """Step p of each layer is the same token of one text, as transformers computes it."""
+    spec = ModelSpec(kind="prefix", backbone=str(base), prefix_length=5)
+    new = make_model(spec, few, CONFIG)
     begun = [part for prefix in new.model.encoder.prefixes for part in (prefix.key, prefix.value)]
     rows = new.encoder.token_ids([example.text for example in few.train])
     seen = [keys_and_values(base, row) for row in rows]
@@ -150,10 +151,10 @@ def test_it_begins_as_tokens_of_training_texts(base, few):
         ]
         assert any(near)
         assert not all(near)
-    again = make_model(choice, few, CONFIG).model.encoder.prefixes[1].value
+    again = make_model(spec, few, CONFIG).model.encoder.prefixes[1].value
     assert torch.equal(again, begun[3])
     other = msgspec.structs.replace(CONFIG, seed=1)
-    assert not torch.equal(make_model(choice, few, other).model.encoder.prefixes[1].value, begun[3])
+    assert not torch.equal(make_model(spec, few, other).model.encoder.prefixes[1].value, begun[3])
 
 
 class CutOffError(BaseException):
@@ -161,7 +162,7 @@ class CutOffError(BaseException):
 
 
 class Cut:
-    """Progress that ends the training after ``left`` steps."""
+    """Ends the training after ``left`` steps."""
 
     def __init__(self, left):
         self.left = left
@@ -176,10 +177,10 @@ class Cut:
 
 
 def test_a_projected_run_that_was_cut_off_goes_on_to_the_same_weights(projected, few, tmp_path):
-    whole = start(projected, few, CONFIG, tmp_path / "whole").folder
+    whole = train(projected, few, CONFIG, tmp_path / "whole").folder
     with pytest.raises(CutOffError):
-        start(projected, few, CONFIG, tmp_path / "cut", Cut(5), save_every_s=0)
-    start(projected, few, CONFIG, tmp_path / "cut", resume=True)
+        train(projected, few, CONFIG, tmp_path / "cut", Cut(5), save_every_s=0)
+    train(projected, few, CONFIG, tmp_path / "cut", resume=True)
     first, second = weights(whole), weights(tmp_path / "cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
     changed = copy.deepcopy(second)
@@ -198,7 +199,7 @@ def test_a_projected_run_that_was_cut_off_goes_on_to_the_same_weights(projected,
 )
 def test_settings_of_a_projection_that_contradict_are_refused(settings, told):
     with pytest.raises(InputError, match=told):
-        ModelChoice(**settings)
+        ModelSpec(**settings)
 
 
 def test_the_options_of_a_projection_reach_the_model(base, tmp_path):
@@ -207,8 +208,7 @@ def test_the_options_of_a_projection_reach_the_model(base, tmp_path):
     command += ["--epochs", "1", "--runs", str(tmp_path), "--name", "run", "--max-length", "8"]
     done = CliRunner().invoke(cli, command + options)
     assert done.exit_code == 0, done.output
-    settings = msgspec.json.decode((tmp_path / "run" / "settings.json").read_bytes())
-    assert settings["model"]["prefix_hidden"] == 8
+    assert run_folder.read(tmp_path / "run").model.prefix_hidden == 8
     assert weights(tmp_path / "run")["encoder.model.encoder.layer.0.prefix.key"].shape[1] == 3
 
 
@@ -219,25 +219,25 @@ def test_a_text_may_be_longer_than_512_tokens_where_that_is_asked_for(splits, tm
     size = words.get_vocab_size()
     long = random_classifier("bert", size, max_position_embeddings=1024).base_model
     long.save_pretrained(tmp_path)
-    choice = ModelChoice(kind="finetune", backbone=str(tmp_path))
+    spec = ModelSpec(kind="finetune", backbone=str(tmp_path))
     for wanted, limit in ((None, 512), (600, 600), (2000, 1024)):
-        new = make_model(msgspec.structs.replace(choice, max_length=wanted), splits)
+        new = make_model(msgspec.structs.replace(spec, max_length=wanted), splits)
         assert new.model.config.max_length == new.encoder.max_length == limit
 
 
 def test_a_training_does_not_go_on_over_another_backbone(base, few, tmp_path):
     """Whose frozen weights are not in its state."""
     moved = shutil.copytree(base, tmp_path / "base")
-    choice = ModelChoice(kind="prefix", backbone=str(moved), prefix_length=3)
+    spec = ModelSpec(kind="prefix", backbone=str(moved), prefix_length=3)
     with pytest.raises(CutOffError):
-        start(choice, few, CONFIG, tmp_path / "run", Cut(2), save_every_s=0)
+        train(spec, few, CONFIG, tmp_path / "run", Cut(2), save_every_s=0)
     words = AutoModel.from_pretrained(moved).config.vocab_size
     other = random_classifier("bert", words).base_model
     with torch.no_grad():
         other.encoder.layer[0].output.dense.weight[0, 0] += 1
     other.save_pretrained(moved)
-    with pytest.raises(InputError, match=r"the backbone is not the one that .* was begun on"):
-        start(choice, few, CONFIG, tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match=r"was started on another backbone"):
+        train(spec, few, CONFIG, tmp_path / "run", resume=True)
     shutil.rmtree(moved)
     shutil.copytree(base, moved)
-    assert start(choice, few, CONFIG, tmp_path / "run", resume=True).test.count == 24
+    assert train(spec, few, CONFIG, tmp_path / "run", resume=True).test.count == 24

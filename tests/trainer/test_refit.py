@@ -8,11 +8,12 @@ import torch
 from trainkit.data.splits import Splits
 from trainkit.trainer import checkpoint, state
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.loop import train
+from trainkit.trainer.loop import fit
 from trainkit.trainer.metrics import Evaluation, evaluate
-from trainkit.trainer.run import VALIDATED, VALIDATION, ModelChoice, make_model, start
+from trainkit.trainer.run import VALIDATED, VALIDATION, make_model, train
+from trainkit.trainer.run_config import ModelSpec
 
-SIMPLE = ModelChoice(kind="simple", max_length=24)
+SIMPLE = ModelSpec(kind="simple", max_length=24)
 PLAIN = TrainConfig(epochs=3, batch_size=16, learning_rate=2e-3, average_decay=0.9)
 REFIT = msgspec.structs.replace(PLAIN, refit=True)
 
@@ -22,7 +23,7 @@ class CutOffError(BaseException):
 
 
 class Cut:
-    """Progress that ends the training after ``step`` steps, and knows whether it is the refit."""
+    """Ends the training after ``step`` steps, and knows whether it is the refit."""
 
     def __init__(self, step):
         self.left, self.refitted = step, False
@@ -46,7 +47,7 @@ def few(splits):
 
 @pytest.fixture(scope="module")
 def refitted(few, tmp_path_factory):
-    return start(SIMPLE, few, REFIT, tmp_path_factory.mktemp("refitted") / "run", report=True)
+    return train(SIMPLE, few, REFIT, tmp_path_factory.mktemp("refitted") / "run", report=True)
 
 
 def weights(folder):
@@ -62,7 +63,7 @@ def to_the_end(splits, folder):
     """The reference: one training through its whole schedule, whatever validation says."""
     folder.mkdir()
     torch.manual_seed(PLAIN.seed)
-    train(make_model(SIMPLE, splits, PLAIN), splits, PLAIN, folder, until=PLAIN.epochs)
+    fit(make_model(SIMPLE, splits, PLAIN), splits, PLAIN, folder, until=PLAIN.epochs)
     return checkpoint.load(folder)
 
 
@@ -90,9 +91,9 @@ def test_validation_scores_a_model_that_has_not_seen_it_and_went_as_far(few, ref
 def test_its_epoch_is_not_the_one_that_validation_prefers(few, tmp_path):
     # A rate that ruins the model late.
     config = TrainConfig(epochs=6, learning_rate=3e-2, head_learning_rate=3e-2, warmup_share=0.9)
-    plain = start(SIMPLE, few, config, tmp_path / "plain")
+    plain = train(SIMPLE, few, config, tmp_path / "plain")
     config = msgspec.structs.replace(config, refit=True)
-    refitted = start(SIMPLE, few, config, tmp_path / "refitted")
+    refitted = train(SIMPLE, few, config, tmp_path / "refitted")
     assert plain.trained.best.epoch < refitted.trained.best.epoch == config.epochs
 
 
@@ -107,7 +108,7 @@ def test_what_is_kept_is_trained_on_both(few, refitted, tmp_path):
 def test_where_the_first_was_stopped_early_it_is_trained_up_to_the_best_epoch(few, tmp_path):
     never_better = {"learning_rate": 1e-9, "head_learning_rate": 1e-9, "average_decay": 0.0}
     config = msgspec.structs.replace(REFIT, epochs=9, patience_epochs=2, **never_better)
-    run = start(SIMPLE, few, config, tmp_path / "run")
+    run = train(SIMPLE, few, config, tmp_path / "run")
     assert len(run.trained.history) < config.epochs
     assert checkpoint.load(run.folder).checkpoint.epoch == run.trained.best.epoch
 
@@ -116,10 +117,10 @@ def test_where_the_first_was_stopped_early_it_is_trained_up_to_the_best_epoch(fe
 def test_cut_off_in_either_training_it_comes_to_the_same(few, refitted, tmp_path, steps):
     folder, cut = tmp_path / "run", Cut(steps)
     with pytest.raises(CutOffError):
-        start(SIMPLE, few, REFIT, folder, cut, save_every_s=0)
+        train(SIMPLE, few, REFIT, folder, cut, save_every_s=0)
     assert cut.refitted == (steps > 3 * 5)
     torch.manual_seed(123)  # another process has other random numbers
-    resumed = start(SIMPLE, few, REFIT, folder, resume=True)
+    resumed = train(SIMPLE, few, REFIT, folder, resume=True)
     assert_equal(weights(folder), weights(refitted.folder))
     assert (resumed.valid, resumed.test) == (refitted.valid, refitted.test)
     assert not list(folder.rglob(f"{state.STATE}*"))
@@ -135,7 +136,7 @@ def test_ctrl_c_keeps_the_state_and_no_model_that_was_not_refitted(few, refitted
 
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        start(SIMPLE, few, REFIT, folder, Interrupt(8), save_every_s=0)
+        train(SIMPLE, few, REFIT, folder, Interrupt(8), save_every_s=0)
     assert not (folder / checkpoint.CHECKPOINT).exists()
-    start(SIMPLE, few, REFIT, folder, resume=True)
+    train(SIMPLE, few, REFIT, folder, resume=True)
     assert_equal(weights(folder), weights(refitted.folder))

@@ -10,10 +10,11 @@ from tests.helpers.html import Page, outside
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.trainer import report
+from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import evaluate
-from trainkit.trainer.progress import Epoch
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 HOSTILE = '</td><script>alert("$x$")</script><img src="https://example.org/a.png">& Ω'
 
@@ -31,13 +32,13 @@ def sections(labels, texts=40, hostile="Who?"):
         logits[np.arange(count), np.arange(count) % labels] += 2
         logits[0] = 0
         logits[0, 1] = 9  # its label is 0
-        return report.Scored(name, examples, logits)
+        return report.ScoredExamples(name, examples, logits)
 
     train, valid, test = (scored(name, texts) for name in ("training", "validation", "test"))
     history = [Epoch(i, 2 / i, 0.3 * i, 2.5 / i, 0.25 * i, best=i < 3) for i in (1, 2, 3)]
     return report.Sections(
         title=f"Run {hostile}",
-        choice=ModelChoice(kind="simple"),
+        spec=ModelSpec(kind="simple"),
         config=TrainConfig(learning_rate=0.125),
         splits=Splits(train.examples, valid.examples, test.examples),
         labels=names,
@@ -133,7 +134,7 @@ def reported(splits, tmp_path_factory):
     few = Splits(splits.train[:120], splits.valid[:60], splits.test[:40])
     folder = tmp_path_factory.mktemp("reported") / "run"
     config = TrainConfig(epochs=3, learning_rate=3e-3)
-    return start(ModelChoice(kind="simple", max_length=32), few, config, folder, report=True)
+    return train(ModelSpec(kind="simple", max_length=32), few, config, folder, report=True)
 
 
 def test_its_figures_are_those_of_the_runs_files(reported):
@@ -164,5 +165,5 @@ def test_its_figures_are_those_of_the_runs_files(reported):
 def test_without_matplotlib_nothing_is_trained(splits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trainkit.trainer.report", None)
     with pytest.raises(ModuleNotFoundError):
-        start(ModelChoice(kind="simple"), splits, TrainConfig(), tmp_path / "run", report=True)
+        train(ModelSpec(kind="simple"), splits, TrainConfig(), tmp_path / "run", report=True)
     assert list(tmp_path.iterdir()) == []

@@ -17,11 +17,12 @@ from trainkit.cli import cli
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint, plan, state
+from trainkit.trainer import checkpoint, run_folder, state
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
-SIMPLE = ModelChoice(kind="simple", max_length=24)
+SIMPLE = ModelSpec(kind="simple", max_length=24)
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=2e-3, average_decay=0.9)
 STEPS = 5  # an epoch
 
@@ -31,7 +32,7 @@ class CutOffError(BaseException):
 
 
 class Cut:
-    """Progress that ends the training after ``step`` steps, or at the end of ``epoch``."""
+    """Ends the training after ``step`` steps, or at the end of ``epoch``."""
 
     def __init__(self, step=None, epoch=None):
         self.left, self.last = step, epoch
@@ -55,7 +56,7 @@ def few(splits):
 @pytest.fixture(scope="module")
 def whole(few, tmp_path_factory):
     """A run that nothing cut off."""
-    return start(SIMPLE, few, CONFIG, tmp_path_factory.mktemp("whole") / "run").folder
+    return train(SIMPLE, few, CONFIG, tmp_path_factory.mktemp("whole") / "run").folder
 
 
 def weights(folder):
@@ -73,9 +74,9 @@ def assert_same(folder, other):
     assert not list(folder.glob("state*"))
 
 
-def begun(few, folder, cut, choice=SIMPLE, config=CONFIG):
+def begun(few, folder, cut, spec=SIMPLE, config=CONFIG):
     with pytest.raises(CutOffError):
-        start(choice, few, config, folder, cut, save_every_s=0)
+        train(spec, few, config, folder, cut, save_every_s=0)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +86,15 @@ def test_it_comes_to_the_same_weights(few, whole, tmp_path, cut):
     folder = tmp_path / "run"
     begun(few, folder, Cut(**cut)) if cut != {"step": 1} else _begun_early(few, folder)
     torch.manual_seed(123)  # another process has other random numbers
-    assert_same(start(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
+    assert_same(train(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
 
 
 def _begun_early(few, folder):
     """Cut off before the first state: only the settings are there."""
     folder.mkdir()
-    made = plan.Plan(model=SIMPLE, training=CONFIG, data_sha256=plan.fingerprint(few))
-    made.write(folder)
+    settings = {"model": SIMPLE, "training": CONFIG}
+    data_sha256 = run_folder.fingerprint(few)
+    run_folder.write(folder, run_folder.RunConfig(**settings, data_sha256=data_sha256))
 
 
 def test_it_may_be_cut_off_again_and_again(few, whole, tmp_path):
@@ -100,17 +102,17 @@ def test_it_may_be_cut_off_again_and_again(few, whole, tmp_path):
     begun(few, folder, Cut(step=2))
     for steps in (3, 1, 4, 2):
         with pytest.raises(CutOffError):
-            start(SIMPLE, few, CONFIG, folder, Cut(step=steps), resume=True, save_every_s=0)
-    assert_same(start(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
+            train(SIMPLE, few, CONFIG, folder, Cut(step=steps), resume=True, save_every_s=0)
+    assert_same(train(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
 
 
 def test_patience_ends_it_where_it_would_have_ended(few, tmp_path):
     config = TrainConfig(epochs=20, learning_rate=1e-9, head_learning_rate=1e-9, patience_epochs=2)
-    whole = start(SIMPLE, few, config, tmp_path / "whole")
+    whole = train(SIMPLE, few, config, tmp_path / "whole")
     last = whole.trained.history[-1].epoch
     assert last < 20
     begun(few, tmp_path / "run", Cut(epoch=last), config=config)
-    assert_same(start(SIMPLE, few, config, tmp_path / "run", resume=True).folder, whole.folder)
+    assert_same(train(SIMPLE, few, config, tmp_path / "run", resume=True).folder, whole.folder)
 
 
 def test_cut_off_after_the_training_it_only_scores_again(few, whole, tmp_path, monkeypatch):
@@ -121,14 +123,14 @@ def test_cut_off_after_the_training_it_only_scores_again(few, whole, tmp_path, m
     begun(few, tmp_path / "run", Cut())
     monkeypatch.undo()
     no_step = Cut(step=1)
-    assert_same(start(SIMPLE, few, CONFIG, tmp_path / "run", no_step, resume=True).folder, whole)
+    assert_same(train(SIMPLE, few, CONFIG, tmp_path / "run", no_step, resume=True).folder, whole)
 
 
 def test_a_state_that_lost_the_optimizer_is_noticed(few, whole, tmp_path, monkeypatch):
     """The comparison of weights is able to fail."""
     begun(few, tmp_path / "run", Cut(step=7))
     monkeypatch.setattr(state, "OPTIMIZER", "nothing.")
-    run = start(SIMPLE, few, CONFIG, tmp_path / "run", resume=True)
+    run = train(SIMPLE, few, CONFIG, tmp_path / "run", resume=True)
     with pytest.raises(AssertionError):
         assert_same(run.folder, whole)
 
@@ -139,32 +141,32 @@ def test_other_data_or_settings_are_refused_and_nothing_changes(few, tmp_path, t
     before = tree(folder)
     other = Splits((*few.train[:-1], Example("Who?", few.train[-1].label)), few.valid, few.test)
     with pytest.raises(InputError, match=r"not what .* was trained on"):
-        start(SIMPLE, other, CONFIG, folder, resume=True)
+        train(SIMPLE, other, CONFIG, folder, resume=True)
     warmer = msgspec.structs.replace(CONFIG, learning_rate=1e-3)
     with pytest.raises(InputError, match=r"learning_rate was 0\.002 and is 0\.001"):
-        start(SIMPLE, few, warmer, folder, resume=True)
+        train(SIMPLE, few, warmer, folder, resume=True)
     with pytest.raises(InputError, match="exists already"):
-        start(SIMPLE, few, CONFIG, folder)
+        train(SIMPLE, few, CONFIG, folder)
     assert tree(folder) == before
 
 
 def test_a_finished_run_and_another_folder_are_refused(few, whole, tmp_path):
     with pytest.raises(InputError, match="is finished"):
-        start(SIMPLE, few, CONFIG, whole, resume=True)
+        train(SIMPLE, few, CONFIG, whole, resume=True)
     with pytest.raises(InputError, match="is not a run"):
-        start(SIMPLE, few, CONFIG, tmp_path, resume=True)
+        train(SIMPLE, few, CONFIG, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("damage", ["tensors", "document", "settings"])
 def test_what_was_damaged_is_refused(few, tmp_path, damage):
     folder = tmp_path / "run"
     begun(few, folder, Cut(step=7))
-    names = {"tensors": "state-*", "document": "state.json", "settings": "settings.json"}
+    names = {"tensors": "state-*", "document": "state.json", "settings": "config.toml"}
     (file,) = folder.glob(names[damage])
     content = file.read_bytes()
     file.write_bytes(content.replace(b"16", b"17", 1) if damage != "tensors" else content[:-8])
     with pytest.raises(InputError, match=r"damaged|was changed"):
-        start(SIMPLE, few, CONFIG, folder, resume=True)
+        train(SIMPLE, few, CONFIG, folder, resume=True)
 
 
 def test_a_full_disk_is_said_and_the_last_state_is_kept(few, whole, tmp_path, monkeypatch):
@@ -179,10 +181,10 @@ def test_a_full_disk_is_said_and_the_last_state_is_kept(few, whole, tmp_path, mo
 
     monkeypatch.setattr(state, "write_atomically", full)
     with pytest.raises(InputError, match=r"No space left on device.*--resume"):
-        start(SIMPLE, few, CONFIG, folder, save_every_s=0)
+        train(SIMPLE, few, CONFIG, folder, save_every_s=0)
     monkeypatch.undo()
     assert not list(folder.glob(".*"))  # nothing by half
-    assert_same(start(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
+    assert_same(train(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
 
 
 @pytest.mark.slow
@@ -236,8 +238,8 @@ def test_ctrl_c_while_the_best_weights_are_replaced_mixes_no_epochs(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            start(SIMPLE, few, CONFIG, folder, save_every_s=0)
-    start(SIMPLE, few, CONFIG, folder, resume=True)
+            train(SIMPLE, few, CONFIG, folder, save_every_s=0)
+    train(SIMPLE, few, CONFIG, folder, resume=True)
     assert_same(folder, whole)
 
 

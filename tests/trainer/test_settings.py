@@ -10,13 +10,15 @@ import torch
 from click.testing import CliRunner
 
 from trainkit.cli import cli
+from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import DEFAULTS, TrainConfig
-from trainkit.trainer.plan import ModelChoice
-from trainkit.trainer.run import start
-from trainkit.trainer.settings import CONFIG, FIELDS, read, resolve, to_toml
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import DataSpec, ModelSpec
+from trainkit.trainer.run_folder import CONFIG
+from trainkit.trainer.settings import FIELDS, read, resolve, to_toml
 
 
 @pytest.fixture
@@ -33,14 +35,14 @@ def written(tmp_path):
 
 def test_options_win_over_the_file_and_the_file_over_the_defaults(written):
     file = written('model = "prefix"\nepochs = 4\nlearning_rate = 1\nprefix_length = 8\n')
-    choice, config = resolve({"epochs": 2, "backbone": "minilm"}, file)
-    assert choice == ModelChoice(kind="prefix", backbone="minilm", prefix_length=8)
+    spec, config = resolve({"epochs": 2, "backbone": "minilm"}, file)
+    assert spec == ModelSpec(kind="prefix", backbone="minilm", prefix_length=8)
     assert config == msgspec.structs.replace(DEFAULTS["prefix"], epochs=2, learning_rate=1.0)
     assert resolve({"model": "simple"}, file)[0].kind == "simple"
 
 
 def test_every_setting_comes_back(written):
-    choice = ModelChoice(
+    spec = ModelSpec(
         kind="finetune",
         backbone='a "quoted" \\ path/é\n',
         prefix_length=3,
@@ -51,8 +53,8 @@ def test_every_setting_comes_back(written):
     config = TrainConfig(
         epochs=2, learning_rate=1 / 3, average_decay=0.5, seed=2**32 - 1, device="cpu"
     )
-    content = to_toml(choice, config)
-    assert resolve({}, written(content)) == (choice, config)
+    content = to_toml(spec, config)
+    assert resolve({}, written(content)) == (spec, config)
     assert set(tomllib.loads(content.decode())) <= set(FIELDS)
 
 
@@ -63,18 +65,18 @@ def test_every_setting_has_its_option():
 
 def test_the_file_of_a_run_repeats_it(splits, tmp_path):
     few = Splits(splits.train[:80], splits.valid[:40], splits.test[:40])
-    choice = ModelChoice(kind="simple", max_length=24, dropout=0.3)
+    spec = ModelSpec(kind="simple", max_length=24, dropout=0.3)
     config = TrainConfig(epochs=2, learning_rate=2e-3, batch_size=16, weight_decay=0.03)
-    first = start(choice, few, config, tmp_path / "first").folder
-    second = start(*_around(few, resolve({}, first / CONFIG)), tmp_path / "second").folder
+    first = train(spec, few, config, tmp_path / "first").folder
+    second = train(*_around(few, resolve({}, first / CONFIG)), tmp_path / "second").folder
     assert _same(first, second)
-    other = start(*_around(few, resolve({"seed": 1}, first / CONFIG)), tmp_path / "third").folder
+    other = train(*_around(few, resolve({"seed": 1}, first / CONFIG)), tmp_path / "third").folder
     assert not _same(first, other)
 
 
 def _around(few, settings):
-    choice, config = settings
-    return choice, few, config
+    spec, config = settings
+    return spec, few, config
 
 
 def _same(first, second):
@@ -156,7 +158,7 @@ def test_an_option_without_effect_is_refused(options, told, written):
 def test_the_file_of_a_run_may_hold_what_has_no_effect(kind, written):
     """All settings stand in it; ``tune`` takes each for given."""
     backbone = "minilm" if kind == "prefix" else None
-    content = to_toml(ModelChoice(kind=kind, backbone=backbone), DEFAULTS[kind])
+    content = to_toml(ModelSpec(kind=kind, backbone=backbone), DEFAULTS[kind])
     assert b"prefix_length" in content
     assert b"min_count" in content
     assert resolve(read(written(content)))[0].kind == kind
@@ -173,3 +175,18 @@ def test_a_backbones_folder_is_kept_by_its_whole_path(tmp_path, monkeypatch):
         ("owner/name", "owner/name"),
     ):
         assert resolve({"model": "finetune", "backbone": given})[0].backbone == kept
+
+
+def test_a_run_keeps_its_settings_and_data_once(splits, tmp_path):
+    few = Splits(splits.train[:80], splits.valid[:40], splits.test[:40])
+    spec, config = ModelSpec(kind="simple", max_length=24), TrainConfig(epochs=1, seed=3)
+    source = DataSpec(data="/somewhere/q.csv", columns=Columns(text_column="q"))
+    folder = train(spec, few, config, tmp_path / "run", source=source).folder
+    kept = run_folder.read(folder)
+    assert (kept.model, kept.training, kept.source) == (spec, config, source)
+    assert kept.data_sha256 == run_folder.fingerprint(few)
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("seed = 3", "seed = 4"))
+    assert read(folder / CONFIG)["seed"] == 4  # for --config it is a file like any other
+    with pytest.raises(InputError, match="was changed since the training began"):
+        run_folder.read(folder)

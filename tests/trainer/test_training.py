@@ -12,17 +12,18 @@ from sklearn import metrics as sklearn_metrics
 
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import DEFAULTS, TrainConfig
-from trainkit.trainer.loop import score, train
+from trainkit.trainer.loop import fit, score
 from trainkit.trainer.metrics import evaluate
-from trainkit.trainer.run import ModelChoice, make_model, start
+from trainkit.trainer.run import make_model, train
+from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import make_optimizer, make_schedule
 
 
 class Quiet:
-    """Progress that keeps what it is told; ``interrupt_at`` presses Ctrl-C at that step."""
+    """TrainingCallback that keeps what it is told; ``interrupt_at`` presses Ctrl-C at that step."""
 
     def __init__(self, interrupt_at=None):
         self.epochs, self.steps, self.interrupt_at = [], 0, interrupt_at
@@ -41,15 +42,15 @@ def few(splits):
     return Splits(splits.train[:160], splits.valid[:60], splits.test[:60])
 
 
-SIMPLE = ModelChoice(kind="simple")
+SIMPLE = ModelSpec(kind="simple")
 SHORT = TrainConfig(epochs=3, learning_rate=2e-3)
 
 
 def test_one_seed_gives_the_same_weights_to_the_bit(few, tmp_path):
-    runs = [start(SIMPLE, few, SHORT, tmp_path / name, Quiet()) for name in "ab"]
+    runs = [train(SIMPLE, few, SHORT, tmp_path / name, Quiet()) for name in "ab"]
     first, second = (safetensors.torch.load_file(checkpoint.weights_path(r.folder)) for r in runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    other = start(SIMPLE, few, msgspec.structs.replace(SHORT, seed=1), tmp_path / "c", Quiet())
+    other = train(SIMPLE, few, msgspec.structs.replace(SHORT, seed=1), tmp_path / "c", Quiet())
     third = safetensors.torch.load_file(checkpoint.weights_path(other.folder))
     assert not torch.equal(first["head.weight"], third["head.weight"])
 
@@ -57,7 +58,7 @@ def test_one_seed_gives_the_same_weights_to_the_bit(few, tmp_path):
 def test_the_best_epoch_is_the_one_that_is_saved_and_loaded(few, tmp_path):
     """A rate that ruins the model late: the last weights are not the best ones."""
     config = TrainConfig(epochs=6, learning_rate=3e-2, head_learning_rate=3e-2, warmup_share=0.9)
-    run = start(SIMPLE, few, config, tmp_path / "run", Quiet())
+    run = train(SIMPLE, few, config, tmp_path / "run", Quiet())
     history, best = run.trained.history, run.trained.best
     assert best.valid_accuracy == max(epoch.valid_accuracy for epoch in history)
     assert best.epoch < len(history)
@@ -73,14 +74,14 @@ def test_the_best_epoch_is_the_one_that_is_saved_and_loaded(few, tmp_path):
 
 def test_training_stops_when_nothing_gets_better(few, tmp_path):
     config = TrainConfig(epochs=30, learning_rate=1e-9, head_learning_rate=1e-9, patience_epochs=2)
-    run = start(SIMPLE, few, config, tmp_path / "run", Quiet())
+    run = train(SIMPLE, few, config, tmp_path / "run", Quiet())
     assert len(run.trained.history) < 30
     assert len(run.trained.history) - run.trained.best.epoch == 2
 
 
 def test_ctrl_c_keeps_the_best_checkpoint(few, tmp_path):
     steps_an_epoch = 5
-    run = start(SIMPLE, few, SHORT, tmp_path / "run", Quiet(interrupt_at=2 * steps_an_epoch + 2))
+    run = train(SIMPLE, few, SHORT, tmp_path / "run", Quiet(interrupt_at=2 * steps_an_epoch + 2))
     assert run.trained.interrupted
     assert len(run.trained.history) == 2
     assert checkpoint.load(run.folder).checkpoint.epoch == run.trained.best.epoch
@@ -88,17 +89,17 @@ def test_ctrl_c_keeps_the_best_checkpoint(few, tmp_path):
 
 def test_ctrl_c_in_the_first_epoch_leaves_no_folder(few, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        start(SIMPLE, few, SHORT, tmp_path / "run", Quiet(interrupt_at=2))
+        train(SIMPLE, few, SHORT, tmp_path / "run", Quiet(interrupt_at=2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_run_folder_holds_settings_history_and_test_score(few, tmp_path):
     quiet = Quiet()
-    run = start(SIMPLE, few, SHORT, tmp_path / "run", quiet)
+    run = train(SIMPLE, few, SHORT, tmp_path / "run", quiet)
     assert (tmp_path / "latest").resolve() == run.folder
     assert len(json.loads((run.folder / "history.json").read_text())) == 3
     assert json.loads((run.folder / "test.json").read_text())["count"] == 60
-    assert checkpoint.load(run.folder).checkpoint.training == SHORT
+    assert run_folder.read(run.folder).training == SHORT
     assert str(quiet.epochs[2]).startswith("Epoch 003 | train loss ")
     assert " | train acc " in str(quiet.epochs[2])
     assert str(quiet.epochs[2]).endswith(" %")
@@ -110,7 +111,7 @@ def test_a_loss_that_is_no_number_ends_with_the_remedy(few, tmp_path, monkeypatc
 
     monkeypatch.setattr("trainkit.trainer.loop.F.cross_entropy", broken)
     with pytest.raises(InputError, match="lower --learning-rate"):
-        start(SIMPLE, few, SHORT, tmp_path / "run", Quiet())
+        train(SIMPLE, few, SHORT, tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
 
 
@@ -143,7 +144,7 @@ def test_the_rate_warms_up_and_falls_to_zero(few):
 
 
 def test_biases_norms_and_prefixes_are_not_decayed(few):
-    new = make_model(ModelChoice(kind="prefix"), few)
+    new = make_model(ModelSpec(kind="prefix"), few)
     optimizer = make_optimizer(new.model, DEFAULTS["prefix"])
     names = {id(weight): name for name, weight in new.model.named_parameters()}
     grouped = {
@@ -205,7 +206,7 @@ def test_what_is_saved_is_the_running_average_of_the_weights(few, tmp_path):
 
     watching = Watching()
     config = TrainConfig(epochs=1, learning_rate=1e-2, average_decay=decay)
-    trained = train(new, few, config, tmp_path, watching)
+    trained = fit(new, few, config, tmp_path, watching)
     saved = safetensors.torch.load_file(checkpoint.weights_path(tmp_path))["head.weight"]
     torch.testing.assert_close(saved, watching.average)
     torch.testing.assert_close(trained.model.head.weight, watching.average)

@@ -13,9 +13,9 @@ from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
 from trainkit.trainer import tuning
+from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.loop import DivergedError
-from trainkit.trainer.progress import Epoch
-from trainkit.trainer.run import start
+from trainkit.trainer.run import train
 from trainkit.trainer.settings import resolve
 from trainkit.trainer.tuning import tune
 
@@ -62,10 +62,10 @@ def test_it_goes_on_and_its_best_settings_give_that_accuracy(few, splits, tmp_pa
     values = [trial.value for trial in trials_of(file)]
     assert len(values) == 3
     assert found.valid_accuracy == max(values)
-    choice, config = resolve({}, found.config)
+    spec, config = resolve({}, found.config)
     assert config.learning_rate == trials_of(file)[found.trial].params["learning_rate"]
     scored = Splits(few.train, few.valid, splits.test[:20])
-    run = start(choice, scored, config, tmp_path / "run")
+    run = train(spec, scored, config, tmp_path / "run")
     assert run.trained.best.valid_accuracy == found.valid_accuracy
     assert {path.name for path in file.parent.iterdir()} == {"tune.db", "tune.toml"}
 

@@ -13,10 +13,11 @@ from trainkit.trainer import checkpoint
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import score
-from trainkit.trainer.run import ModelChoice, make_model, start
-from trainkit.trainer.steps import Tables
+from trainkit.trainer.run import make_model, train
+from trainkit.trainer.run_config import ModelSpec
+from trainkit.trainer.train_step import SparseEmbeddingGrads
 
-SIMPLE = ModelChoice(kind="simple", max_length=24, dropout=0.0)
+SIMPLE = ModelSpec(kind="simple", max_length=24, dropout=0.0)
 CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=1e-3, device="cpu")
 
 
@@ -26,7 +27,7 @@ def few(splits):
 
 
 def test_nothing_is_kept_for_a_backward_below_the_lowest_prefix(few):
-    new = make_model(ModelChoice(kind="prefix", backbone="minilm", max_length=24), few)
+    new = make_model(ModelSpec(kind="prefix", backbone="minilm", max_length=24), few)
     model = new.model.train()
     data = encode(few.train[:8], new.encoder, model.config.labels)
     ids, mask, labels = data.part(range(8))
@@ -70,7 +71,7 @@ def test_scoring_runs_without_autograd(few, monkeypatch):
 
 
 def trained(few, folder, **changed):
-    run = start(SIMPLE, few, msgspec.structs.replace(CONFIG, **changed), folder)
+    run = train(SIMPLE, few, msgspec.structs.replace(CONFIG, **changed), folder)
     weights = safetensors.torch.load_file(checkpoint.weights_path(folder))
     return run, weights
 
@@ -104,7 +105,7 @@ def test_gradients_of_embeddings_by_row_are_the_dense_ones(few):
 
     backward()
     dense = table.grad
-    tables = Tables(model)
+    tables = SparseEmbeddingGrads(model)
     for _ in range(2):  # nothing is left of the step before
         backward()
         assert table.grad.is_sparse

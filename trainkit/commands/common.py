@@ -9,9 +9,10 @@ import click
 
 if TYPE_CHECKING:
     from trainkit.data.columns import Columns, Labels
-    from trainkit.trainer.plan import DataSource
+    from trainkit.trainer.run_config import DataSpec
 
 __all__ = [
+    "A_FILE",
     "SplitName",
     "base_option",
     "columns",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 SplitName: TypeAlias = Literal["train", "valid", "test", "all"]
+A_FILE = click.Path(path_type=Path, dir_okay=False)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -57,11 +59,11 @@ def source_of(
     labels: "Labels",
     text_column: str | None,
     label_column: str | None,
-) -> "DataSource":
+) -> "DataSpec":
     """Gather where the examples are, with absolute paths."""
-    from trainkit.trainer.plan import DataSource
+    from trainkit.trainer.run_config import DataSpec
 
-    return DataSource(
+    return DataSpec(
         data=data if data == "sample" else str(Path(data).resolve()),
         test=None if test is None else str(test.resolve()),
         columns=columns(labels, text_column, label_column),

@@ -1,15 +1,9 @@
-"""``trainkit data``: look at labelled texts, or fetch the TREC questions."""
-
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+"""``trainkit data``: the group of its commands."""
 
 import click
 
-from trainkit.commands.common import columns, data_options, json_option, print_json
-
-if TYPE_CHECKING:
-    from trainkit.data.readers import Example
+from trainkit.commands.data_stats import data_stats
+from trainkit.commands.data_trec import data_trec
 
 __all__ = ["data"]
 
@@ -23,67 +17,5 @@ def data() -> None:
     """
 
 
-@data.command("stats")
-@click.argument("source")
-@click.option("--test", type=click.Path(path_type=Path), help="A file that is the test set.")
-@click.option("--seed", default=0, show_default=True, help="Of the split, where one is made.")
-@click.option(
-    "--tokenizer", help="Count tokens with a backbone's tokenizer: minilm, a folder or hub id."
-)
-@data_options
-@json_option
-def data_stats(
-    source: str, test: Path | None, seed: int, tokenizer: str | None, as_json: bool, **how: Any
-) -> None:
-    """Count classes, lengths, duplicates and leaks of SOURCE: a file, a folder, or 'sample'.
-
-    \b
-    trainkit data stats questions.csv --text-column question --label-column topic
-    """
-    from trainkit.console import stdout
-    from trainkit.data.splits import load
-    from trainkit.data.statistics import describe, print_statistics
-
-    splits = load(source, columns(**how), seed, test)
-    statistics = describe(splits, token_counter(tokenizer, splits.train))
-    if as_json:
-        print_json(statistics)
-    else:
-        print_statistics(statistics, stdout)
-
-
-def token_counter(
-    name: str | None, train: "Sequence[Example]"
-) -> Callable[[Sequence[str]], list[int]]:
-    """Return a function that counts tokens: a backbone's, or those of the word vocabulary."""
-    if name is not None:
-        from trainkit.models.backbone import pretrained_tokenizer
-
-        tokenizer = pretrained_tokenizer(name)
-    else:
-        from trainkit.data.vocabulary import word_tokenizer
-
-        tokenizer = word_tokenizer([example.text for example in train])
-    return lambda texts: [len(encoding) for encoding in tokenizer.encode_batch(list(texts))]
-
-
-@data.command("trec")
-@click.option(
-    "--from",
-    "source",
-    type=click.Path(path_type=Path),
-    help="A folder that holds the two files already, for machines without a network.",
-)
-@click.option(
-    "--to", "target", type=click.Path(path_type=Path), default=Path("data/trec"), show_default=True
-)
-def data_trec(source: Path | None, target: Path) -> None:
-    """Fetch the official TREC question files and check their sha256.
-
-    \b
-    trainkit data trec --to data/trec
-    """
-    from trainkit.data.trec import fetch
-
-    for path in fetch(target, source):
-        click.echo(path)
+for command in (data_stats, data_trec):
+    data.add_command(command)

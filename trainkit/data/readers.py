@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 from trainkit.data.columns import Columns, find_columns
 from trainkit.serve.errors import InputError
 
-__all__ = ["Columns", "Example", "first_few", "read_file"]
+__all__ = ["Columns", "Example", "example_of", "first_few", "make_example", "read_file"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def _decode(path: Path, data: bytes, latin1: bool) -> str:
         ) from None
 
 
-def _example(text: str, label: str) -> Example | str:
+def make_example(text: str, label: str) -> Example | str:
+    """Return the stripped example, or what is wrong with it."""
     text, label = text.strip(), label.strip()
     if not text:
         return "empty text"
@@ -126,7 +128,10 @@ def _trec(path: Path, content: str, columns: Columns) -> Rows:
             yield number, "does not start with 'COARSE:fine '"
             continue
         coarse, fine, text = match.groups(default="")
-        yield number, _example(text, coarse if columns.labels == "coarse" else f"{coarse}:{fine}")
+        yield (
+            number,
+            make_example(text, coarse if columns.labels == "coarse" else f"{coarse}:{fine}"),
+        )
 
 
 def _separated(path: Path, content: str, columns: Columns, delimiter: str) -> Rows:
@@ -145,7 +150,7 @@ def _separated(path: Path, content: str, columns: Columns, delimiter: str) -> Ro
             elif fields and len(fields) != len(header):
                 yield number, f"{len(fields)} fields where the header has {len(header)}"
             elif fields:
-                yield number, _example(fields[text], fields[label])
+                yield number, make_example(fields[text], fields[label])
             number = reader.line_num + 1
     except csv.Error as error:
         yield number, f'quotes do not match ({error}); write a quote inside a quoted field as ""'
@@ -169,19 +174,21 @@ def _json_lines(path: Path, content: str, columns: Columns) -> Rows:
             names = list(row)
             found = find_columns(f"{path}, line {number}", names, columns)
             text, label = (names[index] for index in found)
-        yield number, _json_example(row.get(text), row.get(label), text, label)
+        yield number, example_of(row.get(text), row.get(label), text, label)
 
 
-def _json_example(text: object, label: object, text_key: str, label_key: str) -> Example | str:
+def example_of(text: object, label: object, text_key: str, label_key: str) -> Example | str:
+    """Return the example of two values of any type, or what is wrong with them."""
     if not isinstance(text, str):
         return f"no string under {text_key!r}"
-    if isinstance(label, bool) or not isinstance(label, str | int):
+    # Integral: numpy's integers too.
+    if isinstance(label, bool) or not isinstance(label, str | Integral):
         return f"neither a string nor an integer under {label_key!r}"
     try:
         f"{text}{label}".encode()
     except UnicodeEncodeError:
         return "half of a surrogate pair (\\ud800 to \\udfff), which no tokenizer can encode"
-    return _example(text, str(label))
+    return make_example(text, str(label))
 
 
 PARSERS: dict[str, Callable[[Path, str, Columns], Rows]] = {

@@ -18,7 +18,7 @@ from trainkit.data.columns import Columns
 from trainkit.data.readers import Example, first_few, read_file
 from trainkit.serve.errors import InputError
 
-__all__ = ["Splits", "fold", "load", "load_sample", "load_split", "split_off"]
+__all__ = ["STEMS", "Splits", "complete", "fold", "load", "load_sample", "load_split", "split_off"]
 
 SAMPLE = files("trainkit.data") / "sample" / "questions.label"
 STEMS = {
@@ -76,12 +76,21 @@ def load(source: str | Path, columns: Columns, seed: int = 0, test: Path | None 
                 f"{paths['test']} and {test} are both the test set; leave one of them out."
             )
         paths["test"] = test
-    rows = {split: read_file(path, columns) for split, path in paths.items()}
-    _check_two_classes(rows["train"], paths["train"])
-    missing = [split for split in ("valid", "test") if split not in paths]
+    return complete({split: read_file(path, columns) for split, path in paths.items()}, paths, seed)
+
+
+def complete(
+    rows: dict[str, list[Example]], origins: Mapping[str, Path | str], seed: int = 0
+) -> Splits:
+    """Return the splits in ``rows``, train and perhaps others; take a missing one out of train.
+
+    ``origins`` names where each given split came from. Raises ``InputError`` as :func:`load` does.
+    """
+    _check_two_classes(rows["train"], origins["train"])
+    missing = [split for split in ("valid", "test") if split not in rows]
     if missing:
-        rows |= split_off(rows["train"], missing, seed, paths["train"])
-    _check_known_classes(rows, paths)
+        rows = rows | split_off(rows["train"], missing, seed, origins["train"])
+    _check_known_classes(rows, origins)
     return Splits(tuple(rows["train"]), tuple(rows["valid"]), tuple(rows["test"]))
 
 
@@ -112,7 +121,7 @@ def load_sample() -> list[Example]:
 
 
 def split_off(
-    examples: Sequence[Example], names: Sequence[str], seed: int, where: Path
+    examples: Sequence[Example], names: Sequence[str], seed: int, where: Path | str
 ) -> dict[str, list[Example]]:
     """Deal the examples to ``train`` and to each of ``names``, which get a tenth of every class.
 
@@ -179,7 +188,7 @@ def _paths(source: Path) -> dict[str, Path]:
     return paths
 
 
-def _check_two_classes(train: Sequence[Example], where: Path) -> None:
+def _check_two_classes(train: Sequence[Example], where: Path | str) -> None:
     labels = {example.label for example in train}
     if len(labels) < 2:
         raise InputError(
@@ -189,7 +198,7 @@ def _check_two_classes(train: Sequence[Example], where: Path) -> None:
 
 
 def _check_sizes(
-    groups: Mapping[str, list[list[int]]], rows: Mapping[str, int], needed: int, where: Path
+    groups: Mapping[str, list[list[int]]], rows: Mapping[str, int], needed: int, where: Path | str
 ) -> None:
     small = [
         f"{label!r} ({rows[label]} rows, {len(of_class)} distinct texts)"
@@ -204,17 +213,19 @@ def _check_sizes(
         )
 
 
-def _check_known_classes(rows: Mapping[str, list[Example]], paths: Mapping[str, Path]) -> None:
+def _check_known_classes(
+    rows: Mapping[str, list[Example]], origins: Mapping[str, Path | str]
+) -> None:
     known = {example.label for example in rows["train"]}
     unknown = [
-        f"{label!r} ({count} in {paths.get(split, split)})"
+        f"{label!r} ({count} in {origins.get(split, split)})"
         for split in ("valid", "test")
         for label, count in sorted(Counter(example.label for example in rows[split]).items())
         if label not in known
     ]
     if unknown:
         raise InputError(
-            f"{paths['train']} has no examples of {len(unknown)} class"
+            f"{origins['train']} has no examples of {len(unknown)} class"
             f"{'es' * (len(unknown) > 1)} that other splits have: {first_few(unknown)}; "
             "add such examples to train or remove those rows."
         )

@@ -5,7 +5,6 @@ fills a missing head with random numbers. Here all of that is an error: what com
 was trained, or nothing comes out.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +16,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trainkit.models.adapter_base import find_base, load_base
-from trainkit.models.backbone import first_line, quiet
-from trainkit.models.folding import fold
-from trainkit.models.untrusted import fetch
+from trainkit.models.loading import as_input_error, quiet
+from trainkit.models.merge_adapter import merge
+from trainkit.models.safe_loading import fetch
 from trainkit.serve.encoding import Batch
-from trainkit.serve.errors import CheckFailedError, InputError, TrainkitError
+from trainkit.serve.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-__all__ = ["Adapted", "adapter_effect", "load_adapter"]
+__all__ = ["LoadedAdapter", "adapter_effect", "load_adapter"]
 
 
-class Adapted(NamedTuple):
+class LoadedAdapter(NamedTuple):
     """A base model with its adapter, twice, in float32 and evaluation mode.
 
     ``model`` is what to export: a Hugging Face sequence classifier with the adapter folded in,
@@ -54,7 +53,7 @@ class Adapted(NamedTuple):
 
 def load_adapter(
     folder: Path | str, base: str | None = None, *, trust_remote_code: bool = False
-) -> Adapted:
+) -> LoadedAdapter:
     """Load an adapter's folder or hub id on its base, and fold it in.
 
     ``base`` (a folder, hub id or ``minilm``) goes before what the adapter names, which may be
@@ -68,17 +67,19 @@ def load_adapter(
     config = _read_config(place)
     found = find_base(place, config, base, trust_remote_code=trust_remote_code)
     unfit = f"adapter '{folder}' does not fit the base model '{found.name}'"
-    with _sentence(unfit, "give the model that it was trained on with --base"):
+    with as_input_error(unfit, "give the model that it was trained on with --base"):
         weights = _read_weights(place)
         pretrained = load_base(found, place, weights, trust_remote_code=trust_remote_code)
         reference = _apply(pretrained, place, config, weights)
         kind = str(getattr(config.peft_type, "value", config.peft_type))
-        folded = fold(reference, kind)
+        folded = merge(reference, kind)
     folded.model.requires_grad_(False).eval()
     _check_all_trained(folded.model, str(folder), found.name)
-    with _sentence(f"PEFT cannot run adapter '{folder}'", "train it as LoRA, or on another base"):
+    with as_input_error(
+        f"PEFT cannot run adapter '{folder}'", "train it as LoRA, or on another base"
+    ):
         _check_same(folded.model, reference, kind)
-    return Adapted(
+    return LoadedAdapter(
         model=folded.model,
         reference=reference,
         base_name=found.name,
@@ -90,7 +91,7 @@ def load_adapter(
     )
 
 
-def adapter_effect(adapted: Adapted, batch: Batch) -> dict[str, float]:
+def adapter_effect(adapted: LoadedAdapter, batch: Batch) -> dict[str, float]:
     """Measure what the adapter does to a batch's logits, its trained head left in place.
 
     ``largest_logit_change`` is absolute, ``changed_label_share`` is of the rows whose largest logit
@@ -144,7 +145,7 @@ def _read_config(place: Path) -> "PeftConfig":
     if not (place / "adapter_config.json").is_file():
         raise InputError(f"'{place}' has no adapter_config.json; give a PEFT adapter's folder.")
     remedy = "bring the original adapter_config.json back, or try another version of PEFT"
-    with _sentence(f"adapter '{place}' cannot be read", remedy):
+    with as_input_error(f"adapter '{place}' cannot be read", remedy):
         config: PeftConfig = PeftConfig.from_pretrained(str(place))
         settings = msgspec.json.decode((place / "adapter_config.json").read_bytes())
     unknown = sorted(key for key in settings.keys() - vars(config).keys() if settings[key])
@@ -219,16 +220,3 @@ def _check_same(model: PreTrainedModel, reference: "PeftModel", kind: str) -> No
             f"the folded {kind} adapter does not compute what PEFT does: "
             f"logits differ by {largest:.1e}; this base cannot be exported with it."
         )
-
-
-@contextmanager
-def _sentence(what: str, remedy: str) -> Iterator[None]:
-    """Turn what transformers and PEFT raise on a stranger's files, which is anything, into one."""
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what PEFT warns, all that matters is refused here
-            yield
-    except TrainkitError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what} ({first_line(error)}); {remedy}.") from error

@@ -15,16 +15,16 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from trainkit.models.backbone import load_tokenizer, resolve
 from trainkit.models.config import MINILM
-from trainkit.models.untrusted import fetch
+from trainkit.models.safe_loading import fetch
 from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["Base", "find_base", "load_base"]
+__all__ = ["BaseModel", "find_base", "load_base"]
 
 
-class Base(NamedTuple):
+class BaseModel(NamedTuple):
     """A base model's name, as the user or the adapter gave it, and its checked folder."""
 
     name: str
@@ -33,7 +33,7 @@ class Base(NamedTuple):
 
 def find_base(
     place: Path, config: "PeftConfig", base: str | None, *, trust_remote_code: bool
-) -> Base:
+) -> BaseModel:
     """Find the model that the adapter in ``place`` stands on; ``base`` goes before its own word.
 
     ``InputError`` where it is nowhere, or no model.
@@ -43,7 +43,7 @@ def find_base(
     if not name:
         raise InputError(f"adapter '{place}' does not name its base model; {remedy}.")
     if name == MINILM:
-        return Base(name, Path(resolve(name)))
+        return BaseModel(name, Path(resolve(name)))
     beside = base is None and (place / name).is_dir()
     folder = fetch(
         str(place / name) if beside else name,
@@ -55,11 +55,11 @@ def find_base(
     # With an adapter in it, transformers would load that one's base instead of this.
     if not (folder / "config.json").is_file() or (folder / "adapter_config.json").exists():
         raise InputError(f"base model '{name}' is no Hugging Face model (config.json); {remedy}.")
-    return Base(name, folder)
+    return BaseModel(name, folder)
 
 
 def load_base(
-    base: Base, place: Path, weights: dict[str, Tensor], *, trust_remote_code: bool
+    base: BaseModel, place: Path, weights: dict[str, Tensor], *, trust_remote_code: bool
 ) -> PreTrainedModel:
     """Load the base as a float32 classifier; weights that it lacks, such as a head's, are NaN.
 

@@ -4,13 +4,10 @@ import copy
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
@@ -20,14 +17,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.config import MINILM, BackboneConfig
-from trainkit.models.folding import shift_positions
+from trainkit.models.loading import as_input_error, quiet
+from trainkit.models.merge_adapter import shift_positions
 from trainkit.models.packing import pack_encoder
 from trainkit.models.prefix import PrefixProjection
-from trainkit.models.untrusted import fetch
+from trainkit.models.safe_loading import fetch
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 
@@ -35,13 +32,11 @@ __all__ = [
     "BackboneEncoder",
     "build",
     "fingerprint",
-    "first_line",
     "load_pretrained",
     "load_same",
     "load_tokenizer",
     "max_positions",
     "pretrained_tokenizer",
-    "quiet",
     "resolve",
     "with_own_head",
 ]
@@ -181,20 +176,11 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
 
     ``InputError`` where there is no such encoder, weights are missing in it, or it is a decoder.
     """
-    with quiet():
-        try:
-            model, loading = AutoModel.from_pretrained(
-                resolve(name),
-                dtype=torch.float32,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-        # The last three from transformers 4: it stumbles over what 5 checks.
-        except (OSError, ValueError, SafetensorError, KeyError, RuntimeError, TypeError) as error:
-            raise InputError(
-                f"backbone '{name}' cannot be loaded ({first_line(error)}); "
-                "give 'minilm', or a complete Hugging Face folder or hub id."
-            ) from None
+    remedy = "give 'minilm', or a complete Hugging Face folder or hub id"
+    with as_input_error(f"backbone '{name}' cannot be loaded", remedy):
+        model, loading = AutoModel.from_pretrained(
+            resolve(name), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise InputError(
@@ -314,13 +300,9 @@ def pretrained_tokenizer(name: str) -> Tokenizer:
 
 def _auto_tokenizer(name: str | Path, trust_remote_code: bool = False) -> Any:
     home = name if isinstance(name, Path) else resolve(name, trust_remote_code=trust_remote_code)
-    try:
+    unreadable = f"backbone '{name}' has no tokenizer that can be loaded"
+    with as_input_error(unreadable, "put its tokenizer.json into the folder"):
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, TypeError) as error:  # the last from transformers 4
-        raise InputError(
-            f"backbone '{name}' has no tokenizer that can be loaded ({first_line(error)}); "
-            "put its tokenizer.json into the folder."
-        ) from None
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise InputError(
             f"the tokenizer of backbone '{name}' has no tokenizer.json or no padding token; "
@@ -345,24 +327,3 @@ def max_positions(model: nn.Module) -> int | None:
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - reserved
     return None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's message, as part of a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Load without transformers' own progress bar and its report of unused heads."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bar:
-            transformers_logging.enable_progress_bar()

@@ -15,28 +15,28 @@ from transformers import PreTrainedModel
 from trainkit.data.vocabulary import UNK_ID
 from trainkit.models import backbone
 from trainkit.models.backbone import BackboneEncoder
-from trainkit.models.config import Kind, ModelConfig, PhraseConfig, ScratchConfig
-from trainkit.models.phrases import PhraseEncoder
+from trainkit.models.config import Kind, ModelConfig, TextCNNConfig, TransformerConfig
 from trainkit.models.pooling import masked_mean
-from trainkit.models.scratch import ScratchEncoder
-from trainkit.serve.classifier import FloatArray, Runner
+from trainkit.models.text_cnn import TextCNN
+from trainkit.models.transformer import SmallTransformer
 from trainkit.serve.encoding import Batch, TextEncoder
+from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["NewModel", "TextClassifier", "build", "new", "torch_runner"]
+__all__ = ["TextClassifier", "UntrainedModel", "build", "new", "torch_runner"]
 
 
 class TextClassifier(nn.Module):
     """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, C) ``logits``, C labels."""
 
     def __init__(
-        self, encoder: BackboneEncoder | PhraseEncoder | ScratchEncoder, config: ModelConfig
+        self, encoder: BackboneEncoder | TextCNN | SmallTransformer, config: ModelConfig
     ) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
         self.head: nn.Linear | None = None
-        if config.head is msgspec.UNSET:
+        if config.head == "mean":
             self.head = nn.Linear(encoder.hidden_size, len(config.labels))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class TextClassifier(nn.Module):
             assert isinstance(self.encoder, BackboneEncoder)  # the configuration sees to it
             return self.encoder.logits(input_ids, attention_mask)
         logits: Tensor
-        if isinstance(self.encoder, PhraseEncoder):
+        if isinstance(self.encoder, TextCNN):
             logits = self.head(self.dropout(self.encoder(input_ids, attention_mask)))
             if self.training:  # what is trained gets a loss of its own
                 return logits
@@ -62,7 +62,7 @@ class TextClassifier(nn.Module):
         """Say how a text's states become one; None where the backbone's own head does it."""
         if self.head is None:
             return None
-        if isinstance(self.encoder, PhraseEncoder):
+        if isinstance(self.encoder, TextCNN):
             return "highest value of each filter"
         return "masked mean"
 
@@ -98,7 +98,7 @@ class TextClassifier(nn.Module):
             self.encoder.fold()
 
 
-class NewModel(NamedTuple):
+class UntrainedModel(NamedTuple):
     """A model before its training, with the encoder of its texts."""
 
     model: TextClassifier
@@ -116,8 +116,8 @@ def new(
     prefix_hidden: int = 0,
     max_length: int | None = None,
     dropout: float = 0.1,
-    head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET,
-) -> NewModel:
+    head: Literal["mean", "own"] = "mean",
+) -> UntrainedModel:
     """Make an untrained classifier on a pretrained backbone, or from scratch on ``vocabulary``.
 
     ``pairs`` of words are weighed by ``simple``, which its encoder has still to be told.
@@ -125,8 +125,8 @@ def new(
     ``prefix_hidden`` > 0: a network with so many hidden units makes the prefix until it is folded.
     ``dropout`` 0: no words are dropped either.
     """
-    scratch = pretrained = config = None
-    phrases: PhraseConfig | msgspec.UnsetType = msgspec.UNSET
+    transformer = pretrained = config = None
+    text_cnn: TextCNNConfig | None = None
     if backbone_name is not None and kind != "simple":
         pretrained, config = backbone.load_pretrained(backbone_name)
         reserved = prefix_length if head == "own" else 0  # positions that the prefix takes
@@ -137,13 +137,15 @@ def new(
         encoder = vocabulary
         size = encoder.tokenizer.get_vocab_size()
         if kind == "simple":
-            phrases = PhraseConfig(vocabulary_size=size, unknown_id=UNK_ID, pairs=pairs)
+            text_cnn = TextCNNConfig(vocabulary_size=size, unknown_id=UNK_ID, pairs=pairs)
             if not dropout:
-                phrases = msgspec.structs.replace(phrases, word_dropout=0.0, rare_word_dropout=0.0)
+                text_cnn = msgspec.structs.replace(
+                    text_cnn, word_dropout=0.0, rare_word_dropout=0.0
+                )
         else:
-            scratch = ScratchConfig(vocabulary_size=size)
+            transformer = TransformerConfig(vocabulary_size=size)
             if not dropout:
-                scratch = msgspec.structs.replace(scratch, word_dropout=0.0)
+                transformer = msgspec.structs.replace(transformer, word_dropout=0.0)
     else:
         raise ValueError("give a backbone's name or a vocabulary")
     limits = [encoder.max_length] if max_length is None else [encoder.max_length, max_length]
@@ -155,14 +157,14 @@ def new(
         pad_id=encoder.pad_id,
         dropout=dropout,
         prefix_length=prefix_length if kind == "prefix" else 0,
-        scratch=scratch,
+        transformer=transformer,
         backbone=config,
         head=head,
-        phrases=phrases,
+        text_cnn=text_cnn,
     )
     if pretrained is not None:
-        return NewModel(_on_backbone(pretrained, settings, prefix_hidden), encoder)
-    return NewModel(build(settings), encoder)
+        return UntrainedModel(_on_backbone(pretrained, settings, prefix_hidden), encoder)
+    return UntrainedModel(build(settings), encoder)
 
 
 def build(config: ModelConfig) -> TextClassifier:
@@ -170,13 +172,11 @@ def build(config: ModelConfig) -> TextClassifier:
 
     ``InputError`` where the frozen backbone is not the one that the prefix was trained on.
     """
-    if config.phrases is not msgspec.UNSET:
-        return TextClassifier(
-            PhraseEncoder(config.phrases, len(config.labels), config.dropout), config
-        )
-    if config.scratch is not None:
-        encoder = ScratchEncoder(
-            config.scratch, config.max_length, config.dropout, config.prefix_length
+    if config.text_cnn is not None:
+        return TextClassifier(TextCNN(config.text_cnn, len(config.labels), config.dropout), config)
+    if config.transformer is not None:
+        encoder = SmallTransformer(
+            config.transformer, config.max_length, config.dropout, config.prefix_length
         )
         return TextClassifier(encoder, config)
     assert config.backbone is not None  # ModelConfig holds one or the other

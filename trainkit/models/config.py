@@ -6,7 +6,7 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["MINILM", "BackboneConfig", "Kind", "ModelConfig", "PhraseConfig", "ScratchConfig"]
+__all__ = ["MINILM", "BackboneConfig", "Kind", "ModelConfig", "TextCNNConfig", "TransformerConfig"]
 
 MINILM = "minilm"  # the one backbone that comes as a package
 Kind = Literal["simple", "prefix", "finetune"]
@@ -18,7 +18,7 @@ def _check_sizes(config: msgspec.Struct, *names: str) -> None:
             raise InputError(f"{name} must be at least 1, not {size}.")
 
 
-class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TextCNNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the encoder of words and phrases that is trained from scratch.
 
     ``windows`` are the convolutions' sizes in tokens, each with as many ``filters``; the linear
@@ -50,7 +50,7 @@ class PhraseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
 
-class ScratchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TransformerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the transformer that is trained from scratch."""
 
     vocabulary_size: int
@@ -86,10 +86,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One text classifier.
 
     ``max_length`` counts tokens, special tokens included; ``prefix_length`` counts trained
-    positions (0 except for ``prefix``). Exactly one of ``scratch``, ``phrases`` and ``backbone`` is
-    set.
-    ``head`` is UNSET for a linear one over the states' mean, ``own`` for the one that transformers
-    builds on the backbone, the text's positions counted behind the prefix: what PEFT computes.
+    positions (0 except for ``prefix``). Exactly one of ``transformer``, ``text_cnn`` and
+    ``backbone`` is set. ``head`` is a linear layer over the ``mean`` of the states, or the
+    backbone's ``own``, as transformers and PEFT compute it: positions of the text are counted
+    after the prefix.
     """
 
     kind: Kind
@@ -98,11 +98,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pad_id: int
     dropout: float = 0.1
     prefix_length: int = 0
-    scratch: ScratchConfig | None = None
+    transformer: TransformerConfig | None = None
     backbone: BackboneConfig | None = None
-    head: Literal["own"] | msgspec.UnsetType = msgspec.UNSET
-    # Unset and not None: checkpoints from before there was this field keep their hash.
-    phrases: PhraseConfig | msgspec.UnsetType = msgspec.UNSET
+    head: Literal["mean", "own"] = "mean"
+    text_cnn: TextCNNConfig | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -114,10 +113,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             faults.append(f"dropout must be in [0, 1), not {self.dropout}")
         if (self.kind == "prefix") != (self.prefix_length > 0):
             faults.append(f"kind {self.kind!r} does not go with prefix_length {self.prefix_length}")
-        if [self.scratch, self.backbone, self.phrases or None].count(None) != 2:
-            faults.append("exactly one of scratch, phrases and backbone must be given")
-        if self.phrases and self.kind != "simple":
-            faults.append("phrases go with kind 'simple'")
+        if [self.transformer, self.text_cnn, self.backbone].count(None) != 2:
+            faults.append("exactly one of transformer, text_cnn and backbone must be given")
+        if self.text_cnn is not None and self.kind != "simple":
+            faults.append("text_cnn goes with kind 'simple'")
         if self.kind == "simple" and self.backbone is not None:
             faults.append("kind 'simple' is trained from scratch and takes no backbone")
         if self.kind == "finetune" and self.backbone is None:

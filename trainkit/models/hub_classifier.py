@@ -5,23 +5,23 @@ import logging
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from trainkit.models import backbone
+from trainkit.models.loading import as_input_error
 from trainkit.models.packing import pack_encoder
-from trainkit.serve.decision import ProblemType
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import ProblemType
 
 __all__ = [
     "Forward",
     "HubClassifier",
-    "assemble",
+    "build",
     "complete_padding",
-    "describe",
     "load",
+    "pack",
     "takes_token_types",
 ]
 
@@ -85,18 +85,18 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     complete_padding(pretrained, encoder.pad_id, name)
-    return describe(pretrained, encoder)
+    return pack(pretrained, encoder)
 
 
-def describe(pretrained: PreTrainedModel, encoder: TextEncoder) -> HubClassifier:
+def pack(pretrained: PreTrainedModel, encoder: TextEncoder) -> HubClassifier:
     """Keep ``pretrained`` as the reference, and pack it."""
     shared = {id(tensor): tensor for tensor in pretrained.state_dict(keep_vars=True).values()}
     reference = copy.deepcopy(pretrained, shared)
     body: Any = pretrained.base_model
-    return assemble(pretrained, reference, encoder, pack_encoder(body).declined)
+    return build(pretrained, reference, encoder, pack_encoder(body).declined)
 
 
-def assemble(
+def build(
     model: PreTrainedModel, reference: nn.Module, encoder: TextEncoder, padded_because: str | None
 ) -> HubClassifier:
     """Put a classifier together from what is exported and what it must compute."""
@@ -118,20 +118,14 @@ def assemble(
 
 
 def _pretrained(name: str, trust_remote_code: bool) -> PreTrainedModel:
-    with backbone.quiet():
-        try:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                backbone.resolve(name, trust_remote_code=trust_remote_code),
-                dtype=torch.float32,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-            )
-        # The middle three are what transformers 4 raises where 5 raises a ValueError.
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-            raise InputError(
-                f"'{name}' cannot be loaded as a sequence classifier "
-                f"({backbone.first_line(error)}); give a complete Hugging Face folder or hub id."
-            ) from None
+    unreadable = f"'{name}' cannot be loaded as a sequence classifier"
+    with as_input_error(unreadable, "give a complete Hugging Face folder or hub id"):
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            backbone.resolve(name, trust_remote_code=trust_remote_code),
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InputError(

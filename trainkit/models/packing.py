@@ -1,33 +1,31 @@
 """Unmodified Hugging Face encoders on the one attention function, their hidden states packed.
 
-A forward of a packed encoder makes one :class:`MaskPlan`, and while it runs, its layers' attention
-goes to :func:`attend`, whether they ask transformers for it or call PyTorch themselves; one hook
-packs the input of the first layer, another unpacks what the last one returns. Embeddings, poolers
-and heads never notice. :func:`pack_encoder` proves on a probe that the result is the same, and
-leaves a family for which it is not (own attention, rotary caches, shared layers) as it was.
+A forward of a packed encoder makes one :class:`MaskPlan`. The layers' attention goes to
+:func:`attend` through transformers' attention interface; one hook packs the input of the first
+layer, another unpacks what the last one returns. Embeddings, poolers and heads never notice.
+:func:`pack_encoder` proves on a probe that the result is the same, and leaves a family for which it
+is not (own attention, rotary caches, shared layers) unchanged.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from trainkit.models.attention import MaskPlan, attend
+from trainkit.models.loading import quiet
 
-__all__ = ["AttentionSite", "Packing", "pack_encoder"]
+__all__ = ["AttentionLayer", "Packing", "pack_encoder"]
 
 NAME = "trainkit"
 
 
-class AttentionSite(NamedTuple):
+class AttentionLayer(NamedTuple):
     """A layer that calls attention once: where its prefix is attached."""
 
     module: nn.Module
@@ -38,7 +36,7 @@ class AttentionSite(NamedTuple):
 class Packing(NamedTuple):
     """What :func:`pack_encoder` did: ``declined`` is None, or why the encoder stays padded."""
 
-    sites: list[AttentionSite]
+    sites: list[AttentionLayer]
     declined: str | None
 
 
@@ -48,7 +46,7 @@ class _Running:
     def __init__(self, attention_mask: Tensor) -> None:
         self.plan = MaskPlan(attention_mask)
         self.layer: nn.Module | None = None
-        self.calls: list[AttentionSite] = []
+        self.calls: list[AttentionLayer] = []
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float
@@ -56,12 +54,11 @@ class _Running:
         """(1, A, T, D) each to (1, T, A, D)."""
         layer = self.layer
         assert layer is not None  # a family that asks elsewhere fails the probe
-        self.calls.append(AttentionSite(layer, key.shape[1], key.shape[3]))
+        self.calls.append(AttentionLayer(layer, key.shape[1], key.shape[3]))
         prefix = getattr(layer, "prefix", None)
         return attend(query, key, value, self.plan, prefix=prefix, scale=scale, dropout=dropout)
 
 
-# Like the modes below, it belongs to one thread.
 _running: ContextVar[_Running] = ContextVar("packed forward that runs")
 
 
@@ -86,40 +83,12 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _no_mask)
 
 
-class _CallsToPyTorch(TorchFunctionMode):
-    """Sends calls of ``scaled_dot_product_attention`` from the encoder's layers to ``attend``."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention and _running.get().layer is not None:
-            return self._attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,  # made for padded states
-        dropout_p: float = 0.0,
-        is_causal: bool = False,  # not asked, as the mask is not: the probe shows where it matters
-        scale: float | None = None,
-        **_: Any,
-    ) -> Tensor:
-        return _running.get().attend(query, key, value, scale, dropout_p).transpose(1, 2)
-
-
 @contextmanager
-def _packed(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[_Running]:
+def _packed(attention_mask: Tensor) -> Iterator[_Running]:
     running = _Running(attention_mask)
     token = _running.set(running)
-    # BERT and its kin ask transformers' interface from version 5 on only. A mode costs some
-    # microseconds at every call of PyTorch, so it is not used where the interface is asked.
-    asks = model.config._attn_implementation == NAME
     try:
-        with nullcontext() if asks else _CallsToPyTorch():
-            yield running
+        yield running
     finally:
         _running.reset(token)
 
@@ -129,7 +98,7 @@ def _forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     if mask is None:
         raise ValueError("a packed encoder needs an attention_mask")
-    with _packed(model, mask):
+    with _packed(mask):
         return type(model).forward(model, *args, **kwargs)
 
 
@@ -157,13 +126,9 @@ def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:
-    """Set it without a warning where a family calls PyTorch's itself: that is caught as well."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
+    """Set it without a warning; the probe finds families that do not ask the interface."""
+    with quiet():
         model.set_attn_implementation(name)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
@@ -196,9 +161,9 @@ def pack_encoder(model: PreTrainedModel) -> Packing:
         layers[0].register_forward_pre_hook(_pack_input),
         layers[-1].register_forward_hook(_unpack_output),
     ]
-    sites: list[AttentionSite] = []
+    sites: list[AttentionLayer] = []
     try:
-        with torch.inference_mode(), _packed(model, mask) as running:
+        with torch.inference_mode(), _packed(mask) as running:
             packed = model(input_ids=ids, attention_mask=mask).last_hidden_state
         declined = _difference(expected, packed, mask, running.calls, layers)
         sites = running.calls
@@ -222,7 +187,7 @@ def _difference(
     expected: Tensor,
     packed: Tensor,
     mask: Tensor,
-    calls: list[AttentionSite],
+    calls: list[AttentionLayer],
     layers: nn.ModuleList,
 ) -> str | None:
     if [call.module for call in calls] != list(layers):

@@ -10,15 +10,23 @@ from torch import Tensor
 
 from trainkit.data.readers import Example
 from trainkit.serve.encoding import TextEncoder, by_length, pad
-from trainkit.trainer.group import ALONE, Group
+from trainkit.trainer.distributed import SINGLE, ProcessGroup
 
-__all__ = ["BATCH_TOKENS", "Encoded", "Part", "Share", "encode", "in_order", "shuffled"]
+__all__ = [
+    "BATCH_TOKENS",
+    "BatchShard",
+    "EncodedExamples",
+    "MicroBatch",
+    "encode",
+    "in_order",
+    "shuffled",
+]
 
 
 BATCH_TOKENS = 4096  # padding counted; more would take longer where lengths differ, and more memory
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """Some texts: ids (B, S), mask (B, S) and labels (B,), int64 all."""
 
     ids: Tensor
@@ -26,31 +34,31 @@ class Part(NamedTuple):
     labels: Tensor
 
 
-class Share(NamedTuple):
+class BatchShard(NamedTuple):
     """What one process computes of a batch, in parts; ``whole`` are the labels of all of it.
 
     Where the batch has fewer texts than there are processes, some compute one that another
     ``counted``.
     """
 
-    parts: list[Part]
+    parts: list[MicroBatch]
     whole: Tensor
     counted: bool = True
 
 
-class Encoded(NamedTuple):
+class EncodedExamples(NamedTuple):
     """N examples as token ids (ragged) and label numbers (N,)."""
 
     rows: list[list[int]]
     labels: Tensor
     pad_id: int
 
-    def part(self, chosen: Sequence[int]) -> Part:
+    def part(self, chosen: Sequence[int]) -> MicroBatch:
         """Return the chosen examples, padded to the longest."""
         ids, mask, _ = pad([self.rows[i] for i in chosen], self.pad_id)
-        return Part(torch.from_numpy(ids), torch.from_numpy(mask), self.labels[list(chosen)])
+        return MicroBatch(torch.from_numpy(ids), torch.from_numpy(mask), self.labels[list(chosen)])
 
-    def parts(self, chosen: Sequence[int], max_tokens: int) -> list[Part]:
+    def parts(self, chosen: Sequence[int], max_tokens: int) -> list[MicroBatch]:
         """Return the chosen examples at once, or, where padded to one length they would be more
         than ``max_tokens`` tokens, in parts of similar length."""
         lengths = [len(self.rows[i]) for i in chosen]
@@ -60,10 +68,12 @@ class Encoded(NamedTuple):
         return [self.part([chosen[place] for place in places]) for places in found]
 
 
-def encode(examples: Sequence[Example], encoder: TextEncoder, names: Sequence[str]) -> Encoded:
+def encode(
+    examples: Sequence[Example], encoder: TextEncoder, names: Sequence[str]
+) -> EncodedExamples:
     """Tokenise once, before the first epoch. Every label must be in ``names``."""
     number = {name: i for i, name in enumerate(names)}
-    return Encoded(
+    return EncodedExamples(
         encoder.token_ids([example.text for example in examples]),
         torch.tensor([number[example.label] for example in examples]),
         encoder.pad_id,
@@ -71,8 +81,13 @@ def encode(examples: Sequence[Example], encoder: TextEncoder, names: Sequence[st
 
 
 def shuffled(
-    data: Encoded, size: int, seed: int, epoch: int, max_tokens: int, group: Group = ALONE
-) -> Iterator[Share]:
+    data: EncodedExamples,
+    size: int,
+    seed: int,
+    epoch: int,
+    max_tokens: int,
+    group: ProcessGroup = SINGLE,
+) -> Iterator[BatchShard]:
     """Yield this process's share of one epoch's batches, in an order that seed and epoch decide.
 
     ``size`` is that of a whole batch, over all processes; ``max_tokens`` is for one part. Lengths
@@ -81,12 +96,14 @@ def shuffled(
     order = np.random.default_rng((seed, epoch)).permutation(len(data.rows)).tolist()
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        mine = group.share(chosen, [len(data.rows[i]) for i in chosen])
+        mine = group.shard(chosen, [len(data.rows[i]) for i in chosen])
         parts = data.parts(mine or chosen[:1], max_tokens)
-        yield Share(parts, data.labels[chosen], counted=bool(mine))
+        yield BatchShard(parts, data.labels[chosen], counted=bool(mine))
 
 
-def in_order(data: Encoded, max_tokens: int, group: Group = ALONE) -> Iterator[Part]:
+def in_order(
+    data: EncodedExamples, max_tokens: int, group: ProcessGroup = SINGLE
+) -> Iterator[MicroBatch]:
     """Yield this process's part of all examples, in batches of similar length."""
     lengths = [len(row) for row in data.rows]
     batches = by_length(lengths, len(lengths), max_tokens)

@@ -17,17 +17,17 @@ from safetensors import SafetensorError
 from trainkit import __version__
 from trainkit.models.classifier import TextClassifier, build
 from trainkit.models.config import ModelConfig
+from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, write_atomically
-from trainkit.trainer.config import TrainConfig
+from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
 
 __all__ = [
     "CHECKPOINT",
     "LATEST",
     "Checkpoint",
-    "Loaded",
+    "LoadedRun",
     "calibrate",
     "load",
     "point_latest",
@@ -37,32 +37,30 @@ __all__ = [
     "weights_path",
 ]
 
-CHECKPOINT = "checkpoint.json"
 LATEST = "latest"
 FORMAT_VERSION = 1
 
 
-class Checkpoint(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Checkpoint(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``checkpoint.json``. ``metrics`` are those of the epoch that it keeps.
 
     ``temperature`` is set at the end of the training, where one is best.
-    Sealed, because a label that was changed in it would be exported, and pass every check.
+    Checksummed, because a label that was changed in it would be exported, and pass every check.
     """
 
     format_version: int
     model: ModelConfig
-    training: TrainConfig
+    seed: int
     epoch: int
     metrics: dict[str, float]
     versions: dict[str, str]
     weights: str
-    weights_facts: FileFacts
-    tokenizer_facts: FileFacts
-    # Unset and not None: a checkpoint from before there was this field keeps its hash.
-    temperature: float | msgspec.UnsetType = msgspec.UNSET
+    weights_facts: FileInfo
+    tokenizer_facts: FileInfo
+    temperature: float | None = None
 
 
-class Loaded(NamedTuple):
+class LoadedRun(NamedTuple):
     """A model in evaluation mode with its trained weights, and the encoder of its texts."""
 
     model: TextClassifier
@@ -78,7 +76,7 @@ class Loaded(NamedTuple):
             self.encoder,
             torch_runner(self.model),
             self.checkpoint.model.labels,
-            temperature=1.0 if kept is msgspec.UNSET else kept,
+            temperature=1.0 if kept is None else kept,
         )
 
 
@@ -86,8 +84,8 @@ def save(
     folder: Path,
     model: TextClassifier,
     encoder: TextEncoder,
-    training: TrainConfig,
     *,
+    seed: int,
     epoch: int,
     metrics: dict[str, float],
 ) -> Checkpoint:
@@ -100,15 +98,15 @@ def save(
     checkpoint = Checkpoint(
         format_version=FORMAT_VERSION,
         model=model.config,
-        training=training,
+        seed=seed,
         epoch=epoch,
         metrics=metrics,
         versions={"trainkit": __version__, "torch": str(torch.__version__)},
         weights=weights.name,
-        weights_facts=facts(weights),
-        tokenizer_facts=facts(tokenizer),
+        weights_facts=file_info(weights),
+        tokenizer_facts=file_info(tokenizer),
     )
-    checkpoint = checkpoint.sealed()
+    checkpoint = checkpoint.with_checksum()
     write_atomically(folder / CHECKPOINT, pretty_json(checkpoint))
     for old in folder.glob("weights-*.safetensors"):
         if old != weights:
@@ -116,18 +114,16 @@ def save(
     return checkpoint
 
 
-def calibrate(
-    folder: Path, temperature: float | msgspec.UnsetType, metrics: dict[str, float]
-) -> None:
+def calibrate(folder: Path, temperature: float | None, metrics: dict[str, float]) -> None:
     """Put the temperature, and what it does to the validation texts, into the checkpoint."""
     kept = read(folder)
     kept = msgspec.structs.replace(
         kept, temperature=temperature, metrics={**kept.metrics, **metrics}
     )
-    write_atomically(folder / CHECKPOINT, pretty_json(kept.sealed()))
+    write_atomically(folder / CHECKPOINT, pretty_json(kept.with_checksum()))
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path) -> LoadedRun:
     """Read a run's folder; ``InputError`` says what is missing or damaged in it."""
     path = folder / CHECKPOINT
     checkpoint = read(folder)
@@ -136,7 +132,7 @@ def load(folder: Path) -> Loaded:
         ("tokenizer.json", checkpoint.tokenizer_facts),
     ):
         file = folder / name
-        if not file.is_file() or facts(file) != expected:
+        if not file.is_file() or file_info(file) != expected:
             raise InputError(
                 f"{file} is missing or damaged (not the file whose sha256 {path.name} names); "
                 "train again."
@@ -146,7 +142,7 @@ def load(folder: Path) -> Loaded:
     )
     model = build(checkpoint.model)
     restore(model, folder / checkpoint.weights)
-    return Loaded(model.eval(), encoder, checkpoint)
+    return LoadedRun(model.eval(), encoder, checkpoint)
 
 
 def restore(model: TextClassifier, weights: Path) -> None:
@@ -193,7 +189,7 @@ def read(folder: Path) -> Checkpoint:
         checkpoint = msgspec.json.decode(content, type=Checkpoint)
     except (msgspec.DecodeError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); train again.") from None
-    if not checkpoint.is_intact:
+    if not checkpoint.is_valid:
         raise InputError(f"{path} was changed after the training; train again.")
     return checkpoint
 

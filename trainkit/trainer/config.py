@@ -1,12 +1,12 @@
 """Settings of a training run: one frozen struct, saved beside the weights."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import Meta
 
 from trainkit.models.config import Kind
-from trainkit.serve.errors import InputError
+from trainkit.serve.fields import check_fields
 
 __all__ = ["DEFAULTS", "TrainConfig"]
 
@@ -14,68 +14,118 @@ __all__ = ["DEFAULTS", "TrainConfig"]
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to train. Rates are AdamW's (Loshchilov & Hutter 2019), per step, at their peak."""
 
-    epochs: int = 10
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    """Of the encoder: all its weights, or its prefix."""
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    """Not applied to biases, LayerNorm weights and prefixes."""
-    warmup_share: float = 0.1
-    """Of all steps, rising linearly from 0; the rest falls along a cosine to 0."""
-    max_gradient_norm: float = 1.0
-    label_smoothing: float = 0.0
-    # UNSET, not a value: else the sealed checkpoints of older runs would have another hash.
-    class_weights: Literal["none", "balanced"] | UnsetType = UNSET
-    """Balanced: n / (classes * n_c), by the examples of each class in train."""
-    focal_gamma: float | UnsetType = UNSET
-    """Of the focal loss (Lin et al. 2017), usually 2; 0 is cross entropy."""
-    average_decay: float = 0.0
-    """Of the running average of the weights (Polyak & Juditsky 1992), which is then what is scored
-    and saved; 0 takes the weights themselves."""
-    patience_epochs: int = 5
-    """Stop after so many epochs that were not better: by validation accuracy, then by its loss."""
-    refit: bool | UnsetType = UNSET
-    """Then train anew, on train and validation together, through the same schedule (up to the best
-    epoch where the first training was stopped early): that is the model which is kept."""
-    batch_tokens: int | UnsetType = UNSET
-    """Tokens, padding counted, that are computed at once; a larger batch is computed in parts whose
-    gradients add up. It changes time and memory, and the result by rounding only."""
-    precision: Literal["fp32", "bf16"] | UnsetType = UNSET
-    """bf16: the forward pass under autocast; weights, gradients and scores stay in float32."""
-    compile: bool | UnsetType = UNSET
-    """Compile the training's forward and backward with torch.compile."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    epochs: Annotated[int, Meta(ge=1, description="Passes over the training texts.")] = 10
+    batch_size: Annotated[int, Meta(ge=1, description="Texts per optimizer step.")] = 32
+    learning_rate: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Peak learning rate of the encoder or its prefix; auto runs a range test "
+            "first (Smith 2017).",
+            extra={"option": "--learning-rate/--lr", "metavar": "RATE|auto"},
+        ),
+    ] = 1e-3
+    head_learning_rate: Annotated[
+        float, Meta(gt=0, description="Peak learning rate of the classification head.")
+    ] = 1e-3
+    weight_decay: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="AdamW's weight decay, not applied to biases, LayerNorm weights and "
+            "prefixes.",
+        ),
+    ] = 0.01
+    warmup_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="Fraction of steps used for linear warm-up; a cosine decay to 0 follows.",
+        ),
+    ] = 0.1
+    max_gradient_norm: Annotated[
+        float, Meta(gt=0, description="Norm to which larger gradients are scaled down.")
+    ] = 1.0
+    label_smoothing: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="Probability spread evenly over all labels in the target."),
+    ] = 0.0
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        Meta(description="Weights of classes in the loss; balanced is n / (classes * n_class)."),
+    ] = "none"
+    focal_gamma: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10,
+            description="Focusing parameter of the focal loss (Lin et al. 2017), usually 2; 0 is "
+            "cross entropy.",
+        ),
+    ] = 0.0
+    average_decay: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="Decay per step of the running average of the weights (Polyak & Juditsky "
+            "1992), which is then scored and saved; 0 turns it off.",
+        ),
+    ] = 0.0
+    patience_epochs: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Epochs without improvement in validation accuracy (ties: its loss) after "
+            "which training stops.",
+        ),
+    ] = 5
+    refit: Annotated[
+        bool,
+        Meta(
+            description="Then train a new model on training and validation texts together, through "
+            "the same schedule, and keep that one."
+        ),
+    ] = False
+    batch_tokens: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Tokens computed at once, padding included; larger batches are split and "
+            "their gradients added up.",
+        ),
+    ] = 4096
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        Meta(
+            description="Precision of the forward pass; bf16 uses autocast, and weights stay in "
+            "float32."
+        ),
+    ] = "fp32"
+    compile: Annotated[
+        bool,
+        Meta(
+            description="Compile the model with torch.compile, which needs a C++ compiler (Triton "
+            "on a GPU)."
+        ),
+    ] = False
+    seed: Annotated[
+        int,
+        Meta(ge=0, lt=2**32, description="Seed of weights, batches and the split of the data."),
+    ] = 0
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Meta(description="Device to train on; auto takes a CUDA GPU if there is one."),
+    ] = "auto"
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be at least 1, not {value}"
-            for name in ("epochs", "batch_size", "patience_epochs")
-            if (value := getattr(self, name)) < 1
-        ]
-        faults += [
-            f"{name} must be above 0, not {value}"
-            for name in ("learning_rate", "head_learning_rate", "max_gradient_norm")
-            if not (value := getattr(self, name)) > 0
-        ]
-        faults += [
-            f"{name} must be in [0, 1), not {value}"
-            for name in ("warmup_share", "weight_decay", "label_smoothing", "average_decay")
-            if not 0 <= (value := getattr(self, name)) < 1
-        ]
-        if self.focal_gamma is not UNSET and not 0 <= self.focal_gamma <= 10:
-            faults.append(f"focal_gamma must be in [0, 10], not {self.focal_gamma}")
-        if self.batch_tokens is not UNSET and self.batch_tokens < 1:
-            faults.append(f"batch_tokens must be at least 1, not {self.batch_tokens}")
-        if not 0 <= self.seed < 2**32:
-            faults.append(f"seed must be in [0, 2**32), not {self.seed}")
-        if faults:
-            raise InputError("These training settings do not work: " + "; ".join(faults) + ".")
+        check_fields(self, "These training settings do not work")
 
 
 # Those of prefix and finetune are from runs on TREC whose validation and test scores were both in
-# view, so no unbiased choice; `trainkit train --help` shows how to change them. Fewer epochs do for
+# view, so no unbiased spec; `trainkit train --help` shows how to change them. Fewer epochs do for
 # simple where there are thousands of texts, and early stopping finds it; hundreds need these.
 DEFAULTS: dict[Kind, TrainConfig] = {
     "simple": TrainConfig(

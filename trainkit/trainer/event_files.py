@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainkit.serve.errors import InputError
-from trainkit.trainer.progress import Epoch, Progress
+from trainkit.trainer.callbacks import Epoch, TrainingCallback
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -15,13 +15,13 @@ EVENTS = "events"
 
 
 class EventFiles:
-    """Progress that goes into ``events/`` of a run's folder, and on to whoever else is told.
+    """Training callback that writes TensorBoard event files and forwards to another callback.
 
     After every step ``step/loss`` and ``step/accuracy``, of the epoch so far; after every epoch
     ``loss`` and ``accuracy`` of both splits. ``InputError`` where TensorBoard is not installed.
     """
 
-    def __init__(self, run: Path, then: Progress) -> None:
+    def __init__(self, run: Path, then: TrainingCallback) -> None:
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ModuleNotFoundError:

@@ -2,7 +2,7 @@
 
 In go a new model and its splits; out comes a run's folder with the best checkpoint, and the model
 with exactly those weights loaded. Several processes may do it together (see
-:mod:`trainkit.trainer.group`): all go through every step, and the one that leads writes.
+:mod:`trainkit.trainer.distributed`): all go through every step, and the one that leads writes.
 """
 
 import itertools
@@ -17,14 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.data.splits import Splits
-from trainkit.models.classifier import NewModel, TextClassifier
+from trainkit.models.classifier import TextClassifier, UntrainedModel
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer import checkpoint, state
-from trainkit.trainer.batches import BATCH_TOKENS, Encoded, Share, encode, in_order, shuffled
+from trainkit.trainer.batches import (
+    BATCH_TOKENS,
+    BatchShard,
+    EncodedExamples,
+    encode,
+    in_order,
+    shuffled,
+)
+from trainkit.trainer.callbacks import Epoch, NoCallback, TrainingCallback
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.group import ALONE, Group
-from trainkit.trainer.progress import Epoch, Progress, Unwatched
+from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.setup import (
     choose_device,
     make_average,
@@ -32,10 +39,10 @@ from trainkit.trainer.setup import (
     make_schedule,
     seed_everything,
 )
-from trainkit.trainer.state import Position, Training
-from trainkit.trainer.steps import Stepper, Tables, make_gradients
+from trainkit.trainer.state import Step, TrainingState
+from trainkit.trainer.train_step import SparseEmbeddingGrads, Stepper, make_gradients
 
-__all__ = ["DivergedError", "Epoch", "Progress", "Trained", "train"]
+__all__ = ["DivergedError", "Epoch", "TrainingCallback", "TrainingResult", "fit"]
 
 HISTORY = "history.json"
 SAVE_EVERY_S = 60.0  # and after each epoch
@@ -45,7 +52,7 @@ class DivergedError(InputError):
     """The loss stopped being a number."""
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     """The model with its best weights loaded, and how it came to them."""
 
     model: TextClassifier
@@ -54,16 +61,16 @@ class Trained(NamedTuple):
     interrupted: bool
 
 
-def train(
-    new: NewModel,
+def fit(
+    new: UntrainedModel,
     splits: Splits,
     config: TrainConfig,
     folder: Path,
-    progress: Progress | None = None,
+    progress: TrainingCallback | None = None,
     save_every_s: float = SAVE_EVERY_S,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE,
     until: int | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train ``new`` and keep its best epoch in ``folder``.
 
     Where the folder holds the state of an unfinished training of the same model, data and settings,
@@ -80,7 +87,7 @@ def train(
     # Not the same numbers in each process: dropout would drop the same units of their texts.
     seed_everything((config.seed + group.rank) % 2**32)
     new.model.to(choose_device(config.device))
-    loop = _Loop(new, splits, config, folder, progress or Unwatched(), save_every_s, group, until)
+    loop = _Loop(new, splits, config, folder, progress or NoCallback(), save_every_s, group, until)
     interrupted = False
     try:
         while loop.has_more():
@@ -98,13 +105,13 @@ class _Loop:
 
     def __init__(
         self,
-        new: NewModel,
+        new: UntrainedModel,
         splits: Splits,
         config: TrainConfig,
         folder: Path,
-        progress: Progress,
+        progress: TrainingCallback,
         save_every_s: float,
-        group: Group,
+        group: ProcessGroup,
         until: int | None,
     ) -> None:
         model, self.encoder = new
@@ -112,9 +119,11 @@ class _Loop:
         self.progress, self.save_every_s, self.until = progress, save_every_s, until
         self.train_data = encode(splits.train, self.encoder, model.config.labels)
         self.valid_data = encode(splits.valid, self.encoder, model.config.labels)
-        self.batch_tokens = config.batch_tokens or BATCH_TOKENS
+        self.batch_tokens = config.batch_tokens
         self.steps = math.ceil(len(self.train_data.rows) / config.batch_size)  # an epoch
-        self.training = Training(model, make_average(model, config), make_optimizer(model, config))
+        self.training = TrainingState(
+            model, make_average(model, config), make_optimizer(model, config)
+        )
         self.position, self.history = state.restore(folder, self.training, group)
         self.stepper = self._stepper()
         self.saved_at = time.monotonic()
@@ -127,7 +136,7 @@ class _Loop:
         schedule = make_schedule(optimizer, self.config, self.steps * self.config.epochs, begun)
         # Dense gradients are what processes exchange, and what a compiler and CUDA are made for.
         alone = self.group.size == 1 and gradients.device.type == "cpu"
-        tables = Tables(model if alone and self.config.compile is not True else nn.Module())
+        tables = SparseEmbeddingGrads(model if alone and not self.config.compile else nn.Module())
         return Stepper(self.training, gradients, schedule, self.config.max_gradient_norm, tables)
 
     @property
@@ -149,7 +158,7 @@ class _Loop:
         result = self._scored()
         self._keep(result)
         self.history.append(result)
-        self.position = Position(result.epoch + 1)
+        self.position = Step(result.epoch + 1)
         self._save()
         self.progress.epoch(result)
 
@@ -169,9 +178,9 @@ class _Loop:
             if due and self.position.done < self.steps:
                 self._save()
 
-    def _step(self, share: Share) -> bool:
+    def _step(self, share: BatchShard) -> bool:
         """Make one step; tell whether any process finds that it is time to save."""
-        mean_loss, hits, due = self.group.sums(
+        mean_loss, hits, due = self.group.all_sum(
             *self.stepper.backward(share), time.monotonic() - self.saved_at >= self.save_every_s
         )
         now = self.position = self.position.after(mean_loss, hits, len(share.whole))
@@ -200,21 +209,21 @@ class _Loop:
         loss, accuracy = score(self._candidate(), self.valid_data, self.batch_tokens, self.group)
         result = Epoch(*reached, loss, accuracy, best=True)
         # A refit ends its whole schedule: its scores and temperature are those of such a model.
-        whole = self.config.refit is True and now.epoch == self.config.epochs
+        whole = self.config.refit and now.epoch == self.config.epochs
         if whole or self.best is None or result.rank > self.best.rank:
             return result
         return msgspec.structs.replace(result, best=False)
 
     def _keep(self, result: Epoch) -> None:
         """Write the checkpoint of a best epoch, and the history."""
-        if not self.group.leads:
+        if not self.group.is_main:
             return
         if result.best:
             checkpoint.save(
                 self.folder,
                 self._candidate(),
                 self.encoder,
-                self.config,
+                seed=self.config.seed,
                 epoch=result.epoch,
                 metrics=result.validation,
             )
@@ -225,19 +234,22 @@ class _Loop:
         state.save(self.folder, self.training, self.position, self.history, self.group)
         self.saved_at = time.monotonic()
 
-    def finish(self, *, interrupted: bool) -> Trained:
+    def finish(self, *, interrupted: bool) -> TrainingResult:
         """Load the best weights into the model."""
         best, model = self.best, self.training.model
         assert best is not None  # there is at least one epoch, and the first is the best so far
         model.fold()
-        if self.group.leads:
+        if self.group.is_main:
             checkpoint.restore(model, checkpoint.weights_path(self.folder))
-        return Trained(model.eval(), self.history, best, interrupted)
+        return TrainingResult(model.eval(), self.history, best, interrupted)
 
 
 @torch.inference_mode()
 def score(
-    model: TextClassifier, data: Encoded, batch_tokens: int = BATCH_TOKENS, group: Group = ALONE
+    model: TextClassifier,
+    data: EncodedExamples,
+    batch_tokens: int = BATCH_TOKENS,
+    group: ProcessGroup = SINGLE,
 ) -> tuple[float, float]:
     """Return the mean loss and the accuracy over all examples; each process scores its part."""
     model.eval()
@@ -248,5 +260,5 @@ def score(
         logits: Tensor = model(ids.to(device), mask.to(device))
         loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
         correct += (logits.argmax(1) == labels).sum().item()
-    loss_sum, correct = group.sums(loss_sum, correct)
+    loss_sum, correct = group.all_sum(loss_sum, correct)
     return loss_sum / len(data.rows), correct / len(data.rows)

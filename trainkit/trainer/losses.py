@@ -77,4 +77,4 @@ def objective(config: TrainConfig, labels: Tensor, classes: int, device: torch.d
     weights = None
     if config.class_weights == "balanced":
         weights = balanced_weights(labels, classes).to(device)
-    return Objective(weights, config.label_smoothing, config.focal_gamma or 0.0)
+    return Objective(weights, config.label_smoothing, config.focal_gamma)

@@ -7,15 +7,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainkit.serve.decision import FloatArray, probabilities
 from trainkit.serve.errors import InputError
+from trainkit.serve.postprocess import probabilities
+from trainkit.serve.types import FloatArray
 
-__all__ = ["Evaluation", "LabelScore", "Reliability", "evaluate", "reliability"]
+__all__ = ["Evaluation", "LabelMetrics", "Reliability", "evaluate", "reliability"]
 
 BINS = 15  # of confidence, as in Guo et al. 2017
 
 
-class LabelScore(msgspec.Struct, frozen=True):
+class LabelMetrics(msgspec.Struct, frozen=True):
     """Precision, recall and F1 of one label, 0 where undefined; ``count`` texts have it."""
 
     precision: float
@@ -39,7 +40,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     calibration_error: float
     raw_calibration_error: float
     temperature: float
-    per_label: dict[str, LabelScore]
+    per_label: dict[str, LabelMetrics]
     confusion: list[list[int]]
 
 
@@ -103,13 +104,13 @@ def evaluate(
     )
 
 
-def _label_scores(confusion: npt.NDArray[np.int64]) -> list[LabelScore]:
+def _label_scores(confusion: npt.NDArray[np.int64]) -> list[LabelMetrics]:
     hits, called, there = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     precision = hits / np.maximum(called, 1)
     recall = hits / np.maximum(there, 1)
     f1 = 2 * hits / np.maximum(called + there, 1)
     columns = zip(precision, recall, f1, there, strict=True)
-    return [LabelScore(float(p), float(r), float(f), int(n)) for p, r, f, n in columns]
+    return [LabelMetrics(float(p), float(r), float(f), int(n)) for p, r, f, n in columns]
 
 
 def reliability(

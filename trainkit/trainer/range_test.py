@@ -23,23 +23,23 @@ from torch import nn
 
 from trainkit.data.splits import Splits
 from trainkit.drawing import COLOURS
-from trainkit.models.classifier import NewModel
+from trainkit.models.classifier import UntrainedModel
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer.batches import BATCH_TOKENS, encode, shuffled
+from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.losses import objective
-from trainkit.trainer.plan import ModelChoice
 from trainkit.trainer.run import make_model
+from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import (
     choose_device,
     make_optimizer,
     seed_everything,
     trained_parameters,
 )
-from trainkit.trainer.steps import Gradients
+from trainkit.trainer.train_step import Gradients
 
-__all__ = ["CURVE", "PICTURE", "Point", "RangeTest", "choose", "chosen", "range_test"]
+__all__ = ["CURVE", "PICTURE", "RangeTest", "RatePoint", "choose", "chosen", "range_test"]
 
 CURVE, PICTURE = "lr_range.json", "lr_range.svg"
 STEPS = 100
@@ -50,7 +50,7 @@ WINDOW = 10  # steps on either side that a slope is fitted to
 LEAST_FALL = 0.98  # the lowest loss as a share of the first, or the fall is noise
 
 
-class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RatePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step: its rate, the loss before it, and the running mean of the losses."""
 
     rate: float
@@ -66,7 +66,7 @@ class RangeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     learning_rate: float
     diverged_at: float | None
-    points: tuple[Point, ...]
+    points: tuple[RatePoint, ...]
 
     def __str__(self) -> str:
         ran_away = "" if self.diverged_at is None else f"; it ran away at {self.diverged_at:.1e}"
@@ -81,17 +81,15 @@ class RangeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         write_atomically(folder / PICTURE, picture(self))
 
 
-def choose(
-    choice: ModelChoice, splits: Splits, config: TrainConfig
-) -> tuple[TrainConfig, RangeTest]:
+def choose(spec: ModelSpec, splits: Splits, config: TrainConfig) -> tuple[TrainConfig, RangeTest]:
     """Test with a model of its own, and return the settings with the rate that was chosen."""
     with _random_numbers_kept():
         seed_everything(config.seed)
-        test = range_test(make_model(choice, splits, config), splits, config)
+        test = range_test(make_model(spec, splits, config), splits, config)
     return msgspec.structs.replace(config, learning_rate=test.learning_rate), test
 
 
-def range_test(new: NewModel, splits: Splits, config: TrainConfig) -> RangeTest:
+def range_test(new: UntrainedModel, splits: Splits, config: TrainConfig) -> RangeTest:
     """Sweep the rate of the encoder or its prefix; ``new`` is trained by it, so give one to lose.
 
     The head stays as it is; all else is as in the training. ``InputError`` where the loss never
@@ -102,7 +100,7 @@ def range_test(new: NewModel, splits: Splits, config: TrainConfig) -> RangeTest:
     return RangeTest(chosen(points), diverged_at, tuple(points))
 
 
-def chosen(points: list[Point]) -> float:
+def chosen(points: list[RatePoint]) -> float:
     """Return the rate of the steepest fall, to two digits; ``InputError`` where there is none."""
     smoothed = np.array([point.smoothed for point in points])
     # The mean of the first points is one of few losses.
@@ -120,7 +118,9 @@ def chosen(points: list[Point]) -> float:
     return float(f"{points[WINDOW + int(slopes.argmin())].rate:.1e}")
 
 
-def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Point], float | None]:
+def _sweep(
+    new: UntrainedModel, splits: Splits, config: TrainConfig
+) -> tuple[list[RatePoint], float | None]:
     model, encoder = new
     seed_everything(config.seed)
     device = choose_device(config.device)
@@ -134,10 +134,10 @@ def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Poi
     loss_of = objective(config, data.labels, len(model.config.labels), device)
     gradients = Gradients(model, loss_of, device)
     batches = itertools.chain.from_iterable(
-        shuffled(data, config.batch_size, config.seed, epoch, config.batch_tokens or BATCH_TOKENS)
+        shuffled(data, config.batch_size, config.seed, epoch, config.batch_tokens)
         for epoch in itertools.count(1)
     )
-    points: list[Point] = []
+    points: list[RatePoint] = []
     mean = 0.0
     for step, batch in enumerate(itertools.islice(batches, STEPS)):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
@@ -151,7 +151,7 @@ def _sweep(new: NewModel, splits: Splits, config: TrainConfig) -> tuple[list[Poi
         smoothed = mean / (1 - SMOOTHING ** (step + 1))
         if not math.isfinite(loss) or (points and smoothed > RUNAWAY * points[0].loss):
             return points, rate
-        points.append(Point(rate, loss, smoothed))
+        points.append(RatePoint(rate, loss, smoothed))
     return points, None
 
 

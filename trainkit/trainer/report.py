@@ -23,13 +23,14 @@ from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.drawing import COLOURS, inline_svg
 from trainkit.page import document, framed, table
-from trainkit.serve.decision import FloatArray, probabilities
+from trainkit.serve.postprocess import probabilities
+from trainkit.serve.types import FloatArray
+from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import BINS, Evaluation, reliability
-from trainkit.trainer.plan import ModelChoice
-from trainkit.trainer.progress import Epoch
+from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["REPORT", "Scored", "Sections", "html", "likely_mislabelled"]
+__all__ = ["REPORT", "ScoredExamples", "Sections", "html", "likely_mislabelled"]
 
 REPORT = "report.html"
 MATRIX_LABELS = 20  # with more, a matrix is wider than a screen
@@ -38,7 +39,7 @@ TEXT_LENGTH = 400  # characters of an example that are quoted
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
-class Scored(NamedTuple):
+class ScoredExamples(NamedTuple):
     """Some examples and the model's (N, C) logits for them."""
 
     name: str
@@ -50,15 +51,15 @@ class Sections(NamedTuple):
     """What a report tells; ``train`` may be a part of the training texts."""
 
     title: str
-    choice: ModelChoice
+    spec: ModelSpec
     config: TrainConfig
     splits: Splits
     labels: tuple[str, ...]
     history: Sequence[Epoch]
     best: Epoch
-    train: Scored
-    valid: Scored
-    test: Scored
+    train: ScoredExamples
+    valid: ScoredExamples
+    test: ScoredExamples
     scores: tuple[Evaluation, Evaluation]
     """Of validation and test."""
     no_temperature: str
@@ -67,7 +68,7 @@ class Sections(NamedTuple):
 def html(run: Sections) -> str:
     """Return the whole page."""
     _, test = run.scores
-    model = " on ".join(filter(None, (run.choice.kind, run.choice.backbone)))
+    model = " on ".join(filter(None, (run.spec.kind, run.spec.backbone)))
     summary = (
         f"{model}; best epoch {run.best.epoch} of {len(run.history)}; test accuracy "
         f"{_percent(test.accuracy)} on {test.count} texts"
@@ -276,7 +277,7 @@ def _hardest(run: Sections) -> Iterator[str]:
     yield table(columns, rows, "scroll prose")
 
 
-def _probabilities(run: Sections, scored: Scored) -> npt.NDArray[np.float64]:
+def _probabilities(run: Sections, scored: ScoredExamples) -> npt.NDArray[np.float64]:
     """Return (N, C) probabilities with the temperature, in float64."""
     logits = scored.logits.astype(np.float64)
     temperature = run.scores[0].temperature
@@ -354,7 +355,7 @@ def _labels(run: Sections) -> Iterator[str]:
 
 
 def _settings(run: Sections) -> Iterator[tuple[str, str]]:
-    for part in (run.choice, run.config):
+    for part in (run.spec, run.config):
         for name, value in msgspec.to_builtins(part).items():
             yield name.replace("_", " "), _words(value)
 

@@ -8,39 +8,38 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import torch
 
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import PAD_ID, UNK_ID, word_tokenizer
 from trainkit.models import classifier
-from trainkit.models.classifier import NewModel
-from trainkit.models.phrases import PhraseEncoder
+from trainkit.models.classifier import UntrainedModel
 from trainkit.models.prefix import begin_as_tokens
+from trainkit.models.text_cnn import TextCNN
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
-from trainkit.serve.decision import FloatArray
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
-from trainkit.trainer import checkpoint, state
-from trainkit.trainer.adapter import write_adapter
+from trainkit.serve.types import FloatArray
+from trainkit.trainer import checkpoint, run_folder, state
+from trainkit.trainer.callbacks import NoCallback, TrainingCallback
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.group import ALONE, Group
-from trainkit.trainer.loop import SAVE_EVERY_S, Trained, train
+from trainkit.trainer.distributed import SINGLE, ProcessGroup
+from trainkit.trainer.loop import SAVE_EVERY_S, TrainingResult, fit
 from trainkit.trainer.losses import balanced_weights
 from trainkit.trainer.metrics import Evaluation, evaluate
-from trainkit.trainer.pairs import fit, frequent_pairs
-from trainkit.trainer.plan import PLAN, DataSource, ModelChoice, Plan, fingerprint
-from trainkit.trainer.progress import Progress, Unwatched
-from trainkit.trainer.settings import CONFIG, to_toml
+from trainkit.trainer.peft_adapter import write_adapter
+from trainkit.trainer.run_config import DataSpec, ModelSpec
+from trainkit.trainer.run_folder import CONFIG, RunConfig, fingerprint
 from trainkit.trainer.setup import seed_everything
+from trainkit.trainer.tfidf import fit_bigrams, frequent_pairs
 
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest
 
-__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "ModelChoice", "Run", "follow", "start"]
+__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "Run", "train", "train_worker"]
 
 VALIDATION = "valid.json"
 VALIDATED = "validated"  # the model that validation scores, where the kept one is a refit
@@ -57,26 +56,26 @@ class Run(NamedTuple):
     """
 
     folder: Path
-    trained: Trained
+    trained: TrainingResult
     valid: Evaluation
     test: Evaluation
     no_temperature: str = ""
     notes: tuple[str, ...] = ()
 
 
-def start(
-    choice: ModelChoice,
+def train(
+    spec: ModelSpec,
     splits: Splits,
     config: TrainConfig,
     folder: Path,
-    progress: Progress | None = None,
+    progress: TrainingCallback | None = None,
     *,
-    source: DataSource | None = None,
+    source: DataSpec | None = None,
     resume: bool = False,
     save_every_s: float = SAVE_EVERY_S,
     tested: "RangeTest | None" = None,
     report: bool = False,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> Run:
     """Train into ``folder``, score test once, point ``latest`` at it.
 
@@ -89,46 +88,47 @@ def start(
     """
     if report:
         import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
-    plan = Plan(model=choice, training=config, data_sha256=fingerprint(splits), source=source)
+    run_config = RunConfig(
+        model=spec, training=config, data_sha256=fingerprint(splits), source=source
+    )
     with nullcontext() if resume else _fresh(folder):
         if resume:
             _check_unfinished(folder)
-            plan.check_resumed(folder)
+            run_folder.check_resumed(folder, run_config)
         else:
-            plan.write(folder)
-            write_atomically(folder / CONFIG, to_toml(choice, config))
+            run_folder.write(folder, run_config)
             if tested is not None:
                 tested.write(folder)
-        fitting = _Fitting(choice, config, folder, progress or Unwatched(), save_every_s, group)
+        fitting = _Fitting(spec, config, folder, progress or NoCallback(), save_every_s, group)
         answer, trained = fitting.validated(splits)
         validated = _validate(answer, splits.valid)
-        if config.refit is True:
+        if config.refit:
             answer, kept = fitting.refit(splits, trained)
             trained = trained._replace(model=kept.model)
-        return _finish(answer, trained, validated, splits, plan, folder, report)
+        return _finish(answer, trained, validated, splits, run_config, folder, report)
 
 
-def follow(
-    choice: ModelChoice, splits: Splits, config: TrainConfig, folder: Path, group: Group
+def train_worker(
+    spec: ModelSpec, splits: Splits, config: TrainConfig, folder: Path, group: ProcessGroup
 ) -> None:
     """Train along with the process of ``group`` that leads, which writes ``folder``."""
-    fitting = _Fitting(choice, config, folder, Unwatched(), math.inf, group)
+    fitting = _Fitting(spec, config, folder, NoCallback(), math.inf, group)
     trained = fitting.validated(splits)[1]
-    if config.refit is True:
+    if config.refit:
         fitting.refit(splits, trained)
 
 
 class _Fitting(NamedTuple):
     """How the one or two trainings of a run are made: each into a folder of its own."""
 
-    choice: ModelChoice
+    spec: ModelSpec
     config: TrainConfig
     folder: Path
-    progress: Progress
+    progress: TrainingCallback
     save_every_s: float
-    group: Group
+    group: ProcessGroup
 
-    def validated(self, splits: Splits) -> tuple[Classifier, Trained]:
+    def validated(self, splits: Splits) -> tuple[Classifier, TrainingResult]:
         """Train the model that the validation texts score and calibrate."""
         if self.config.refit is not True:
             return self._fit(splits, self.folder)
@@ -137,7 +137,7 @@ class _Fitting(NamedTuple):
             raise KeyboardInterrupt
         return answer, trained
 
-    def refit(self, splits: Splits, validated: Trained) -> tuple[Classifier, Trained]:
+    def refit(self, splits: Splits, validated: TrainingResult) -> tuple[Classifier, TrainingResult]:
         """Train anew on the validation texts too, up to the epoch that the first model was kept at.
 
         That is the last one, or the best one where the first training was stopped early. Between
@@ -150,12 +150,12 @@ class _Fitting(NamedTuple):
 
     def _fit(
         self, splits: Splits, folder: Path, until: int | None = None
-    ) -> tuple[Classifier, Trained]:
-        if self.group.leads:
+    ) -> tuple[Classifier, TrainingResult]:
+        if self.group.is_main:
             folder.mkdir(exist_ok=True)
         seed_everything(self.config.seed)
-        new = make_model(self.choice, splits, self.config)
-        trained = train(
+        new = make_model(self.spec, splits, self.config)
+        trained = fit(
             new, splits, self.config, folder, self.progress, self.save_every_s, self.group, until
         )
         runner = classifier.torch_runner(trained.model)
@@ -185,10 +185,10 @@ def _validate(answer: Classifier, examples: Sequence[Example]) -> _Validated:
 
 def _finish(
     answer: Classifier,
-    trained: Trained,
+    trained: TrainingResult,
     validated: _Validated,
     splits: Splits,
-    plan: Plan,
+    run_config: RunConfig,
     folder: Path,
     report: bool,
 ) -> Run:
@@ -196,7 +196,7 @@ def _finish(
     _, valid, temperature, no_temperature = validated
     checkpoint.calibrate(
         folder,
-        msgspec.UNSET if no_temperature else temperature,
+        None if no_temperature else temperature,
         {
             **trained.best.validation,
             "valid_raw_calibration_error": valid.raw_calibration_error,
@@ -210,19 +210,19 @@ def _finish(
     notes = () if note is None else (note,)
     run = Run(folder, trained, valid, test, no_temperature, notes)
     if report:
-        _write_report(run, plan, splits, answer, (validated.logits, test_logits))
+        _write_report(run, run_config, splits, answer, (validated.logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
     if not trained.interrupted:
-        state.forget(folder)
-        state.forget(folder / VALIDATED)
+        state.delete(folder)
+        state.delete(folder / VALIDATED)
     return run
 
 
 def _write_report(
     run: Run,
-    plan: Plan,
+    run_config: RunConfig,
     splits: Splits,
     answer: Classifier,
     logits: tuple[FloatArray, FloatArray],
@@ -233,15 +233,15 @@ def _write_report(
     page = report.html(
         report.Sections(
             title=f"Run {run.folder.name}",
-            choice=plan.model,
-            config=plan.training,
+            spec=run_config.model,
+            config=run_config.training,
             splits=splits,
             labels=answer.labels,
             history=run.trained.history,
             best=run.trained.best,
-            train=report.Scored("Training texts", train, _logits(answer, train)),
-            valid=report.Scored("Validation texts", splits.valid, logits[0]),
-            test=report.Scored("Test texts", splits.test, logits[1]),
+            train=report.ScoredExamples("Training texts", train, _logits(answer, train)),
+            valid=report.ScoredExamples("Validation texts", splits.valid, logits[0]),
+            test=report.ScoredExamples("Test texts", splits.test, logits[1]),
             scores=(run.valid, run.test),
             no_temperature=run.no_temperature,
         )
@@ -260,63 +260,65 @@ def _evaluate(
 
 
 def _check_unfinished(folder: Path) -> None:
-    if not (folder / PLAN).is_file():
-        raise InputError(f"{folder} is not a run (no {PLAN}); name one with --resume.")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is not a run (no {CONFIG}); name one with --resume.")
     if (folder / EVALUATION).is_file() and not (folder / state.STATE).is_file():
         raise InputError(f"{folder} is finished; there is nothing to go on with.")
 
 
-def make_model(choice: ModelChoice, splits: Splits, config: TrainConfig | None = None) -> NewModel:
-    """Make the untrained model that ``choice`` names, with a vocabulary where it needs one.
+def make_model(
+    spec: ModelSpec, splits: Splits, config: TrainConfig | None = None
+) -> UntrainedModel:
+    """Make the untrained model that ``spec`` names, with a vocabulary where it needs one.
 
     What is solved and not trained, the linear half of ``simple``, is complete in it; it takes the
     class weights that ``config`` asks for, where there is one. A prefix on a backbone begins as
     tokens of training texts, chosen by the seed.
     """
-    if choice.backbone is None:
+    if spec.backbone is None:
         balanced = config is not None and config.class_weights == "balanced"
-        return _from_scratch(choice, splits, balanced)
+        return _from_scratch(spec, splits, balanced)
     new = classifier.new(
-        choice.kind,
+        spec.kind,
         splits.label_names,
-        backbone_name=choice.backbone,
-        prefix_length=choice.prefix_length,
-        prefix_hidden=choice.projection_size,
-        max_length=choice.max_length,
-        dropout=0.1 if choice.dropout is None else choice.dropout,
-        head="own" if choice.head == "own" else msgspec.UNSET,
+        backbone_name=spec.backbone,
+        prefix_length=spec.prefix_length,
+        prefix_hidden=spec.projection_size,
+        max_length=spec.max_length,
+        dropout=0.1 if spec.dropout is None else spec.dropout,
+        head=spec.head,
     )
-    if choice.kind == "prefix" and not choice.projection_size:
+    if spec.kind == "prefix" and not spec.projection_size:
         choose = random.Random(0 if config is None else config.seed)
-        texts = [choose.choice(splits.train).text for _ in range(choice.prefix_length)]
+        texts = [choose.choice(splits.train).text for _ in range(spec.prefix_length)]
         begin_as_tokens(new.model, new.encoder.token_ids(texts), choose)
     return new
 
 
-def _from_scratch(choice: ModelChoice, splits: Splits, balanced: bool) -> NewModel:
+def _from_scratch(spec: ModelSpec, splits: Splits, balanced: bool) -> UntrainedModel:
     texts = [example.text for example in splits.train]
-    limit = SCRATCH_MAX_LENGTH if choice.max_length is None else choice.max_length
-    vocabulary = TextEncoder(word_tokenizer(texts, choice.min_count), limit, PAD_ID)
+    limit = SCRATCH_MAX_LENGTH if spec.max_length is None else spec.max_length
+    vocabulary = TextEncoder(word_tokenizer(texts, spec.min_count), limit, PAD_ID)
     rows = vocabulary.token_ids(texts)
     pairs = frequent_pairs(rows, vocabulary.tokenizer.get_vocab_size(), UNK_ID)
     new = classifier.new(
-        choice.kind,
+        spec.kind,
         splits.label_names,
         vocabulary=vocabulary,
         pairs=len(pairs),
-        prefix_length=choice.prefix_length,
-        prefix_hidden=choice.projection_size,
-        max_length=choice.max_length,
+        prefix_length=spec.prefix_length,
+        prefix_hidden=spec.projection_size,
+        max_length=spec.max_length,
         # A model from scratch sees few texts and forgets to generalise without more dropout.
-        dropout=0.5 if choice.dropout is None else choice.dropout,
-        head="own" if choice.head == "own" else msgspec.UNSET,
+        dropout=0.5 if spec.dropout is None else spec.dropout,
+        head=spec.head,
     )
-    if isinstance(new.model.encoder, PhraseEncoder):
+    if isinstance(new.model.encoder, TextCNN):
         new.model.encoder.count(rows)
         names = new.model.config.labels
         labels = torch.tensor([names.index(example.label) for example in splits.train])
         weights = balanced_weights(labels, len(names)) if balanced else None
-        fit(new.model.encoder.linear, rows, pairs, labels, UNK_ID, weights)
+        fit_bigrams(new.model.encoder.linear, rows, pairs, labels, UNK_ID, weights)
     return new
 
 

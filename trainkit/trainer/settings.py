@@ -8,30 +8,30 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import msgspec
 import tomli_w
 
 from trainkit.models.config import MINILM
 from trainkit.serve.errors import InputError
+from trainkit.serve.fields import value_faults
 from trainkit.trainer.config import DEFAULTS, TrainConfig
-from trainkit.trainer.plan import ModelChoice
+from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["CONFIG", "FIELDS", "check_effect", "read", "resolve", "to_toml"]
+__all__ = ["FIELDS", "RUN", "by_struct", "check_effect", "read", "resolve", "to_toml"]
 
-CONFIG = "config.toml"  # of a run's folder
-MODEL = "model"  # ModelChoice.kind, by its option's name
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+RUN = "run"  # a table of a run's own file, which is not a setting
+MODEL = "model"  # ModelSpec.kind, by its option's name
 
 _model = {
     MODEL if field.name == "kind" else field.name: field
-    for field in msgspec.structs.fields(ModelChoice)
+    for field in msgspec.structs.fields(ModelSpec)
 }
 FIELDS = _model | {field.name: field for field in msgspec.structs.fields(TrainConfig)}
 
 
-def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelChoice, TrainConfig]:
+def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelSpec, TrainConfig]:
     """Return the settings of ``file`` with ``given``, which win, and the defaults.
 
     ``InputError`` where no kind of model is named, or a value does not work.
@@ -41,13 +41,13 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelCh
         where = "" if file is None else f", or model in {file}"
         raise InputError(f"no kind of model is named: give --model{where}.")
     kind = settings[MODEL]
-    choice = {name: settings[name] for name in _model if name in settings and name != MODEL}
-    if Path(home := choice.get("backbone") or "").is_dir() and home not in ("", MINILM):
-        choice["backbone"] = str(Path(home).resolve())  # a run goes on from any working directory
+    spec = {name: settings[name] for name in _model if name in settings and name != MODEL}
+    if Path(home := spec.get("backbone") or "").is_dir() and home not in ("", MINILM):
+        spec["backbone"] = str(Path(home).resolve())  # a run goes on from any working directory
     training = {name: value for name, value in settings.items() if name not in _model}
     try:
         return (
-            ModelChoice(kind=kind, **choice),
+            ModelSpec(kind=kind, **spec),
             msgspec.structs.replace(DEFAULTS[kind], **training),
         )
     except InputError as error:
@@ -56,13 +56,13 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelCh
         raise InputError(f"{file}, with the options given beside it: {error}") from None
 
 
-def check_effect(given: Mapping[str, Any], choice: ModelChoice) -> None:
+def check_effect(given: Mapping[str, Any], spec: ModelSpec) -> None:
     """Raise ``InputError`` for an option without effect; a file's may be of another kind."""
-    if "prefix_length" in given and choice.kind != "prefix":
+    if "prefix_length" in given and spec.kind != "prefix":
         raise InputError(
-            f"--prefix-length goes with --model prefix, not {choice.kind}; leave it out."
+            f"--prefix-length goes with --model prefix, not {spec.kind}; leave it out."
         )
-    if "min_count" in given and choice.backbone is not None:
+    if "min_count" in given and spec.backbone is not None:
         raise InputError("--min-count is of a model from scratch: a backbone has its own words.")
 
 
@@ -78,15 +78,16 @@ def read(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} is not TOML ({error}); expected lines such as: learning_rate = 1e-3"
         ) from None
+    content.pop(RUN, None)
     faults, settings = [], {}
     for key, value in content.items():
         if key not in FIELDS:
             faults.append(_unknown(key))
             continue
-        try:
+        if wrong := list(value_faults(key, FIELDS[key].type, value)):
+            faults += wrong
+        else:
             settings[key] = msgspec.convert(value, FIELDS[key].type)
-        except msgspec.ValidationError:
-            faults.append(f"{key} must be {_expected(FIELDS[key].type)}, not {value!r}")
     if faults:
         raise InputError(f"{file}: {'; '.join(faults)}.")
     return settings
@@ -98,22 +99,22 @@ def _unknown(key: str) -> str:
     return f"there is no setting {key!r} ({remedy})"
 
 
-def _expected(annotation: Any) -> str:
-    """Say in words what a setting of this type takes."""
-    for part in (annotation, *get_args(annotation)):
-        if part in WORDS:
-            return WORDS[part]
-        if get_origin(part) is Literal:
-            return "one of " + ", ".join(map(repr, get_args(part)))
-    raise AssertionError(annotation)
+def by_struct(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the fields of a ``ModelSpec`` under "model", those of a ``TrainConfig`` under
+    "training"."""
+    fields: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
+    for name, value in settings.items():
+        fields["model" if name in _model else "training"][name] = value
+    fields["model"]["kind"] = fields["model"].pop(MODEL, None)
+    return fields
 
 
-def to_toml(choice: ModelChoice, config: TrainConfig) -> bytes:
+def to_toml(spec: ModelSpec, config: TrainConfig) -> bytes:
     """Return every setting that has a value as the content of a file that :func:`read` takes."""
-    settings = {MODEL: choice.kind}
-    for struct in (choice, config):
+    settings = {MODEL: spec.kind}
+    for struct in (spec, config):
         for name in struct.__struct_fields__:
             value = getattr(struct, name)
-            if name != "kind" and value is not None and value is not msgspec.UNSET:
+            if name != "kind" and value is not None:
                 settings[name] = value
     return tomli_w.dumps(settings).encode()

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def seed_everything(seed: int) -> None:
-    """Make every random choice from here on repeatable."""
+    """Make every random spec from here on repeatable."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

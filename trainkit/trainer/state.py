@@ -17,11 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainkit.models.classifier import TextClassifier
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileFacts, Sealed, facts, pretty_json, write_atomically
-from trainkit.trainer.group import ALONE, Group
-from trainkit.trainer.progress import Epoch
+from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
+from trainkit.trainer.callbacks import Epoch
+from trainkit.trainer.distributed import SINGLE, ProcessGroup
 
-__all__ = ["STATE", "Position", "Training", "forget", "restore", "save"]
+__all__ = ["STATE", "Step", "TrainingState", "delete", "restore", "save"]
 
 STATE = "state.json"
 FORMAT_VERSION = 1
@@ -29,7 +29,7 @@ MODEL, AVERAGE, OPTIMIZER = "model.", "average.", "optimizer."
 RANDOM_CPU, RANDOM_CUDA = "random.cpu.", "random.cuda."  # and the rank
 
 
-class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far it is: ``done`` steps of ``epoch``, and the sums over the examples ``seen`` in it."""
 
     epoch: int = 1
@@ -38,9 +38,9 @@ class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correct: float = 0.0
     seen: float = 0.0
 
-    def after(self, mean_loss: float, hits: float, count: int) -> "Position":
+    def after(self, mean_loss: float, hits: float, count: int) -> "Step":
         """Return the position after one more step, over ``count`` examples."""
-        return Position(
+        return Step(
             self.epoch,
             self.done + 1,
             self.loss_sum + mean_loss * count,
@@ -49,19 +49,19 @@ class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class State(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class State(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``state.json``."""
 
     format_version: int
-    position: Position
+    position: Step
     history: tuple[Epoch, ...]
     tensors: str
-    tensors_facts: FileFacts
-    backbone: str | msgspec.UnsetType = msgspec.UNSET
+    tensors_facts: FileInfo
+    backbone: str | None = None
     """The fingerprint of a backbone, whose frozen weights are not in the state."""
 
 
-class Training(NamedTuple):
+class TrainingState(NamedTuple):
     """All that changes from step to step."""
 
     model: TextClassifier
@@ -71,17 +71,17 @@ class Training(NamedTuple):
 
 def save(
     folder: Path,
-    training: Training,
-    position: Position,
+    training: TrainingState,
+    position: Step,
     history: list[Epoch],
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> None:
     """Write the state, then remove the one before; ``InputError`` where the disk is full.
 
     Every process of the group calls it, for its random numbers; the one that leads writes.
     """
     numbers = _random_numbers(training, group)
-    if not group.leads:
+    if not group.is_main:
         return
     tensors = folder / f"state-{position.epoch:03d}-{position.done:06d}.safetensors"
     try:
@@ -91,10 +91,10 @@ def save(
             position=position,
             history=tuple(history),
             tensors=tensors.name,
-            tensors_facts=facts(tensors),
+            tensors_facts=file_info(tensors),
             backbone=_backbone(training),
         )
-        write_atomically(folder / STATE, pretty_json(state.sealed()))
+        write_atomically(folder / STATE, pretty_json(state.with_checksum()))
     except OSError as error:
         raise InputError(
             f"the training's state cannot be written to {folder} ({error.strerror}); what was "
@@ -103,7 +103,9 @@ def save(
     _remove(folder, keep=tensors.name)
 
 
-def restore(folder: Path, training: Training, group: Group = ALONE) -> tuple[Position, list[Epoch]]:
+def restore(
+    folder: Path, training: TrainingState, group: ProcessGroup = SINGLE
+) -> tuple[Step, list[Epoch]]:
     """Load the saved state into ``training``; the start of a training where none was saved.
 
     ``InputError`` where it is damaged, is of another number of processes, or is not the same for
@@ -111,7 +113,7 @@ def restore(folder: Path, training: Training, group: Group = ALONE) -> tuple[Pos
     """
     position, history = _restore(folder, training, group)
     mine = torch.tensor([position.epoch, position.done])
-    if any(not torch.equal(mine, other) for other in group.gathered(mine)):
+    if any(not torch.equal(mine, other) for other in group.all_gather(mine)):
         raise InputError(
             f"the processes find different states in {folder}; it must be one folder that all "
             "machines share."
@@ -119,17 +121,19 @@ def restore(folder: Path, training: Training, group: Group = ALONE) -> tuple[Pos
     return position, history
 
 
-def _restore(folder: Path, training: Training, group: Group) -> tuple[Position, list[Epoch]]:
+def _restore(
+    folder: Path, training: TrainingState, group: ProcessGroup
+) -> tuple[Step, list[Epoch]]:
     path = folder / STATE
     if not path.exists():
-        return Position(), []
+        return Step(), []
     state = _read(path)
-    if state.backbone is not msgspec.UNSET and state.backbone != _backbone(training):
+    if state.backbone is not None and state.backbone != _backbone(training):
         raise InputError(
-            f"the backbone is not the one that {folder} was begun on; give that one, or train anew."
+            f"{folder} was started on another backbone; give that one, or train again."
         )
     file = folder / state.tensors
-    if not file.is_file() or facts(file) != state.tensors_facts:
+    if not file.is_file() or file_info(file) != state.tensors_facts:
         raise InputError(f"{file} is missing or damaged; train again.")
     try:
         tensors = safetensors.torch.load_file(file)
@@ -145,7 +149,7 @@ def _restore(folder: Path, training: Training, group: Group) -> tuple[Position, 
     return state.position, list(state.history)
 
 
-def forget(folder: Path) -> None:
+def delete(folder: Path) -> None:
     """Remove the state: the training is over."""
     (folder / STATE).unlink(missing_ok=True)
     _remove(folder)
@@ -157,7 +161,7 @@ def _remove(folder: Path, keep: str = "") -> None:
             old.unlink()
 
 
-def _tensors(training: Training) -> dict[str, Tensor]:
+def _tensors(training: TrainingState) -> dict[str, Tensor]:
     """Return everything as tensors by name, on the CPU."""
     model, averaged, optimizer = training
     found = {MODEL + name: value for name, value in model.saved_state().items()}
@@ -170,7 +174,7 @@ def _tensors(training: Training) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
 
 
-def _random_numbers(training: Training, group: Group) -> dict[str, Tensor]:
+def _random_numbers(training: TrainingState, group: ProcessGroup) -> dict[str, Tensor]:
     """Return the states of all processes' random numbers."""
     found = {RANDOM_CPU: torch.get_rng_state()}
     if (device := _cuda(training)) is not None:
@@ -178,18 +182,18 @@ def _random_numbers(training: Training, group: Group) -> dict[str, Tensor]:
     return {
         f"{name}{rank}": value
         for name, mine in found.items()
-        for rank, value in enumerate(group.gathered(mine))
+        for rank, value in enumerate(group.all_gather(mine))
     }
 
 
-def _cuda(training: Training) -> torch.device | None:
+def _cuda(training: TrainingState) -> torch.device | None:
     device = next(training.model.parameters()).device
     return device if device.type == "cuda" else None
 
 
-def _backbone(training: Training) -> str | msgspec.UnsetType:
+def _backbone(training: TrainingState) -> str | None:
     config = training.model.config.backbone
-    return msgspec.UNSET if config is None else config.fingerprint
+    return None if config is None else config.fingerprint
 
 
 def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:
@@ -198,7 +202,7 @@ def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:
     return module.saved_state()
 
 
-def _load(training: Training, tensors: dict[str, Tensor], rank: int) -> None:
+def _load(training: TrainingState, tensors: dict[str, Tensor], rank: int) -> None:
     model, averaged, optimizer = training
     model.load_state_dict(_part(tensors, MODEL), strict=False)  # without the frozen backbone's
     if averaged is not None:
@@ -235,6 +239,6 @@ def _read(path: Path) -> State:
             f"{path} has state format {state.format_version}, this trainkit reads "
             f"{FORMAT_VERSION}; finish with the trainkit that began, or train again."
         )
-    if not state.is_intact:
+    if not state.is_valid:
         raise InputError(f"{path} was changed; train again.")
     return state

@@ -22,21 +22,21 @@ from trainkit.data.splits import Splits
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import write_atomically
-from trainkit.trainer.loop import DivergedError, train
-from trainkit.trainer.plan import fingerprint
-from trainkit.trainer.progress import Epoch, Unwatched
+from trainkit.trainer.callbacks import Epoch, NoCallback
+from trainkit.trainer.loop import DivergedError, fit
 from trainkit.trainer.run import make_model
+from trainkit.trainer.run_folder import fingerprint
 from trainkit.trainer.settings import resolve, to_toml
 from trainkit.trainer.setup import seed_everything
 
-__all__ = ["PrunerName", "Tuned", "tune"]
+__all__ = ["PrunerName", "TuningResult", "tune"]
 
 NAME = SHAPE = "trainkit"  # of the study in its file, and of the attribute that holds its shape
 WAIT_S = 60  # for the lock of another process that writes
 PrunerName = Literal["median", "halving", "none"]
 
 
-class Range(NamedTuple):
+class FloatRange(NamedTuple):
     """The numbers from ``low`` to ``high``, on a logarithmic scale or not."""
 
     low: float
@@ -45,23 +45,23 @@ class Range(NamedTuple):
 
 
 # Around the defaults of each kind. A tuple is a choice.
-RATES: dict[Kind, Range] = {
-    "simple": Range(2e-4, 1e-2, log=True),
-    "prefix": Range(1e-3, 5e-2, log=True),
-    "finetune": Range(1e-5, 3e-4, log=True),
+RATES: dict[Kind, FloatRange] = {
+    "simple": FloatRange(2e-4, 1e-2, log=True),
+    "prefix": FloatRange(1e-3, 5e-2, log=True),
+    "finetune": FloatRange(1e-5, 3e-4, log=True),
 }
-SPACE: dict[str, Range | tuple[int, ...]] = {
-    "head_learning_rate": Range(1e-4, 1e-2, log=True),
+SPACE: dict[str, FloatRange | tuple[int, ...]] = {
+    "head_learning_rate": FloatRange(1e-4, 1e-2, log=True),
     "batch_size": (16, 32, 64),
-    "weight_decay": Range(0.0, 0.2),
-    "warmup_share": Range(0.0, 0.3),
-    "label_smoothing": Range(0.0, 0.2),
-    "dropout": Range(0.0, 0.6),
+    "weight_decay": FloatRange(0.0, 0.2),
+    "warmup_share": FloatRange(0.0, 0.3),
+    "label_smoothing": FloatRange(0.0, 0.2),
+    "dropout": FloatRange(0.0, 0.6),
 }
 PREFIX_LENGTHS = (4, 8, 16, 32, 64)
 
 
-class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StudySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What all trials of one study share."""
 
     data_sha256: str
@@ -69,7 +69,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     searched: list[str]
 
 
-class Tuned(NamedTuple):
+class TuningResult(NamedTuple):
     """The best trial of a study so far: its validation accuracy, and the file of its settings."""
 
     trial: int
@@ -86,20 +86,20 @@ def tune(
     *,
     trials: int,
     pruner: PrunerName = "median",
-    told: Callable[[str], None] = lambda line: None,
-) -> Tuned:
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> TuningResult:
     """Add trials to the study in ``file`` until ``trials`` are finished; make it where it is not.
 
     Settings in ``fixed`` (by option, ``model`` among them) are the same in every trial. Processes
     that work at one study at the same time may each finish one more. ``InputError`` where
     ``file`` holds anything else than a study of these settings and this data: it is left as it is.
     """
-    choice, config = resolve(fixed)
+    spec, config = resolve(fixed)
     seen = Splits(splits.train, splits.valid, ())  # nothing may be chosen by the test set
-    space = {name: values for name, values in _space(choice.kind).items() if name not in fixed}
+    space = {name: values for name, values in _space(spec.kind).items() if name not in fixed}
     if not space:
         raise InputError("every setting is given, nothing is left to choose; give fewer.")
-    shape = Shape(fingerprint(seen), dict(fixed), sorted(space))
+    shape = StudySpec(fingerprint(seen), dict(fixed), sorted(space))
     best = file.with_suffix(".toml")
     if best == file:
         raise InputError(f"{file} is where the best settings go; give --study another suffix.")
@@ -112,12 +112,12 @@ def tune(
             study.sampler = optuna.samplers.TPESampler(
                 seed=(config.seed + trial.number) % 2**32, multivariate=False
             )
-            told(_try(study, trial, fixed, space, seen))
+            on_progress(_try(study, trial, fixed, space, seen))
             _write_best(study, fixed, best)
         return _write_best(study, fixed, best) or _nothing(file)
 
 
-def _space(kind: Kind) -> dict[str, Range | tuple[int, ...]]:
+def _space(kind: Kind) -> dict[str, FloatRange | tuple[int, ...]]:
     prefix = {"prefix_length": PREFIX_LENGTHS} if kind == "prefix" else {}
     return {"learning_rate": RATES[kind], **SPACE, **prefix}
 
@@ -132,8 +132,8 @@ def _pruner(name: PrunerName) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-class Watch(Unwatched):
-    """Progress that tells the study of every epoch, and ends a trial that is not worth going on."""
+class PruningCallback(NoCallback):
+    """Reports each epoch to the Optuna trial and ends it if the pruner says so."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -149,7 +149,7 @@ def _try(
     study: optuna.Study,
     trial: Trial,
     fixed: Mapping[str, Any],
-    space: Mapping[str, Range | tuple[int, ...]],
+    space: Mapping[str, FloatRange | tuple[int, ...]],
     splits: Splits,
 ) -> str:
     """Train once and tell the study; return a line on it."""
@@ -158,7 +158,7 @@ def _try(
         f"{name} {value:.3g}" for name, value in settings.items()
     )
     try:
-        accuracy = _accuracy({**fixed, **settings}, splits, Watch(trial))
+        accuracy = _accuracy({**fixed, **settings}, splits, PruningCallback(trial))
     except (optuna.TrialPruned, DivergedError) as reason:
         study.tell(trial, state=TrialState.PRUNED)
         return f"{line} | {reason}"
@@ -169,19 +169,19 @@ def _try(
     return f"{line} | val acc {100 * accuracy:.1f} %"
 
 
-def _suggest(trial: Trial, name: str, values: Range | tuple[int, ...]) -> float:
-    if isinstance(values, Range):
+def _suggest(trial: Trial, name: str, values: FloatRange | tuple[int, ...]) -> float:
+    if isinstance(values, FloatRange):
         return trial.suggest_float(name, values.low, values.high, log=values.log)
     return trial.suggest_categorical(name, values)
 
 
-def _accuracy(settings: Mapping[str, Any], splits: Splits, watch: Watch) -> float:
+def _accuracy(settings: Mapping[str, Any], splits: Splits, watch: PruningCallback) -> float:
     """Train as a run does; return the best epoch's validation accuracy."""
-    choice, config = resolve(settings)
+    spec, config = resolve(settings)
     seed_everything(config.seed)
-    new = make_model(choice, splits, config)
+    new = make_model(spec, splits, config)
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(new, splits, config, Path(folder), watch, save_every_s=math.inf)
+        trained = fit(new, splits, config, Path(folder), watch, save_every_s=math.inf)
     if trained.interrupted:
         raise KeyboardInterrupt
     return trained.best.validation["valid_accuracy"]
@@ -192,17 +192,17 @@ def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=states))
 
 
-def _write_best(study: optuna.Study, fixed: Mapping[str, Any], file: Path) -> Tuned | None:
+def _write_best(study: optuna.Study, fixed: Mapping[str, Any], file: Path) -> TuningResult | None:
     """Write the best settings so far; None where no trial came to its end."""
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         return None
     best = study.best_trial
     assert best.value is not None
     write_atomically(file, to_toml(*resolve({**fixed, **best.params})))
-    return Tuned(best.number, best.value, best.params, _finished(study), file)
+    return TuningResult(best.number, best.value, best.params, _finished(study), file)
 
 
-def _nothing(file: Path) -> Tuned:
+def _nothing(file: Path) -> TuningResult:
     raise InputError(
         f"no trial of {file} came to its end: each was pruned or its loss stopped being a number; "
         "give more --trials, or a --learning-rate that works."
@@ -210,7 +210,7 @@ def _nothing(file: Path) -> Tuned:
 
 
 @contextlib.contextmanager
-def _opened(file: Path, shape: Shape, best: Path) -> Iterator[optuna.Study]:
+def _opened(file: Path, shape: StudySpec, best: Path) -> Iterator[optuna.Study]:
     """Open the study in ``file``, or make it; ``InputError`` where it is another one."""
     if not file.exists():
         if best.exists():
@@ -220,7 +220,7 @@ def _opened(file: Path, shape: Shape, best: Path) -> Iterator[optuna.Study]:
     try:
         storage = _storage(file, skip_table_creation=True)
         study = optuna.load_study(study_name=NAME, storage=storage)
-        found = msgspec.convert(study.user_attrs.get(SHAPE), Shape)
+        found = msgspec.convert(study.user_attrs.get(SHAPE), StudySpec)
     except (KeyError, RuntimeError, msgspec.ValidationError):
         raise InputError(
             f"{file} holds no study of this trainkit and this Optuna; choose another --study."
@@ -242,7 +242,7 @@ def _storage(file: Path, **settings: Any) -> RDBStorage:
     return RDBStorage(f"sqlite:///{file.resolve()}", engine_kwargs=wait, **settings)
 
 
-def _create(file: Path, shape: Shape) -> None:
+def _create(file: Path, shape: StudySpec) -> None:
     """Make the study under another name, then link it: processes that begin at once share one."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -274,7 +274,7 @@ def _check_tables(file: Path) -> None:
         raise InputError(f"{file} is no study of Optuna's; choose another --study.")
 
 
-def _check_shape(file: Path, found: Shape, wanted: Shape) -> None:
+def _check_shape(file: Path, found: StudySpec, wanted: StudySpec) -> None:
     before, now = found.fixed, wanted.fixed
     changed = [
         f"{name} was {before.get(name, 'not given')} and is {now.get(name, 'not given')}"

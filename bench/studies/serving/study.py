@@ -55,10 +55,10 @@ from trainkit.bench.studies.serving.result import (
     markdown,
     ratios,
 )
+from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
-from trainkit.one_sentence import OneSentence
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import InputError
@@ -91,7 +91,7 @@ class Corpus(NamedTuple):
     texts: Sequence[str]
 
 
-@click.command(cls=OneSentence)
+@click.command(cls=ErrorReportingCommand)
 @click.option("--classifier", type=click.Path(path_type=Path), required=True)
 @click.option("--fp32", type=click.Path(path_type=Path), required=True)
 @click.option("--int8", type=click.Path(path_type=Path), required=True)

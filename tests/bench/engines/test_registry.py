@@ -13,8 +13,8 @@ from trainkit.bench.engines.base import NotThereError
 from trainkit.bench.engines.registry import Spec, applicable, open_engine, parse, python_of
 from trainkit.bench.studies import cold_start
 from trainkit.data.splits import load_sample
-from trainkit.export.export import export_all, target
-from trainkit.export.model_file import Settings
+from trainkit.export.bundle_writer import export_all, make_target
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.models.hub_classifier import load
 from trainkit.serve.errors import CheckFailedError, InputError
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     """Save a classifier, with its bundles in folders by their formats below it."""
     folder = process.save_classifier(tmp_path_factory.mktemp("models") / "bert", TEXTS)
     goals = [
-        target(str(folder), name, Settings(), folder / name)
+        make_target(str(folder), name, ExportSettings(), folder / name)
         for name in ("onnx", "torchscript", "pt2")
     ]
     export_all(open_source(str(folder)), goals)

@@ -15,7 +15,7 @@ from trainkit.cli import cli
 from trainkit.serve import Classifier
 from trainkit.serve.bundle import MANIFEST, Serving, open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.files import facts
+from trainkit.serve.files import file_info
 
 SIZES = [results.Work("offline", size) for size in (1, 8, 64)]
 # Batches take 0.6, 2.1 and 14.2 ms in int8, 1.0, 4.3 and 31.2 ms in float32.
@@ -147,7 +147,7 @@ def test_limits_that_do_not_work_are_refused(wanted: dict[str, float]) -> None:
 
 def measured_on(folder: Path) -> Result:
     model = folder / "model.onnx"
-    sha256 = facts(model).sha256 if model.is_file() else None
+    sha256 = file_info(model).sha256 if model.is_file() else None
     own = results.ONNX._replace(source=str(folder), threads=1, model_sha256=sha256)
     return results.result([results.TORCH._replace(threads=1), own], [results.Work("offline", 8)])
 

@@ -25,16 +25,17 @@ from trainkit.bench.studies.ablation_worker import (
     open_variant,
 )
 from trainkit.data.splits import Splits, load_sample
-from trainkit.export import model_file
-from trainkit.export.export import export, prepare
+from trainkit.export.bundle_writer import prepare, write_bundle
 from trainkit.export.graph_file import operators
 from trainkit.export.rewrite.table import REWRITES
+from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
 from trainkit.serve.bundle import open_bundle, write_manifest
-from trainkit.serve.classifier import CPU_TOKENS
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.forward_pool import CPU_TOKENS
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import ModelChoice, start
+from trainkit.trainer.run import train
+from trainkit.trainer.run_config import ModelSpec
 
 EXAMPLES = load_sample()[:60]
 QUICK = Settings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
@@ -50,7 +51,7 @@ def made(home):
     """Return the variants of a small BERT by name, and the reasons of those that it cannot have."""
     texts = [example.text for example in EXAMPLES]
     source = open_source(str(save_classifier(home / "bert", texts)))
-    shipped = export(prepare(source), home / "shipped", model_file.Settings()).folder
+    shipped = write_bundle(prepare(source), home / "shipped", ExportSettings()).folder
     specs, absent = ablation.variants(source, shipped, home)
     return {spec.runtime: spec for spec in specs}, absent
 
@@ -94,10 +95,10 @@ def test_a_rewrite_that_does_nothing_to_a_model_is_absent_with_its_reason(made, 
     assert absent == {"without fold_constants": f"{same}nothing is left to fold"}
     # A model that averages all tokens: no layer can be narrowed.
     few = Splits(splits.train[:60], splits.valid[:20], splits.test[:20])
-    choice = ModelChoice(kind="prefix", prefix_length=2)
-    run = start(choice, few, TrainConfig(epochs=1), tmp_path / "run").folder
+    choice = ModelSpec(kind="prefix", prefix_length=2)
+    run = train(choice, few, TrainConfig(epochs=1), tmp_path / "run").folder
     source = open_source(str(run))
-    shipped = export(prepare(source), tmp_path / "shipped", model_file.Settings()).folder
+    shipped = write_bundle(prepare(source), tmp_path / "shipped", ExportSettings()).folder
     specs, absent = ablation.variants(source, shipped, tmp_path)
     assert absent["without narrow_last_layer"].startswith(f"{same}the head does not take one token")
     assert "without fuse_attention" not in absent

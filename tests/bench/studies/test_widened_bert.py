@@ -6,7 +6,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trainkit.bench.studies import widened_bert
 from trainkit.data.splits import load_sample
-from trainkit.models.backbone import quiet, resolve
+from trainkit.models.backbone import resolve
+from trainkit.models.loading import quiet
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from trainkit.export.precision import kept
+from trainkit.export.precision import fp32_nodes
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.overflow import overflowing
 from trainkit.serve.encoding import Batch
@@ -47,8 +47,8 @@ def test_the_mask_is_added_in_float32_so_that_a_hidden_row_stays_uniform(tiny_en
 
 
 def test_a_mask_that_was_cast_alone_would_give_nan(tiny_encoder, tokens, onnx_graph, monkeypatch):
-    monkeypatch.setattr(kept._Marks, "_adds_mask", lambda self, node: False)
-    monkeypatch.setattr(kept, "_is_beyond", lambda value: False)
+    monkeypatch.setattr(fp32_nodes._Marks, "_adds_mask", lambda self, node: False)
+    monkeypatch.setattr(fp32_nodes, "_is_beyond", lambda value: False)
     model = tiny_encoder()
     to_fp16(model)
     assert np.isnan(onnx_graph.run_in_halves(model, **tokens)[3]).all()
@@ -139,7 +139,7 @@ def test_a_norm_adds_its_squares_in_float32(onnx_graph):
 
 
 def test_a_norm_in_float16_would_overflow(onnx_graph, monkeypatch):
-    monkeypatch.setattr(kept, "SENSITIVE", frozenset())
+    monkeypatch.setattr(fp32_nodes, "SENSITIVE", frozenset())
     model = norm(onnx_graph)
     to_fp16(model)
     x = np.full((1, 8), 1000, dtype=np.float32)

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from trainkit.export.precision.calibration import Range
 from trainkit.export.precision.int8 import to_int8
-from trainkit.export.precision.settings import Int8Settings
+from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.serve.errors import InputError
 
 FLOATS = {"x": (TensorProto.FLOAT, ["rows", 48])}

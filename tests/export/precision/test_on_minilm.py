@@ -8,19 +8,18 @@ import pytest
 import torch
 
 from tests.helpers.cores import all_cores
-from trainkit.export.accuracy import reference_gate
+from trainkit.export.accuracy_gate import AccuracyGate, AccuracyLimits
+from trainkit.export.batch_invariance import RIGHT, check_invariance
 from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import save_graph
-from trainkit.export.independence import RIGHT, compare_ways
-from trainkit.export.matrix import make_cases, reference_cases
 from trainkit.export.onnx_graph import export_graph
 from trainkit.export.parity import TOLERANCES, compare
+from trainkit.export.parity_cases import make_cases, run_reference
 from trainkit.export.precision.fp16 import to_fp16
-from trainkit.export.precision.gate import Limits
 from trainkit.export.precision.int8 import to_int8
-from trainkit.export.precision.proof import check_graph
+from trainkit.export.precision.int8_settings import Int8Settings
+from trainkit.export.precision.quantized_graph_check import diff_graphs
 from trainkit.export.precision.search import search
-from trainkit.export.precision.settings import Int8Settings
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.models import classifier
 from trainkit.models.pooling import masked_mean
@@ -83,7 +82,7 @@ def texts(splits):
 @pytest.fixture(scope="module")
 def cases(model, fp32, texts):
     some = [example.text for example in texts[:32]]
-    return reference_cases(onnx_runner(fp32, threads=1), make_cases(model.encoder, some))
+    return run_reference(onnx_runner(fp32, threads=1), make_cases(model.encoder, some))
 
 
 @pytest.mark.parametrize("settings", [Int8Settings(), Int8Settings(activations="per token")])
@@ -93,7 +92,7 @@ def test_int8_takes_less_than_a_third_of_float32(model, fp32, cases, tmp_path, s
     assert outcome.rewritten >= 6 * 4 + 3  # four products a layer, or six, and three tables
     save_graph(graph, tmp_path / "int8.onnx")
     assert (tmp_path / "int8.onnx").stat().st_size <= 0.30 * fp32.stat().st_size
-    assert check_graph(ir.load(fp32), ir.load(tmp_path / "int8.onnx")) == ()
+    assert diff_graphs(ir.load(fp32), ir.load(tmp_path / "int8.onnx")) == ()
     assert compare(cases, onnx_runner(tmp_path / "int8.onnx", threads=1), "int8").passed
 
 
@@ -107,7 +106,7 @@ def test_per_token_scales_keep_a_row_independent_to_the_digits_of_float32(
         to_int8(graph, Int8Settings(activations=activations))
         save_graph(graph, tmp_path / f"{activations}.onnx")
         run = onnx_runner(tmp_path / f"{activations}.onnx", threads=1)
-        checks = compare_ways(run, model.encoder, some, TOLERANCES["fp32"])
+        checks = check_invariance(run, model.encoder, some, TOLERANCES["fp32"])
         passed[activations] = {check.name: check.passed for check in checks}
     assert passed["per token"]["neighbours"]
     assert passed["per token"]["order"]
@@ -125,19 +124,21 @@ def test_a_lost_mask_is_louder_than_the_noise(model, fp32, cases, texts, tmp_pat
     run = onnx_runner(tmp_path / "deaf.onnx", threads=1)
     assert not compare(cases, run, "int8").passed
     some = [example.text for example in texts]
-    checks = compare_ways(run, model.encoder, some, TOLERANCES["fp32"])
+    checks = check_invariance(run, model.encoder, some, TOLERANCES["fp32"])
     assert not next(check for check in checks if check.name == "neighbours").passed
-    assert len(check_graph(ir.load(fp32), graph)) == 6
+    assert len(diff_graphs(ir.load(fp32), graph)) == 6
 
 
 def test_the_search_finds_settings_that_keep_the_accuracy(model, fp32, texts, splits, tmp_path):
-    gate = reference_gate(open_file(model, fp32), texts)
+    gate = AccuracyGate.of(open_file(model, fp32), texts)
     words = [example.text for example in splits.train[:64]]
     encoder = model.encoder
     found = search(
         lambda: ir.load(fp32),
         gate,
-        Limits(max_drop_points=2.5, min_label_agreement=0.9),  # 160 texts: one is 0.6 points
+        AccuracyLimits(
+            max_drop_points=2.5, min_label_agreement=0.9
+        ),  # 160 texts: one is 0.6 points
         lambda path: open_file(model, path).logits(gate.texts),
         tmp_path,
         calibration=[encoder.pad(encoder.tokens(words))],

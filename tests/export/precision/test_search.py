@@ -6,22 +6,21 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from trainkit.export.accuracy import Gate
-from trainkit.export.precision.gate import Limits, judge
+from trainkit.export.accuracy_gate import AccuracyGate, AccuracyLimits
+from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.search import CANDIDATES, SearchResult, search
 from trainkit.export.precision.sensitivity import rank
-from trainkit.export.precision.settings import Int8Settings
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.trainer.metrics import evaluate
 
-LIMITS = Limits(max_drop_points=0.5)
+LIMITS = AccuracyLimits(max_drop_points=0.5)
 
 
 def gate_of(logits, labels):
     names = tuple(f"label {number}" for number in range(logits.shape[1]))
     true = [names[label] for label in labels]
-    return Gate(
+    return AccuracyGate(
         [f"text {number}" for number in range(len(logits))],
         true,
         names,
@@ -138,33 +137,33 @@ def test_where_nothing_passes_the_sentence_names_the_nearest(tiny_encoder, answe
     ],
 )
 def test_what_is_no_answer_does_not_pass(answers, logits, reason):
-    verdict = judge(logits, answers, LIMITS)
+    verdict = answers.check(logits, LIMITS)
     assert not verdict.passed
     assert reason in verdict.reason
 
 
 def test_a_drop_of_just_the_limit_passes(answers):
-    assert judge(wrong(answers, 1), answers, LIMITS).passed  # 0.5 points
-    assert not judge(wrong(answers, 2), answers, LIMITS).passed
+    assert answers.check(wrong(answers, 1), LIMITS).passed  # 0.5 points
+    assert not answers.check(wrong(answers, 2), LIMITS).passed
 
 
 def test_labels_must_agree_even_where_accuracy_does_not_fall(answers):
-    limits = Limits(max_drop_points=5, min_label_agreement=0.99)
-    verdict = judge(wrong(answers, 3), answers, limits)
-    assert verdict.reason == "98.50 % of labels agree, under 99 %"
+    limits = AccuracyLimits(max_drop_points=5, min_label_agreement=0.99)
+    verdict = answers.check(wrong(answers, 3), limits)
+    assert verdict.reason == "98.50% of labels agree, under 99%"
 
 
 def test_accuracy_that_rises_is_a_negative_drop(answers):
     worse = answers._replace(logits=wrong(answers, 10))
     worse = gate_of(worse.logits, answers.logits.argmax(axis=1))
-    assert judge(answers.logits, worse, LIMITS).drop_points == pytest.approx(-5)
+    assert worse.check(answers.logits, LIMITS).report.drop_points == pytest.approx(-5)
 
 
 def test_limits_that_mean_nothing_are_refused():
     with pytest.raises(InputError, match="0 points or more"):
-        Limits(max_drop_points=float("nan"))
+        AccuracyLimits(max_drop_points=float("nan"))
     with pytest.raises(InputError, match="from 0 to 1"):
-        Limits(max_drop_points=1, min_label_agreement=99)
+        AccuracyLimits(max_drop_points=1, min_label_agreement=99)
 
 
 def test_the_product_with_an_outlier_is_the_most_sensitive(

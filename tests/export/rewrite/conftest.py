@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from tests.graphs.make import Graph, read
-from trainkit.export.matrix import masks
+from trainkit.export.parity_cases import masks
 from trainkit.export.rewrite.table import REWRITES
 
 BATCH_SIZES, LENGTHS = (1, 2, 7), (1, 2, 17, 60)

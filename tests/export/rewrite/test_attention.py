@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from trainkit.export.rewrite.attention import fuse_attention
-from trainkit.export.rewrite.core import Mask
+from trainkit.export.rewrite.attention_pattern import Mask
 from trainkit.export.rewrite.fold import fold_constants
 from trainkit.export.rewrite.graph import Builder, dims
 from trainkit.export.rewrite.masks import Masks

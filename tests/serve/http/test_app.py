@@ -19,7 +19,7 @@ from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.http import metrics
 from trainkit.serve.http.engine import Engine
-from trainkit.serve.http.failures import UnavailableError
+from trainkit.serve.http.exceptions import UnavailableError
 from trainkit.serve.http.settings import Limits, Settings
 
 TEXTS = [example.text for example in load_sample()[:40]]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.batching import Batcher, Rules
-from trainkit.serve.http.failures import (
+from trainkit.serve.http.batching import Batcher, BatchingPolicy
+from trainkit.serve.http.exceptions import (
     DeadlineError,
     InferenceError,
     QueueFullError,
@@ -50,12 +50,12 @@ class Runs:
             self.gate.release()
 
 
-def go(scenario, rules, poison=None, on_batch=lambda facts: None):
+def go(scenario, policy, poison=None, on_batch=lambda facts: None):
     """Run a scenario with a gated model and a queue before it; the queue is always closed."""
 
     async def main():
         runs = Runs(poison)
-        batcher = Batcher(runs, rules, on_batch)
+        batcher = Batcher(runs, policy, on_batch)
         try:
             return await scenario(batcher, runs)
         finally:
@@ -69,7 +69,7 @@ def go(scenario, rules, poison=None, on_batch=lambda facts: None):
 
 async def ask(batcher, request, timeout_s=60):
     """Queue a request and let it get there."""
-    task = asyncio.create_task(batcher.answer(request, timeout_s))
+    task = asyncio.create_task(batcher.submit(request, timeout_s))
     await asyncio.sleep(0)
     return task
 
@@ -82,7 +82,7 @@ async def busy(batcher, runs):
 
 
 RULES = st.builds(
-    Rules,
+    BatchingPolicy,
     batch_tokens=st.integers(1, 60),
     batch_rows=st.integers(1, 9),
     packed=st.booleans(),
@@ -91,29 +91,29 @@ RULES = st.builds(
 LENGTHS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 
 
-def cost(batch, rules):
+def cost(batch, policy):
     lengths = [max(1, len(row.ids)) for row in batch]
-    return sum(lengths) if rules.packed else len(batch) * max(lengths)
+    return sum(lengths) if policy.packed else len(batch) * max(lengths)
 
 
 @settings(max_examples=60, deadline=None)
 @given(RULES, st.lists(LENGTHS, min_size=1, max_size=6))
-def test_every_row_runs_once_within_the_budget_and_comes_back_in_its_place(rules, requests):
+def test_every_row_runs_once_within_the_budget_and_comes_back_in_its_place(policy, requests):
     async def scenario(batcher, runs):
         runs.open()
         asked = [rows(*lengths, key=key) for key, lengths in enumerate(requests, start=1)]
-        found = await asyncio.gather(*(batcher.answer(request, 60) for request in asked))
+        found = await asyncio.gather(*(batcher.submit(request, 60) for request in asked))
         for request, answer in zip(asked, found, strict=True):
             np.testing.assert_array_equal(answer.logits, logits_of(request))
         sent = [row for request in asked for row in request]
         ran = [row for batch in runs.batches for row in batch]
         assert sorted(map(id, ran)) == sorted(map(id, sent))
         for batch in runs.batches:
-            assert len(batch) <= rules.batch_rows
-            assert len(batch) == 1 or cost(batch, rules) <= rules.batch_tokens
-            assert not rules.equal_lengths or len({max(1, len(row.ids)) for row in batch}) == 1
+            assert len(batch) <= policy.batch_rows
+            assert len(batch) == 1 or cost(batch, policy) <= policy.batch_tokens
+            assert not policy.equal_lengths or len({max(1, len(row.ids)) for row in batch}) == 1
 
-    go(scenario, rules)
+    go(scenario, policy)
 
 
 @pytest.mark.parametrize(("packed", "expected"), [(True, [2, 1]), (False, [1, 2])])
@@ -127,7 +127,7 @@ def test_padding_counts_where_the_graph_is_padded(packed, expected):
         await asyncio.gather(first, *asked)
         assert [len(batch) for batch in runs.batches[1:]] == expected
 
-    go(scenario, Rules(batch_tokens=25, packed=packed))
+    go(scenario, BatchingPolicy(batch_tokens=25, packed=packed))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_one_long_text_does_not_pad_many_short_ones(packed, long, expected):
         await asyncio.gather(first, request)
         assert [len(batch) for batch in runs.batches[1:]] == expected
 
-    go(scenario, Rules(packed=packed))
+    go(scenario, BatchingPolicy(packed=packed))
 
 
 def test_a_small_request_behind_a_large_one_is_in_the_next_batch():
@@ -165,7 +165,7 @@ def test_a_small_request_behind_a_large_one_is_in_the_next_batch():
         answer = await large
         np.testing.assert_array_equal(answer.logits, logits_of(rows(*[5] * 1000, key=1)))
 
-    go(scenario, Rules())
+    go(scenario, BatchingPolicy())
 
 
 def test_requests_share_a_batch_by_turns():
@@ -178,7 +178,7 @@ def test_requests_share_a_batch_by_turns():
             counts = [sum(row.ids[0] // 1000 == key for row in batch) for key in (1, 2, 3)]
             assert max(counts) - min(counts) <= 1
 
-    go(scenario, Rules(batch_rows=10))
+    go(scenario, BatchingPolicy(batch_rows=10))
 
 
 def test_a_row_that_never_fits_beside_others_is_not_passed_over_for_ever():
@@ -191,7 +191,7 @@ def test_a_row_that_never_fits_beside_others_is_not_passed_over_for_ever():
         await asyncio.gather(first, short, long, more)
         assert [len(batch[0].ids) for batch in runs.batches[1:3]] == [2, 90]
 
-    go(scenario, Rules(batch_tokens=20, packed=True))
+    go(scenario, BatchingPolicy(batch_tokens=20, packed=True))
 
 
 def test_what_expires_in_the_queue_is_told_at_once_and_never_run():
@@ -206,9 +206,9 @@ def test_what_expires_in_the_queue_is_told_at_once_and_never_run():
         await asyncio.gather(first, kept)
         assert [row.ids[0] for batch in runs.batches for row in batch] == [999_000, 2000]
         with pytest.raises(DeadlineError):
-            await batcher.answer(rows(1), 0)
+            await batcher.submit(rows(1), 0)
 
-    go(scenario, Rules())
+    go(scenario, BatchingPolicy())
 
 
 def test_a_request_that_has_begun_finishes_after_its_deadline():
@@ -220,7 +220,7 @@ def test_a_request_that_has_begun_finishes_after_its_deadline():
         runs.open()
         assert len((await task).logits) == 3
 
-    go(scenario, Rules(batch_rows=1))
+    go(scenario, BatchingPolicy(batch_rows=1))
 
 
 def test_a_cancelled_request_leaves_the_queue():
@@ -237,7 +237,7 @@ def test_a_cancelled_request_leaves_the_queue():
         await kept
         assert [row.ids[0] for batch in runs.batches for row in batch] == [999_000, 2000]
 
-    go(scenario, Rules())
+    go(scenario, BatchingPolicy())
 
 
 def test_a_full_queue_says_when_there_will_be_room():
@@ -245,26 +245,26 @@ def test_a_full_queue_says_when_there_will_be_room():
         first = await busy(batcher, runs)
         kept = await ask(batcher, rows(60, key=1))
         with pytest.raises(QueueFullError) as caught:
-            await batcher.answer(rows(50), 60)
+            await batcher.submit(rows(50), 60)
         assert caught.value.retry_after_s == 1.0  # nothing was measured yet
         await ask(batcher, rows(40, key=2))
         assert batcher.queued_tokens == 100
         batcher.tokens_per_s = 20.0
         with pytest.raises(QueueFullError) as caught:
-            await batcher.answer(rows(50), 60)
+            await batcher.submit(rows(50), 60)
         assert caught.value.retry_after_s == pytest.approx(50 / 20)
         runs.open()
         await asyncio.gather(first, kept)
 
-    go(scenario, Rules(queue_tokens=100))
+    go(scenario, BatchingPolicy(queue_tokens=100))
 
 
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits():
     async def scenario(batcher, runs):
         runs.open()
-        assert len((await batcher.answer(rows(8, 8), 60)).logits) == 2
+        assert len((await batcher.submit(rows(8, 8), 60)).logits) == 2
 
-    go(scenario, Rules(queue_tokens=10))
+    go(scenario, BatchingPolicy(queue_tokens=10))
 
 
 def test_only_the_guilty_request_gets_the_error():
@@ -280,7 +280,7 @@ def test_only_the_guilty_request_gets_the_error():
             np.testing.assert_array_equal((await task).logits, logits_of(rows(3, 3, key=key)))
         await asyncio.gather(first, after)
 
-    go(scenario, Rules(), poison=7001)
+    go(scenario, BatchingPolicy(), poison=7001)
 
 
 @pytest.mark.parametrize("error", [UnavailableError("no process"), MemoryError("no memory")])
@@ -293,13 +293,13 @@ def test_any_other_failure_is_told_to_all_of_the_batch_and_the_queue_goes_on(err
                 raise error
             return logits_of(batch)
 
-        batcher = Batcher(run, Rules())
+        batcher = Batcher(run, BatchingPolicy())
         found = await asyncio.gather(
-            *(batcher.answer(rows(2), 60) for _ in range(3)), return_exceptions=True
+            *(batcher.submit(rows(2), 60) for _ in range(3)), return_exceptions=True
         )
         assert found == [error] * 3
         fails = False
-        assert len((await batcher.answer(rows(2), 60)).logits) == 1
+        assert len((await batcher.submit(rows(2), 60)).logits) == 1
         await batcher.close(1)
 
     asyncio.run(main())
@@ -311,15 +311,15 @@ def test_a_fault_of_the_queue_itself_leaves_nobody_waiting():
 
     async def scenario(batcher, runs):
         runs.open()
-        answers = [batcher.answer(rows(2), 60) for _ in range(3)]
+        answers = [batcher.submit(rows(2), 60) for _ in range(3)]
         found = await asyncio.gather(*answers, return_exceptions=True)
         assert len(found[0].logits) == 1  # was there before the fault
         assert [type(error) for error in found[1:]] == [ZeroDivisionError] * 2
         assert not batcher.running
         with pytest.raises(UnavailableError):
-            await batcher.answer(rows(2), 60)
+            await batcher.submit(rows(2), 60)
 
-    go(scenario, Rules(batch_rows=1), on_batch=broken)
+    go(scenario, BatchingPolicy(batch_rows=1), on_batch=broken)
 
 
 def test_an_idle_model_waits_for_a_batch_to_fill_where_it_is_told_to():
@@ -333,11 +333,11 @@ def test_an_idle_model_waits_for_a_batch_to_fill_where_it_is_told_to():
         assert loop.time() - before >= 0.04
         assert [len(batch) for batch in runs.batches] == [2]
         before = loop.time()
-        await asyncio.gather(*(batcher.answer(rows(2), 60) for _ in range(4)))
+        await asyncio.gather(*(batcher.submit(rows(2), 60) for _ in range(4)))
         assert loop.time() - before < 0.04  # full at once
         assert [len(batch) for batch in runs.batches] == [2, 4]
 
-    go(scenario, Rules(max_wait_ms=40, batch_rows=4))
+    go(scenario, BatchingPolicy(max_wait_ms=40, batch_rows=4))
 
 
 def test_closing_finishes_what_waits_and_takes_nothing_new():
@@ -347,12 +347,12 @@ def test_closing_finishes_what_waits_and_takes_nothing_new():
         closing = asyncio.create_task(batcher.close(5))
         await asyncio.sleep(0)
         with pytest.raises(UnavailableError):
-            await batcher.answer(rows(1), 60)
+            await batcher.submit(rows(1), 60)
         runs.open()
         await closing
         assert [len((await task).logits) for task in (first, waits)] == [1, 2]
 
-    go(scenario, Rules())
+    go(scenario, BatchingPolicy())
 
 
 def test_closing_gives_up_what_does_not_end_in_time():
@@ -364,7 +364,7 @@ def test_closing_gives_up_what_does_not_end_in_time():
             with pytest.raises(UnavailableError):
                 await task
 
-    go(scenario, Rules())
+    go(scenario, BatchingPolicy())
 
 
 def test_the_hook_is_told_of_each_batch():
@@ -380,4 +380,4 @@ def test_the_hook_is_told_of_each_batch():
         assert answers[1].queue_s == pytest.approx(told[1].queue_s, abs=1e-3)
         assert batcher.tokens_per_s > 0
 
-    go(scenario, Rules(), on_batch=told.append)
+    go(scenario, BatchingPolicy(), on_batch=told.append)

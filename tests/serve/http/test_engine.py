@@ -17,8 +17,8 @@ from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import engine as engine_module
 from trainkit.serve.http.engine import Engine
-from trainkit.serve.http.failures import InferenceError, UnavailableError
-from trainkit.serve.http.inference_process import Launch
+from trainkit.serve.http.exceptions import InferenceError, UnavailableError
+from trainkit.serve.http.inference_process import ProcessSpec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 TEXTS = [example.text for example in load_sample()[:20]]
@@ -82,7 +82,7 @@ def launch(**changed):
         "hang_s": 30,
         "return_s": 30,
     }
-    return Launch(**settings | changed)
+    return ProcessSpec(**settings | changed)
 
 
 POISON = (sys.executable, "-c", POISONED)

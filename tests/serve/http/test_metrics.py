@@ -130,6 +130,6 @@ def test_a_missing_package_is_named(monkeypatch):
         return genuine(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"pip install 'trainkit\[otel\]'"):
+    with pytest.raises(InputError, match=r"pip install 'trainkit-onnx\[otel\]'"):
         metrics.Tracing(True)
     metrics.Tracing(False)

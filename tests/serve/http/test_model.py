@@ -21,13 +21,13 @@ from trainkit.serve.bundle import Serving, open_bundle, write_manifest, write_se
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import model as model_module
-from trainkit.serve.http.failures import (
+from trainkit.serve.http.exceptions import (
     DeadlineError,
     InferenceError,
     QueueFullError,
     UnavailableError,
 )
-from trainkit.serve.http.inference_process import Launch
+from trainkit.serve.http.inference_process import ProcessSpec
 from trainkit.serve.http.model import Model, Models
 from trainkit.serve.http.settings import Settings
 
@@ -75,7 +75,7 @@ def several(scenario, **folders):
 
 async def ask(model, start, stop, expected):
     """Classify some of the texts and compare."""
-    answer = await model.answer(await model.tokens(TEXTS[start:stop]))
+    answer = await model.infer(await model.tokens(TEXTS[start:stop]))
     np.testing.assert_allclose(answer.logits, expected[start:stop], atol=1e-5)
     assert answer.queue_s >= 0
     assert answer.infer_s > 0
@@ -106,15 +106,15 @@ def test_what_it_says_of_itself():
         assert model.version == manifest.sha256[:12]
         assert model.max_length == 24
         assert model.vocabulary_size == model.classifier.encoder.tokenizer.get_vocab_size()
-        assert (await model.answer([])).logits.shape == (0, 6)
+        assert (await model.infer([])).logits.shape == (0, 6)
         with pytest.raises(InputError, match="text 2 of 2 is empty"):
             await model.tokens(["Who?", " "])
         with pytest.raises(DeadlineError):
-            await model.answer(await model.tokens(["Who?"]), timeout_s=0)
+            await model.infer(await model.tokens(["Who?"]), timeout_s=0)
         await model.close()
         assert not model.ready
         with pytest.raises(UnavailableError):
-            await model.answer([Tokens([5], [0])])
+            await model.infer([Tokens([5], [0])])
 
     served(scenario)
 
@@ -140,7 +140,7 @@ def test_only_the_request_that_the_session_refuses_gets_an_error(expected):
         asking = [ask(model, *part, expected) for part in parts(60)]
         poison = [Tokens([5, 10**6], [0, 0])]
         *_, found = await asyncio.gather(
-            *asking[:30], *asking[30:], model.answer(poison), return_exceptions=True
+            *asking[:30], *asking[30:], model.infer(poison), return_exceptions=True
         )
         assert isinstance(found, InferenceError)
         assert "Gather" in str(found)
@@ -173,13 +173,15 @@ worker.main(msgspec.json.decode(sys.argv[1], type=worker.Order))
 
 def test_only_the_request_that_kills_the_process_gets_an_error(expected, monkeypatch):
     program = (sys.executable, "-c", CRASHES)
-    monkeypatch.setattr(model_module, "Launch", functools.partial(Launch, program=program))
+    monkeypatch.setattr(
+        model_module, "ProcessSpec", functools.partial(ProcessSpec, program=program)
+    )
 
     async def scenario(model):
         crash = [Tokens([150], [0])]
         asking = [ask(model, *part, expected) for part in parts(30)]
         found = await asyncio.gather(
-            *asking, model.answer(crash), model.answer(crash), return_exceptions=True
+            *asking, model.infer(crash), model.infer(crash), return_exceptions=True
         )
         assert [type(error) for error in found] == [type(None)] * 30 + [InferenceError] * 2
 
@@ -240,7 +242,7 @@ def test_a_reload_under_load_loses_nothing(bundle, expected, caplog, monkeypatch
         new = await models.reload("one")
         assert models["one"] is new
         # A request that has the old one still gets its answer from it.
-        np.testing.assert_allclose((await old.answer(held)).logits, expected[:3], atol=1e-5)
+        np.testing.assert_allclose((await old.infer(held)).logits, expected[:3], atol=1e-5)
         await ask(new, 0, 5, expected)
         swapped.set()
         await asyncio.gather(*clients)

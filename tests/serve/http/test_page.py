@@ -15,9 +15,9 @@ import pytest
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.http.app import application
-from trainkit.serve.http.listener import Server, bound, listen, url
-from trainkit.serve.http.model import Answer
+from trainkit.serve.http.model import InferenceResult
 from trainkit.serve.http.settings import Limits, Settings
+from trainkit.serve.http.sockets import Server, bound, listen, url
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
@@ -56,9 +56,9 @@ class InProcess:
     async def tokens(self, texts):
         return self.classifier.tokens(texts)
 
-    async def answer(self, rows, timeout_s=None):
+    async def infer(self, rows, timeout_s=None):
         logits = self.classifier.logits_of(rows).astype(np.float32)
-        return Answer(logits, 0.001, 0.002)
+        return InferenceResult(logits, 0.001, 0.002)
 
 
 @pytest.fixture(scope="module")

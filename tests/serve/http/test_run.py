@@ -11,8 +11,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from trainkit.serve.errors import InputError
-from trainkit.serve.http.listener import Server, bound, is_loopback, listen, url
-from trainkit.serve.http.run import Control, FromFront, Load, Report, Stop
+from trainkit.serve.http.run import Control, FromFront, Load, Report, Shutdown
+from trainkit.serve.http.sockets import Server, bound, is_loopback, listen, url
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -45,7 +45,7 @@ def test_the_second_to_listen_on_an_address_is_refused():
 
 def test_signals_drain_first_and_then_end():
     async def main():
-        stop = Stop(drain_s=60)
+        stop = Shutdown(drain_s=60)
         assert await stop.unless(asyncio.sleep(0, "done")) == "done"
         waiting = asyncio.ensure_future(stop.wait())
         stop.signal()

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from trainkit.serve.bundle import Serving, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.http import front, model
+from trainkit.serve.http import http_worker, model
 from trainkit.serve.http import supervisor as supervisor_module
-from trainkit.serve.http.listener import bound, url
-from trainkit.serve.http.run import Plan, Report
+from trainkit.serve.http.run import Report, WorkerConfig
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.http.sockets import bound, url
 from trainkit.serve.http.supervisor import Supervisor, shares
 
 SILENT_S = 3.0  # in tests; it is more elsewhere
@@ -46,7 +46,9 @@ def supervisor(tmp_path):
     listener = bound("127.0.0.1", 0)
 
     def make(**folders):
-        plan = Plan(folders=folders, settings=Settings(threads=1), drain_s=0, log_level="warning")
+        plan = WorkerConfig(
+            folders=folders, settings=Settings(threads=1), drain_s=0, log_level="warning"
+        )
         return Supervisor(plan, listener, tmp_path, 2)
 
     yield make
@@ -116,7 +118,7 @@ def test_a_front_that_is_stopped_is_replaced_while_the_other_answers(
             assert not alive
             family(victim.process.pid)
 
-    monkeypatch.setattr(front, "SILENT_S", SILENT_S)
+    monkeypatch.setattr(http_worker, "SILENT_S", SILENT_S)
     asyncio.run(main())
     (told,) = silent(caplog)
     assert told.startswith("worker 0 (pid ")
@@ -135,7 +137,7 @@ def test_without_the_watch_a_stopped_front_stays_as_it_is(supervisor, golden, mo
             assert [one.process.pid for one in made.fronts] == pids
             stopped.resume()
 
-    monkeypatch.setattr(front, "SILENT_S", math.inf)
+    monkeypatch.setattr(http_worker, "SILENT_S", math.inf)
     asyncio.run(main())
     assert silent(caplog) == []
 
@@ -165,7 +167,7 @@ def test_fronts_that_opened_different_versions_are_not_served(supervisor, monkey
     async def start(self, plan, listener):
         return Report({"golden": str(self.number)})
 
-    monkeypatch.setattr(front.Front, "start", start)
+    monkeypatch.setattr(http_worker.HTTPWorker, "start", start)
     with pytest.raises(InputError, match="was changed while the workers opened it"):
         asyncio.run(supervisor(golden="anywhere").start())
 
@@ -174,7 +176,7 @@ def test_a_front_that_cannot_be_started_again_is_tried_until_it_can(
     supervisor, golden, monkeypatch, caplog
 ):
     """The others serve on meanwhile."""
-    start, failures = front.Front.start, []
+    start, failures = http_worker.HTTPWorker.start, []
 
     async def failing(self, plan, listener):
         if self.process and len(failures) < 2:
@@ -192,7 +194,7 @@ def test_a_front_that_cannot_be_started_again_is_tried_until_it_can(
                 await ask(made)
             assert other.process.pid == pids[1]
 
-    monkeypatch.setattr(front.Front, "start", failing)
+    monkeypatch.setattr(http_worker.HTTPWorker, "start", failing)
     asyncio.run(main())
     assert failures == [0, 0]
     told = "worker 0 cannot be started: Cannot allocate memory"
@@ -225,9 +227,9 @@ def test_a_quota_is_shared_by_the_workers(tmp_path, monkeypatch, cores, usable, 
     monkeypatch.setattr(supervisor_module, "affinity", lambda: list(range(cores)))
     monkeypatch.setattr(supervisor_module, "usable_cores", lambda: usable)
     with bound("127.0.0.1", 0) as listener:
-        made = Supervisor(Plan(folders={}), listener, tmp_path, workers)
+        made = Supervisor(WorkerConfig(folders={}), listener, tmp_path, workers)
         plans = [one.plan(made.plan, listener) for one in made.fronts]
-    assert [plan.settings.most_threads for plan in plans] == expected
+    assert [plan.settings.max_threads for plan in plans] == expected
     assert {plan.settings.threads for plan in plans} == {0}
 
 
@@ -238,6 +240,6 @@ def test_a_model_keeps_to_its_fronts_share(golden, tmp_path, monkeypatch, most, 
         provider = "CPUExecutionProvider"
         write_serving(folder, Serving(threads=serving, batch_size=32, provider=provider))
     monkeypatch.setattr(model, "usable_cores", lambda: 3)
-    _, _, engine = model._open(folder, Settings(most_threads=most))
+    _, _, engine = model._open(folder, Settings(max_threads=most))
     assert engine.launch.threads == expected
     asyncio.run(engine.close())

@@ -1,0 +1,100 @@
+"""Fields of settings structs: their constraints checked, and said in words.
+
+A field declares its constraints and its meaning in one place, ``Annotated[int, Meta(ge=1,
+description="...")]``; the command line and the Python API are made from that. msgspec checks them
+when it decodes; :func:`check_fields` does so for a struct that Python code constructed.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import inspect
+
+from trainkit.serve.errors import InputError
+
+__all__ = ["base_type", "check_fields", "choices", "expectation", "faults", "value_faults"]
+
+KINDS: dict[type[inspect.Type], str] = {
+    inspect.BoolType: "true or false",
+    inspect.IntType: "a whole number",
+    inspect.FloatType: "a number",
+    inspect.StrType: "a text",
+}
+
+
+def check_fields(struct: msgspec.Struct, title: str) -> None:
+    """Raise InputError that names every field whose value breaks its own constraints."""
+    if found := list(faults(struct)):
+        raise InputError(f"{title}: {'; '.join(found)}.")
+
+
+def faults(struct: msgspec.Struct) -> Iterator[str]:
+    """Yield a sentence for every field whose value breaks its own constraints."""
+    for field in msgspec.structs.fields(type(struct)):
+        yield from value_faults(field.name, field.type, getattr(struct, field.name))
+
+
+def value_faults(name: str, annotation: Any, value: Any) -> Iterator[str]:
+    """Yield a sentence about ``name`` if ``value`` breaks the constraints of ``annotation``.
+
+    Of a tuple each wrong item is named.
+    """
+    for given in [value] if not isinstance(value, tuple) else [(item,) for item in value]:
+        try:
+            msgspec.convert(given, annotation)
+        except msgspec.ValidationError:
+            shown = given[0] if isinstance(given, tuple) else given
+            yield f"{name} must be {expectation(annotation, shown)}, not {shown!r}"
+
+
+def base_type(annotation: Any) -> inspect.Type:
+    """Return what a field takes: without its description, without None, of a tuple its items."""
+    found = inspect.type_info(annotation)
+    while True:
+        if isinstance(found, inspect.Metadata):
+            found = found.type
+        elif isinstance(found, inspect.UnionType):
+            found = next(kind for kind in found.types if not isinstance(kind, inspect.NoneType))
+        elif isinstance(found, inspect.VarTupleType):
+            found = found.item_type
+        else:
+            return found
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """Return the values of the Literal in an annotation, in their order; none without one."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next(filter(None, map(choices, get_args(annotation))), ())
+
+
+def expectation(annotation: Any, value: Any = None) -> str:
+    """Say in words what a field takes, such as "at least 1" or "a whole number".
+
+    Bounds are said to a ``value`` that is a number, the kind to anything else.
+    """
+    found = base_type(annotation)
+    if isinstance(found, inspect.LiteralType):
+        return "one of " + ", ".join(map(repr, choices(annotation)))
+    if isinstance(found, inspect.IntType | inspect.FloatType) and _has_kind(found, value):
+        return _bounds(found) or KINDS[type(found)]
+    return KINDS.get(type(found), "another value")
+
+
+def _has_kind(found: inspect.IntType | inspect.FloatType, value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (isinstance(value, float) and isinstance(found, inspect.FloatType))
+
+
+def _bounds(found: inspect.IntType | inspect.FloatType) -> str:
+    low = found.ge if found.ge is not None else found.gt
+    high = found.le if found.le is not None else found.lt
+    if low is not None and high is not None:
+        brackets = "[" if found.ge is not None else "(", "]" if found.le is not None else ")"
+        return f"in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+    if low is not None:
+        return f"at least {low:g}" if found.ge is not None else f"above {low:g}"
+    if high is not None:
+        return f"at most {high:g}" if found.le is not None else f"below {high:g}"
+    return ""

@@ -1,0 +1,277 @@
+"""What stands around every request: its id, the token, the log line, and the limit on its body."""
+
+import asyncio
+import hmac
+import logging
+import math
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = [
+    "ClientGoneError",
+    "Error",
+    "HTTPError",
+    "RequestLog",
+    "RequestMiddleware",
+    "Response",
+    "error_response",
+    "header",
+    "header_timeout_s",
+    "read_body",
+    "unless_gone",
+]
+
+T = TypeVar("T")
+
+OPEN = {"/", "/v2/health/live", "/v2/health/ready"}  # a browser and a probe bring no token
+OTHER = "other"  # the route of every path that is none: labels stay few
+GONE = 499  # nginx's number for a client that went away; nobody receives it
+LOGGER = logging.getLogger("trainkit.serve.http")
+
+
+class HTTPError(Exception):
+    """The request gets ``status`` and one sentence."""
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = tuple(headers.items())
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before it had its answer."""
+
+
+class Error(msgspec.Struct):
+    """The body of every answer that is not a success."""
+
+    error: str
+
+
+class Response(NamedTuple):
+    """An answer, before it is sent."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+    async def send(self, send: Send) -> None:
+        """Send it whole."""
+        headers = [
+            (b"content-type", self.content_type.encode()),
+            (b"content-length", str(len(self.body)).encode()),
+            *((name.replace("_", "-").lower().encode(), v.encode()) for name, v in self.headers),
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def error_response(status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """Return the answer that says what was wrong."""
+    return Response(status, msgspec.json.encode(Error(message)), headers=tuple(headers))
+
+
+class RequestLog(msgspec.Struct):
+    """What is known of one request, for its log line and the metrics; times in seconds."""
+
+    request_id: str
+    method: str
+    started: float
+    route: str = OTHER
+    status: int = 0
+    error: str = ""  # kind of the error, never its sentence
+    model: str = ""
+    version: str = ""
+    texts: int = 0
+    tokens: int = 0
+    tokenize_s: float | None = None
+    queue_s: float | None = None
+    infer_s: float | None = None
+    total_s: float = 0.0
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the log line says; no part of it comes from a text."""
+        found: dict[str, Any] = {}
+        for name, value in msgspec.structs.asdict(self).items():
+            if name == "started" or value in ("", None):
+                continue
+            if name.endswith("_s"):
+                name, value = f"{name[:-2]}_ms", round(value * 1000, 3)
+            found[name] = value
+        return found
+
+
+class RequestMiddleware:
+    """ASGI middleware: request id, bearer token, ``Connection: close`` while draining, log line.
+
+    ``observe`` gets the record of each request after its answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str | None,
+        draining: Callable[[], bool],
+        observe: Callable[[RequestLog], None],
+    ) -> None:
+        self.app = app
+        self.token = None if token is None else token.encode()
+        self.draining = draining
+        self.observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; anything else passes through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestLog(_request_id(scope), scope["method"], time.perf_counter())
+        scope["trainkit.record"] = record
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], *self._headers(record)]
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            if self._is_allowed(scope):
+                await self.app(scope, receive, answer)
+            else:
+                record.error = "token"
+                message = "the token is missing or wrong; send Authorization: Bearer TOKEN."
+                await error_response(401, message, [("WWW-Authenticate", "Bearer")]).send(answer)
+        except ClientGoneError:
+            record.status, record.error = GONE, "client gone"
+        except Exception:  # the last place where a traceback can be kept from the client
+            LOGGER.exception(
+                "unexpected error", extra={"fields": {"request_id": record.request_id}}
+            )
+            record.error = "unexpected"
+            if not record.status:
+                message = f"the server failed; its log has request {record.request_id}."
+                await error_response(500, message).send(answer)
+        finally:
+            record.route = getattr(scope.get("endpoint"), "template", OTHER)
+            record.total_s = time.perf_counter() - record.started
+            self.observe(record)
+            LOGGER.info("", extra={"fields": record.fields()})
+
+    def _headers(self, record: RequestLog) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", record.request_id.encode())]
+        return [*headers, (b"connection", b"close")] if self.draining() else headers
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if self.token is None or path in OPEN:
+            return True
+        scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
+        return hmac.compare_digest(token.strip(), self.token) and scheme.lower() == b"bearer"
+
+
+def _request_id(scope: Scope) -> str:
+    sent = header(scope, b"x-request-id")
+    if sent and len(sent) <= 64 and sent.isascii() and sent.decode("ascii").isprintable():
+        return sent.decode("ascii")
+    return uuid.uuid4().hex
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the first header of this name, which is in lower case."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def header_timeout_s(scope: Scope) -> float:
+    """Return what X-Request-Timeout-Ms asks for, in seconds; infinity where it is not there."""
+    sent = header(scope, b"x-request-timeout-ms")
+    if sent is None:
+        return math.inf
+    try:
+        timeout_ms = float(sent)
+    except ValueError:
+        timeout_ms = math.nan
+    if not 0 < timeout_ms < math.inf:
+        raise HTTPError(400, "X-Request-Timeout-Ms must be a number of milliseconds above 0.")
+    return timeout_ms / 1000
+
+
+def _decompressor(scope: Scope) -> Any:
+    encoding = (header(scope, b"content-encoding") or b"identity").strip().lower()
+    if encoding == b"identity":
+        return None
+    if encoding in (b"gzip", b"x-gzip"):
+        return zlib.decompressobj(16 + zlib.MAX_WBITS)
+    if encoding == b"deflate":  # RFC 9110: in zlib's format, not bare
+        return zlib.decompressobj()
+    message = "Content-Encoding must be gzip, deflate or identity."
+    raise HTTPError(415, message, Accept_Encoding="gzip, deflate")
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Read a body in pieces, and decompress it; refused where it passes ``limit`` bytes.
+
+    Both as sent and decompressed, and before anything is read where Content-Length says so.
+    """
+    too_large = HTTPError(413, f"the body is larger than {limit} bytes; send fewer texts.")
+    decompressor = _decompressor(scope)
+    length = header(scope, b"content-length")
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise too_large
+    pieces, sent, size = [], 0, 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        piece = message.get("body", b"")
+        more = message.get("more_body", False)
+        sent += len(piece)
+        if decompressor is not None:
+            piece = _decompressed(decompressor, piece, limit - size + 1)
+        size += len(piece)
+        if max(sent, size) > limit:
+            raise too_large
+        pieces.append(piece)
+    if decompressor is not None and (not decompressor.eof or decompressor.unused_data):
+        raise HTTPError(400, "the compressed body does not end where its data ends.")
+    return b"".join(pieces)
+
+
+def _decompressed(decompressor: Any, piece: bytes, limit: int) -> bytes:
+    try:
+        found: bytes = decompressor.decompress(piece, limit)
+    except zlib.error:
+        raise HTTPError(400, "the body is not what Content-Encoding says.") from None
+    return found
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work``; cancel it and raise ``ClientGoneError`` where the client goes away first.
+
+    The body must have been read: what is received after it says that the client is gone.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
