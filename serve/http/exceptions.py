@@ -20,4 +20,4 @@ class InferenceError(Exception):
 
 
 class UnavailableError(Exception):
-    """The model is stopping, or its inference process did not come back in time."""
+    """The model is stopping, or its model process did not come back in time."""

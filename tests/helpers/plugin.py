@@ -1,7 +1,7 @@
 """Schedule tests over processes: shared fixtures, tests that run alone, a limit on a test's time.
 
-``python -m pytest --numprocesses 2`` (pytest-xdist) gives each process whole files, so that a
-module's fixtures are made once.
+``python -m pytest --numprocesses 2 --dist loadfile`` (pytest-xdist) gives each process whole files,
+so that a module's fixtures are made once.
 """
 
 import contextlib
@@ -53,12 +53,18 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and mark the tests of studies by their folder."""
+    """Mark the tests of studies by their folder, and put files with slow tests first.
+
+    At the end of a run, one process would have to wait for the other.
+    """
+    slow = set()
     for item in items:
-        if "tests/bench/studies/" in item.nodeid:
+        path = item.nodeid.partition("::")[0]
+        if "tests/bench/studies/" in path:
             item.add_marker(pytest.mark.studies)
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+        if item.get_closest_marker("slow"):
+            slow.add(path)
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,7 @@
-"""What the tests of other tools share. They need what `make interop` installs, and run there.
+"""Fixtures for the tests of other tools, which run in the environment of `make interop`.
 
-``TRAINKIT_INTEROP`` is its folder: ``bundles/`` that trainkit wrote in its own environment and in
-this one, and ``node/`` with transformers.js.
+``TRAINKIT_INTEROP`` is its folder: ``bundles/`` that trainkit wrote in its own environment, and
+``node/`` with transformers.js.
 """
 
 import json
