@@ -49,7 +49,7 @@ demo: $(BIN)/.installed
 PROCESSES ?= 2
 PYTEST := TRAINKIT_TEST_LIMIT=1 $(BIN)/python -m pytest -W error --durations 10 \
 	--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
-NOT_EVERY_TIME := cross or browser or install or peers or ray or studies
+NOT_EVERY_TIME := cross or browser or install or long or peers or ray or studies
 
 test: $(BIN)/.installed-dev check
 	$(PYTEST) -m 'not ($(NOT_EVERY_TIME))'
@@ -57,7 +57,7 @@ test: $(BIN)/.installed-dev check
 test-%: $(BIN)/.installed-dev
 	$(PYTEST) -m '$*'
 
-test-all: test test-browser test-install test-ray test-studies test-cross kserve peers interop fuzz
+test-all: test test-browser test-install test-long test-ray test-studies test-cross kserve peers interop fuzz
 
 quick: $(BIN)/.installed-dev
 	$(PYTEST) -m 'not (slow or $(NOT_EVERY_TIME))' --maxfail 1
