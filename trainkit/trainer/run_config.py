@@ -2,18 +2,20 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from trainkit.data.columns import Columns
-from trainkit.data.splits import Splits
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
 from trainkit.serve.fields import check_fields
 from trainkit.serve.files import Checksummed, pretty_json, write_atomically
 from trainkit.trainer.config import TrainConfig
+
+if TYPE_CHECKING:
+    from trainkit.data.splits import Splits
 
 __all__ = [
     "PLAN",
@@ -37,7 +39,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Meta(
             description="Model from scratch (simple), frozen encoder with trained prefixes "
             "(prefix), or all weights of an encoder (finetune).",
-            extra={"option": "--model"},
+            extra={"option": "--model", "parameter": "model"},
         ),
     ]
     backbone: Annotated[
@@ -164,7 +166,7 @@ def check_own_test(folder: Path, data: str, split: str | None) -> None:
             )
 
 
-def fingerprint(splits: Splits) -> str:
+def fingerprint(splits: "Splits") -> str:
     """Hash every text and label of the three splits, in their order."""
     content = [
         [(example.text, example.label) for example in split]
