@@ -55,7 +55,7 @@ def make(kind, word_encoder, family=None, prefix_length=0):
     """Make a model with large random weights: small ones would hide faults."""
     torch.manual_seed(11)
     if family is None:
-        made = classifier.new(kind, LABELS, vocabulary=word_encoder, prefix_length=4).model
+        made = classifier.from_scratch(kind, LABELS, word_encoder, prefix_length=4).model
     else:
         settings = tiny(family, word_encoder.tokenizer.get_vocab_size())
         settings.initializer_range = 0.2

@@ -23,7 +23,7 @@ TEXTS = [
 @pytest.fixture(params=["simple", "prefix"])
 def model(request, word_encoder):
     torch.manual_seed(3)
-    made = classifier.new(request.param, LABELS, vocabulary=word_encoder, prefix_length=4)
+    made = classifier.from_scratch(request.param, LABELS, word_encoder, prefix_length=4)
     for weight in made.model.parameters():
         torch.nn.init.normal_(weight, std=0.2)  # far from the symmetric start: faults show
     return made.model.eval()
@@ -67,11 +67,11 @@ def test_the_mean_is_over_tokens_and_not_over_padding():
 
 
 def test_the_prefix_of_a_scratch_model_reaches_the_logits(word_encoder):
-    made = classifier.new("prefix", LABELS, vocabulary=word_encoder, prefix_length=4)
+    made = classifier.from_scratch("prefix", LABELS, word_encoder, prefix_length=4)
     model = made.model.eval()
     before = logits(model, *word_encoder.encode(TEXTS)[:2])
     with torch.no_grad():
-        model.encoder.prefix.normal_()
+        model.prefix.normal_()
     assert (logits(model, *word_encoder.encode(TEXTS)[:2]) - before).abs().max() > 1e-4
 
 
@@ -137,4 +137,4 @@ def test_a_contradiction_in_the_settings_is_named(settings, told, word_encoder):
     kind = settings.pop("kind")
     labels = settings.pop("labels", LABELS)
     with pytest.raises(InputError, match=told):
-        classifier.new(kind, labels, vocabulary=word_encoder, **settings)
+        classifier.from_scratch(kind, labels, word_encoder, **settings)

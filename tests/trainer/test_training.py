@@ -17,7 +17,8 @@ from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.loop import fit, score
 from trainkit.trainer.metrics import evaluate
-from trainkit.trainer.run import make_model, train
+from trainkit.trainer.new_model import make_model
+from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import make_optimizer, make_schedule
 

@@ -14,7 +14,7 @@ from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
 from trainkit.trainer import tuning
 from trainkit.trainer.callbacks import Epoch
-from trainkit.trainer.loop import DivergedError
+from trainkit.trainer.train_step import DivergedError
 from trainkit.trainer.run import train
 from trainkit.trainer.settings import resolve
 from trainkit.trainer.tuning import tune

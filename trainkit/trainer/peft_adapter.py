@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from trainkit.models.adapter import load_adapter
-from trainkit.models.backbone import BackboneEncoder
-from trainkit.models.classifier import TextClassifier
+from trainkit.models.backbone_classifier import BackboneClassifier
+from trainkit.models.base import TextClassifier
 from trainkit.models.closeness import SAME_LOGITS, relative_difference
 from trainkit.models.loading import quiet
 from trainkit.serve.encoding import TextEncoder
@@ -39,8 +39,7 @@ def write_adapter(
 
     ``texts`` are compared. Only a prefix on a backbone is asked for; of other models, None.
     """
-    states = model.encoder
-    if not isinstance(states, BackboneEncoder) or not states.prefixes:
+    if not isinstance(model, BackboneClassifier) or not model.prefixes:
         return None
     if model.head is not None:
         return (
@@ -52,11 +51,11 @@ def write_adapter(
             "no PEFT adapter was written: PEFT is not installed; run: pip install "
             "'trainkit-onnx[peft]', and train again."
         )
-    assert model.config.backbone is not None  # a BackboneEncoder has one
+    assert model.config.backbone is not None  # a BackboneClassifier has one
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / ADAPTER
         try:
-            _save(made, model, states)
+            _save(made, model)
             compare(made, model, encoder, texts)
         except TrainkitError as error:
             return f"no PEFT adapter was written: {error}"
@@ -65,19 +64,19 @@ def write_adapter(
     return None
 
 
-def _save(folder: Path, model: TextClassifier, states: BackboneEncoder) -> None:
+def _save(folder: Path, model: BackboneClassifier) -> None:
     """Let PEFT save an adapter with these keys, values and head: the names are PEFT's business."""
     from peft import PrefixTuningConfig, get_peft_model
 
-    source: Any = states.model
-    heads, length, size = states.prefixes[0].key.shape
-    trained = states.own_head()
+    source: Any = model.model
+    heads, length, size = model.prefixes[0].key.shape
+    trained = model.own_head()
     config = PrefixTuningConfig(
         task_type="SEQ_CLS",
         num_virtual_tokens=length,
         token_dim=heads * size,
         num_attention_heads=heads,
-        num_layers=len(states.prefixes),
+        num_layers=len(model.prefixes),
         modules_to_save=list(trained),
     )
     with quiet(), warnings.catch_warnings():
@@ -86,7 +85,7 @@ def _save(folder: Path, model: TextClassifier, states: BackboneEncoder) -> None:
         if "pooler" not in trained and getattr(plain.base_model, "pooler", None) is not None:
             plain.base_model.pooler = None
         adapted: Any = get_peft_model(plain, config)
-        adapted.prompt_encoder["default"].embedding.weight.data.copy_(flat(states))
+        adapted.prompt_encoder["default"].embedding.weight.data.copy_(flat(model))
         for name, module in trained.items():
             inside = plain.base_model if name == "pooler" else plain
             wrapper = inside.get_submodule(name)
@@ -100,9 +99,9 @@ def _save(folder: Path, model: TextClassifier, states: BackboneEncoder) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
 
 
-def flat(states: BackboneEncoder) -> Tensor:
+def flat(model: BackboneClassifier) -> Tensor:
     """Lay out the prefix as PEFT does: (P, L * 2 * A * D), keys before values in each layer."""
-    layers = [torch.stack([prefix.key, prefix.value]) for prefix in states.prefixes]
+    layers = [torch.stack([prefix.key, prefix.value]) for prefix in model.prefixes]
     stacked = torch.stack(layers)  # (L, 2, A, P, D)
     return stacked.permute(3, 0, 1, 2, 4).flatten(1).detach().cpu()
 

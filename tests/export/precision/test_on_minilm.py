@@ -41,14 +41,16 @@ def model(splits):
     from sklearn.linear_model import LogisticRegression
 
     names = splits.label_names
-    made = classifier.new("finetune", names, backbone_name="minilm", max_length=64)
+    made = classifier.on_backbone("finetune", names, "minilm", max_length=64)
     network, encoder = made.model.eval(), made.encoder
 
     def states(examples):
         batch = encoder.pad(encoder.tokens([example.text for example in examples]))
         ids, mask = (torch.from_numpy(batch.tensors()[name]) for name in input_names(encoder)[:2])
         with all_cores(), torch.inference_mode():
-            return masked_mean(network.encoder(ids, mask), mask).numpy()
+            return masked_mean(
+                network.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+            ).numpy()
 
     head = LogisticRegression(max_iter=500)
     head.fit(states(splits.train), [names.index(example.label) for example in splits.train])
