@@ -22,7 +22,7 @@ from trainkit.export.precision.quantized_graph_check import diff_graphs
 from trainkit.export.precision.search import search
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.models import classifier
-from trainkit.models.pooling import masked_mean
+from trainkit.models.attention import MaskPlan
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.onnx_session import onnx_runner
 
@@ -48,9 +48,8 @@ def model(splits):
         batch = encoder.pad(encoder.tokens([example.text for example in examples]))
         ids, mask = (torch.from_numpy(batch.tensors()[name]) for name in input_names(encoder)[:2])
         with all_cores(), torch.inference_mode():
-            return masked_mean(
-                network.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
-            ).numpy()
+            output = network.model(input_ids=ids, attention_mask=mask)
+            return MaskPlan(mask).mean(output.last_hidden_state).numpy()
 
     head = LogisticRegression(max_iter=500)
     head.fit(states(splits.train), [names.index(example.label) for example in splits.train])
