@@ -132,5 +132,5 @@ def test_sizes_that_do_not_work_are_refused(wrong):
 
 
 def test_exactly_one_encoder_is_described():
-    with pytest.raises(InputError, match="exactly one of scratch, phrases and backbone"):
+    with pytest.raises(InputError, match="exactly one of transformer, text_cnn and backbone"):
         msgspec.structs.replace(CONFIG, text_cnn=None)

@@ -16,7 +16,7 @@ from trainkit.cli import cli
 from trainkit.data.splits import Splits
 from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run import make_model, train
 from trainkit.trainer.run_config import ModelSpec
@@ -208,8 +208,7 @@ def test_the_options_of_a_projection_reach_the_model(base, tmp_path):
     command += ["--epochs", "1", "--runs", str(tmp_path), "--name", "run", "--max-length", "8"]
     done = CliRunner().invoke(cli, command + options)
     assert done.exit_code == 0, done.output
-    settings = msgspec.json.decode((tmp_path / "run" / "settings.json").read_bytes())
-    assert settings["model"]["prefix_hidden"] == 8
+    assert run_folder.read(tmp_path / "run").model.prefix_hidden == 8
     assert weights(tmp_path / "run")["encoder.model.encoder.layer.0.prefix.key"].shape[1] == 3
 
 
@@ -237,8 +236,23 @@ def test_a_training_does_not_go_on_over_another_backbone(base, few, tmp_path):
     with torch.no_grad():
         other.encoder.layer[0].output.dense.weight[0, 0] += 1
     other.save_pretrained(moved)
-    with pytest.raises(InputError, match=r"the backbone is not the one that .* was begun on"):
+    with pytest.raises(InputError, match=r"was started on another backbone"):
         train(spec, few, CONFIG, tmp_path / "run", resume=True)
     shutil.rmtree(moved)
     shutil.copytree(base, moved)
     assert train(spec, few, CONFIG, tmp_path / "run", resume=True).test.count == 24
+
+
+def test_a_run_refuses_another_backbone(base, few, tmp_path):
+    moved = shutil.copytree(base, tmp_path / "base")
+    spec = ModelSpec(kind="prefix", backbone=str(moved), prefix_length=3)
+    folder = train(spec, few, CONFIG, tmp_path / "run").folder
+    path = moved / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["encoder.layer.1.output.dense.bias"][7] += 0.5
+    safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="other weights than the one that the prefix was trained"):
+        checkpoint.load(folder)
+    shutil.rmtree(moved)
+    with pytest.raises(InputError, match="is not a directory"):
+        checkpoint.load(folder)

@@ -12,7 +12,7 @@ from sklearn import metrics as sklearn_metrics
 
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.loop import fit, score
@@ -99,7 +99,7 @@ def test_the_run_folder_holds_settings_history_and_test_score(few, tmp_path):
     assert (tmp_path / "latest").resolve() == run.folder
     assert len(json.loads((run.folder / "history.json").read_text())) == 3
     assert json.loads((run.folder / "test.json").read_text())["count"] == 60
-    assert checkpoint.load(run.folder).checkpoint.training == SHORT
+    assert run_folder.read(run.folder).training == SHORT
     assert str(quiet.epochs[2]).startswith("Epoch 003 | train loss ")
     assert " | train acc " in str(quiet.epochs[2])
     assert str(quiet.epochs[2]).endswith(" %")

@@ -46,7 +46,7 @@ def evaluate(
     from trainkit.data.splits import load_split
     from trainkit.export.runtimes import open_classifier, training_seed
     from trainkit.trainer.metrics import evaluate as score
-    from trainkit.trainer.run_config import check_own_test
+    from trainkit.trainer.run_folder import check_own_test
 
     check_own_test(source, data_source, split)
     with steps() as told:

@@ -126,11 +126,13 @@ def _settings(
 
 def _resumed(folder: Path) -> _Task:
     """Read what the run was begun with; the rate that was found is one of its settings."""
-    from trainkit.trainer import run_config
+    from trainkit.trainer import run_folder
 
-    earlier = run_config.read(folder)
+    earlier = run_folder.read(folder)
     if earlier.source is None:
-        raise InputError(f"{folder} does not say where its data was; train anew.")
+        raise InputError(
+            f"{folder} was trained on data in memory: resume it from Python, or train again."
+        )
     return _Task(earlier.model, earlier.training, earlier.source, folder, resumed=True)
 
 

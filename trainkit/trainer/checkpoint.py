@@ -22,7 +22,6 @@ from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
-from trainkit.trainer.config import TrainConfig
 
 __all__ = [
     "CHECKPOINT",
@@ -51,7 +50,7 @@ class Checkpoint(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     format_version: int
     model: ModelConfig
-    training: TrainConfig
+    seed: int
     epoch: int
     metrics: dict[str, float]
     versions: dict[str, str]
@@ -85,8 +84,8 @@ def save(
     folder: Path,
     model: TextClassifier,
     encoder: TextEncoder,
-    training: TrainConfig,
     *,
+    seed: int,
     epoch: int,
     metrics: dict[str, float],
 ) -> Checkpoint:
@@ -99,7 +98,7 @@ def save(
     checkpoint = Checkpoint(
         format_version=FORMAT_VERSION,
         model=model.config,
-        training=training,
+        seed=seed,
         epoch=epoch,
         metrics=metrics,
         versions={"trainkit": __version__, "torch": str(torch.__version__)},

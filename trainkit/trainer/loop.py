@@ -223,7 +223,7 @@ class _Loop:
                 self.folder,
                 self._candidate(),
                 self.encoder,
-                self.config,
+                seed=self.config.seed,
                 epoch=result.epoch,
                 metrics=result.validation,
             )

@@ -23,7 +23,7 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.serve.types import FloatArray
-from trainkit.trainer import checkpoint, state
+from trainkit.trainer import checkpoint, run_folder, state
 from trainkit.trainer.callbacks import NoCallback, TrainingCallback
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
@@ -31,8 +31,8 @@ from trainkit.trainer.loop import SAVE_EVERY_S, TrainingResult, fit
 from trainkit.trainer.losses import balanced_weights
 from trainkit.trainer.metrics import Evaluation, evaluate
 from trainkit.trainer.peft_adapter import write_adapter
-from trainkit.trainer.run_config import PLAN, DataSpec, ModelSpec, RunConfig, fingerprint
-from trainkit.trainer.settings import CONFIG, to_toml
+from trainkit.trainer.run_config import DataSpec, ModelSpec
+from trainkit.trainer.run_folder import CONFIG, RunConfig, fingerprint
 from trainkit.trainer.setup import seed_everything
 from trainkit.trainer.tfidf import fit_bigrams, frequent_pairs
 
@@ -88,14 +88,15 @@ def train(
     """
     if report:
         import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
-    plan = RunConfig(model=spec, training=config, data_sha256=fingerprint(splits), source=source)
+    run_config = RunConfig(
+        model=spec, training=config, data_sha256=fingerprint(splits), source=source
+    )
     with nullcontext() if resume else _fresh(folder):
         if resume:
             _check_unfinished(folder)
-            plan.check_resumed(folder)
+            run_folder.check_resumed(folder, run_config)
         else:
-            plan.write(folder)
-            write_atomically(folder / CONFIG, to_toml(spec, config))
+            run_folder.write(folder, run_config)
             if tested is not None:
                 tested.write(folder)
         fitting = _Fitting(spec, config, folder, progress or NoCallback(), save_every_s, group)
@@ -104,7 +105,7 @@ def train(
         if config.refit:
             answer, kept = fitting.refit(splits, trained)
             trained = trained._replace(model=kept.model)
-        return _finish(answer, trained, validated, splits, plan, folder, report)
+        return _finish(answer, trained, validated, splits, run_config, folder, report)
 
 
 def train_worker(
@@ -187,7 +188,7 @@ def _finish(
     trained: TrainingResult,
     validated: _Validated,
     splits: Splits,
-    plan: RunConfig,
+    run_config: RunConfig,
     folder: Path,
     report: bool,
 ) -> Run:
@@ -209,7 +210,7 @@ def _finish(
     notes = () if note is None else (note,)
     run = Run(folder, trained, valid, test, no_temperature, notes)
     if report:
-        _write_report(run, plan, splits, answer, (validated.logits, test_logits))
+        _write_report(run, run_config, splits, answer, (validated.logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
@@ -221,7 +222,7 @@ def _finish(
 
 def _write_report(
     run: Run,
-    plan: RunConfig,
+    run_config: RunConfig,
     splits: Splits,
     answer: Classifier,
     logits: tuple[FloatArray, FloatArray],
@@ -232,8 +233,8 @@ def _write_report(
     page = report.html(
         report.Sections(
             title=f"Run {run.folder.name}",
-            spec=plan.model,
-            config=plan.training,
+            spec=run_config.model,
+            config=run_config.training,
             splits=splits,
             labels=answer.labels,
             history=run.trained.history,
@@ -259,8 +260,8 @@ def _evaluate(
 
 
 def _check_unfinished(folder: Path) -> None:
-    if not (folder / PLAN).is_file():
-        raise InputError(f"{folder} is not a run (no {PLAN}); name one with --resume.")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is not a run (no {CONFIG}); name one with --resume.")
     if (folder / EVALUATION).is_file() and not (folder / state.STATE).is_file():
         raise InputError(f"{folder} is finished; there is nothing to go on with.")
 

@@ -130,7 +130,7 @@ def _restore(
     state = _read(path)
     if state.backbone is not None and state.backbone != _backbone(training):
         raise InputError(
-            f"the backbone is not the one that {folder} was begun on; give that one, or train anew."
+            f"{folder} was started on another backbone; give that one, or train again."
         )
     file = folder / state.tensors
     if not file.is_file() or file_info(file) != state.tensors_facts:

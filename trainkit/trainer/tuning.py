@@ -25,7 +25,7 @@ from trainkit.serve.files import write_atomically
 from trainkit.trainer.callbacks import Epoch, NoCallback
 from trainkit.trainer.loop import DivergedError, fit
 from trainkit.trainer.run import make_model
-from trainkit.trainer.run_config import fingerprint
+from trainkit.trainer.run_folder import fingerprint
 from trainkit.trainer.settings import resolve, to_toml
 from trainkit.trainer.setup import seed_everything
 

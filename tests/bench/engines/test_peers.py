@@ -38,7 +38,7 @@ def test_a_peer_computes_what_hugging_face_does(name, folder, tmp_path):
         expected = torch.cat(
             [model(*map(torch.from_numpy, batch.tensors().values())).logits for batch in batches]
         ).numpy()
-    found, about = process.compute(name, folder, batches, GROUPS, tmp_path, python)
+    ((found, about),) = process.compute([(name, folder)], batches, GROUPS, tmp_path, python)
     assert process.agree(found, expected, about["precision"])
     assert not process.agree(found[:, ::-1], expected, about["precision"])
     assert about["precision"] == ("int8" if name == "optimum-int8" else "fp32")

@@ -109,7 +109,7 @@ def test_the_graph_with_nothing_left_out_is_the_shipped_one(made, home):
     specs, _ = made
     shipped = operators(graph(specs[SHIPPED]))
     assert operators(graph(Spec("complete", home / "complete"))) == shipped
-    for name in ("fuse_attention", "merge_qkv", "flatten_tokens"):
+    for name in ("fuse_attention", "flatten_tokens"):
         assert operators(graph(specs[f"without {name}"])) != shipped, name
 
 
@@ -148,21 +148,21 @@ def test_a_variant_that_a_bundle_cannot_have_says_why(made, copied):
 
 def test_a_race_has_ratios_and_lists_what_is_absent(made):
     specs, _ = made
-    names = [SHIPPED, "no rewrites", "without merge_qkv", "a worker a core"]
-    measured = raced([specs[name] for name in names], {"without merge_qkv": "no such product"})
+    names = [SHIPPED, "no rewrites", "without flatten_tokens", "a worker a core"]
+    measured = raced([specs[name] for name in names], {"without flatten_tokens": "no such product"})
     result.check(measured)
     (workload,) = measured.workloads
     engines = [engine.name for engine in measured.engines]
     assert engines == [SHIPPED, "no rewrites", "a worker a core"]
     assert [one.ratio is None for one in workload.measurements] == [True, False, False]
-    assert [one.runtime for one in measured.absent] == ["without merge_qkv"]
-    assert "Not measured: without merge_qkv: no such product" in markdown(measured)
+    assert [one.runtime for one in measured.absent] == ["without flatten_tokens"]
+    assert "Not measured: without flatten_tokens: no such product" in markdown(measured)
 
 
 def test_a_variant_with_other_outputs_is_marked_wrong_and_fails_the_check(made, tmp_path):
     specs, _ = made
-    broken = Spec("without merge_qkv", tmp_path / "broken")
-    shutil.copytree(specs["without merge_qkv"].source, broken.source)
+    broken = Spec("without flatten_tokens", tmp_path / "broken")
+    shutil.copytree(specs["without flatten_tokens"].source, broken.source)
     bundle = open_bundle(broken.source)
     model = onnx.load(bundle.model_path)
     weight = max(model.graph.initializer, key=lambda one: len(one.raw_data))
@@ -172,7 +172,7 @@ def test_a_variant_with_other_outputs_is_marked_wrong_and_fails_the_check(made, 
     write_manifest(broken.source, bundle.manifest)
     measured = raced([specs[SHIPPED], broken])
     assert [one.wrong for one in measured.workloads[0].measurements] == [False, True]
-    with pytest.raises(CheckFailedError, match="without merge_qkv"):
+    with pytest.raises(CheckFailedError, match="without flatten_tokens"):
         result.check(measured)
 
 
