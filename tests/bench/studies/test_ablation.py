@@ -155,7 +155,7 @@ def test_a_race_has_ratios_and_lists_what_is_absent(made):
     engines = [engine.name for engine in measured.engines]
     assert engines == [SHIPPED, "no rewrites", "a worker a core"]
     assert [one.ratio is None for one in workload.measurements] == [True, False, False]
-    assert [one.runtime for one in measured.absent] == ["without flatten_tokens"]
+    assert [one.runtime for one in measured.unavailable] == ["without flatten_tokens"]
     assert "Not measured: without flatten_tokens: no such product" in markdown(measured)
 
 
