@@ -49,7 +49,7 @@ demo: $(BIN)/.installed
 PROCESSES ?= 2
 PYTEST := TRAINKIT_TEST_LIMIT=1 $(BIN)/python -m pytest -W error --durations 10 \
 	--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
-NOT_EVERY_TIME := cross or browser or install or peers or ray or studies
+NOT_EVERY_TIME := cross or browser or install or long or peers or ray or studies
 
 test: $(BIN)/.installed-dev check
 	$(PYTEST) -m 'not ($(NOT_EVERY_TIME))'
@@ -57,7 +57,7 @@ test: $(BIN)/.installed-dev check
 test-%: $(BIN)/.installed-dev
 	$(PYTEST) -m '$*'
 
-test-all: test test-browser test-install test-ray test-studies test-cross kserve peers interop fuzz
+test-all: test test-browser test-install test-long test-ray test-studies test-cross kserve peers interop fuzz
 
 quick: $(BIN)/.installed-dev
 	$(PYTEST) -m 'not (slow or $(NOT_EVERY_TIME))' --maxfail 1
@@ -89,10 +89,10 @@ export-figures: $(BIN)/.installed
 	$(BIN)/python -m trainkit.bench.studies.families
 	$(BIN)/python -m trainkit.bench.studies.publish
 
-# Its report is bench/results/fuzz.json: nine minutes on two busy cores.
+# Its report is build/fuzz.json: nine minutes on two busy cores.
 fuzz: $(BIN)/.installed-dev
 	TRAINKIT_FUZZ_EXAMPLES=200 TRAINKIT_FUZZ_BYTES_EXAMPLES=20000 \
-		TRAINKIT_FUZZ_REPORT=bench/results/fuzz.json \
+		TRAINKIT_FUZZ_REPORT=build/fuzz.json \
 		$(BIN)/python -m pytest -W error -q tests/serve/http/test_fuzz.py
 
 # A bundle opens in an environment with transformers 4.57 and optimum, in which trainkit can serve

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 # A test may take this long unless it is marked ``slow`` or is left out of `make test`. Processor
-# time does not depend on what else the machine does; the wait for sleeps and other processes does.
+# time hardly depends on what else the machine does; the wait for sleeps and other processes does.
 CPU_LIMIT_S, WALL_LIMIT_S = 20, 60
+NO_LIMIT = ("slow", "long", "cross", "browser", "install", "peers", "ray", "studies")
 CHECK_LIMIT = "TRAINKIT_TEST_LIMIT"
 
 
@@ -96,7 +97,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     wall, cpu = time.monotonic() - wall, _cpu_s() - cpu
     if (
         CHECK_LIMIT in os.environ
-        and not pyfuncitem.get_closest_marker("slow")
+        and not any(map(pyfuncitem.get_closest_marker, NO_LIMIT))
         and (cpu > CPU_LIMIT_S or wall > WALL_LIMIT_S)
     ):
         pytest.fail(f"took {cpu:.0f} s of processor time, {wall:.0f} s in all; mark it as slow")

@@ -59,8 +59,8 @@ def is_hugging_faces(folder):
 
 @pytest.fixture(scope="session")
 def classify(folder):
-    """Return trainkit's own classifier of the bundle."""
-    return Classifier.load(folder, threads=1)
+    """Return trainkit's own classifier, without the temperature, which other tools ignore."""
+    return Classifier.load(folder, threads=1, temperature=1)
 
 
 @pytest.fixture(scope="session")

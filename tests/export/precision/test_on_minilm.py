@@ -5,14 +5,10 @@ import importlib.util
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
-from tests.helpers.cores import all_cores
 from trainkit.export.accuracy_gate import AccuracyGate, AccuracyLimits
 from trainkit.export.batch_invariance import RIGHT, check_invariance
-from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import save_graph
-from trainkit.export.onnx_graph import export_graph
 from trainkit.export.parity import TOLERANCES, compare
 from trainkit.export.parity_cases import make_cases, run_reference
 from trainkit.export.precision.fp16 import to_fp16
@@ -20,9 +16,6 @@ from trainkit.export.precision.int8 import to_int8
 from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.quantized_graph_check import diff_graphs
 from trainkit.export.precision.search import search
-from trainkit.export.rewrite.table import REWRITES
-from trainkit.models import classifier
-from trainkit.models.attention import MaskPlan
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.onnx_session import onnx_runner
 
@@ -36,43 +29,18 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def model(splits):
-    """Return MiniLM, frozen, with a head fitted to the project's questions, and its tokenizer."""
-    from sklearn.linear_model import LogisticRegression
-
-    names = splits.label_names
-    made = classifier.on_backbone("finetune", names, "minilm", max_length=64)
-    network, encoder = made.model.eval(), made.encoder
-
-    def states(examples):
-        batch = encoder.pad(encoder.tokens([example.text for example in examples]))
-        ids, mask = (torch.from_numpy(batch.tensors()[name]) for name in input_names(encoder)[:2])
-        with all_cores(), torch.inference_mode():
-            output = network.model(input_ids=ids, attention_mask=mask)
-            return MaskPlan(mask).mean(output.last_hidden_state).numpy()
-
-    head = LogisticRegression(max_iter=500)
-    head.fit(states(splits.train), [names.index(example.label) for example in splits.train])
-    with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(head.coef_))
-        network.head.bias.copy_(torch.from_numpy(head.intercept_))
-    return made
+def model(minilm_run):
+    """Return the classifier of the float32 bundle."""
+    return Classifier.load(minilm_run / "onnx", threads=1, temperature=1)
 
 
 @pytest.fixture(scope="module")
-def fp32(model, tmp_path_factory):
-    """Export it, rewritten, and return the file."""
-    path = tmp_path_factory.mktemp("fp32") / "model.onnx"
-    encoder = model.encoder
-    graph = export_graph(model.model, example_inputs(encoder), input_names(encoder))
-    for rewrite in REWRITES:
-        rewrite.apply(graph)
-    save_graph(graph, path)
-    return path
+def fp32(minilm_run):
+    return minilm_run / "onnx" / "model.onnx"
 
 
 def open_file(model, path):
-    return Classifier(model.encoder, onnx_runner(path, threads=1), model.model.config.labels)
+    return Classifier(model.encoder, onnx_runner(path, threads=1), model.labels)
 
 
 @pytest.fixture(scope="module")
