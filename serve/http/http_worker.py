@@ -139,7 +139,7 @@ class HTTPWorker:
         self.kill()
 
     def kill(self) -> None:
-        """Kill the process and its inference processes, which may be stopped as it is."""
+        """Kill the process and its model processes, which may be stopped as it is."""
         if self.process and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

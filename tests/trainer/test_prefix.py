@@ -117,7 +117,7 @@ def test_the_network_is_trained_through(projected, few):
     ids, mask, _ = new.encoder.encode([example.text for example in few.train[:8]])
     new.model(torch.from_numpy(ids), torch.from_numpy(mask)).square().sum().backward()
     with_gradient = {n for n, weight in new.model.named_parameters() if weight.grad is not None}
-    own = {n for n, _ in new.model.named_parameters() if n.startswith(("encoder.proj", "head."))}
+    own = {n for n, _ in new.model.named_parameters() if n.startswith(("projection.", "head."))}
     assert with_gradient == own
     assert all(weight.grad.any() for weight in new.model.projection.parameters())
 
@@ -242,3 +242,18 @@ def test_a_training_does_not_go_on_over_another_backbone(base, few, tmp_path):
     shutil.rmtree(moved)
     shutil.copytree(base, moved)
     assert train(spec, few, CONFIG, tmp_path / "run", resume=True).test.count == 24
+
+
+def test_a_run_refuses_another_backbone(base, few, tmp_path):
+    moved = shutil.copytree(base, tmp_path / "base")
+    spec = ModelSpec(kind="prefix", backbone=str(moved), prefix_length=3)
+    folder = train(spec, few, CONFIG, tmp_path / "run").folder
+    path = moved / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["encoder.layer.1.output.dense.bias"][7] += 0.5
+    safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="other weights than the one that the prefix was trained"):
+        checkpoint.load(folder)
+    shutil.rmtree(moved)
+    with pytest.raises(InputError, match="is not a directory"):
+        checkpoint.load(folder)

@@ -187,7 +187,7 @@ def test_a_full_disk_is_said_and_the_last_state_is_kept(few, whole, tmp_path, mo
     assert_same(train(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_command_that_is_killed_again_and_again_comes_to_its_end(tmp_path):
     """kill -9 at random moments, wherever the process then is."""
     train = [sys.executable, "-m", "trainkit", "train", "--runs", str(tmp_path)]

@@ -240,6 +240,6 @@ def test_a_model_keeps_to_its_fronts_share(golden, tmp_path, monkeypatch, most, 
         provider = "CPUExecutionProvider"
         write_serving(folder, Serving(threads=serving, batch_size=32, provider=provider))
     monkeypatch.setattr(model, "usable_cores", lambda: 3)
-    _, _, engine = model._open(folder, Settings(max_threads=most))
-    assert engine.launch.threads == expected
-    asyncio.run(engine.close())
+    _, _, process = model._open(folder, Settings(max_threads=most))
+    assert process.spec.threads == expected
+    asyncio.run(process.close())
