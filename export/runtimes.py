@@ -75,5 +75,5 @@ def training_seed(folder: Path) -> int:
         if is_kind(run, "run"):
             from trainkit.trainer import checkpoint
 
-            return checkpoint.read(run).training.seed
+            return checkpoint.read(run).seed
     return 0

@@ -97,7 +97,7 @@ def open_source(
 
 def _run(folder: Path) -> ExportSource:
     loaded = checkpoint.load(folder)
-    config, training = loaded.checkpoint.model, loaded.checkpoint.training
+    config = loaded.checkpoint.model
     if config.backbone is not None:
         architecture = dict(config.backbone.architecture)
     elif config.text_cnn is not None:
@@ -112,11 +112,11 @@ def _run(folder: Path) -> ExportSource:
         # The name alone: a backbone's folder is this machine's business.
         "backbone": Path(config.backbone.name).name if config.backbone else None,
         "weights_sha256": loaded.checkpoint.weights_facts.sha256,
-        "seed": training.seed,
+        "seed": loaded.checkpoint.seed,
         "epoch": loaded.checkpoint.epoch,
         "metrics": loaded.checkpoint.metrics,
         "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]} | _versions(),
-        "padded_because": getattr(loaded.model.encoder, "padded_because", None),
+        "padded_because": loaded.model.padded_because,
     }
     return ExportSource(
         model=loaded.model,

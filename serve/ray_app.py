@@ -1,4 +1,4 @@
-"""The HTTP application on Ray Serve: replicas that scale, each with its own inference process.
+"""The HTTP application on Ray Serve: replicas that scale, each with its own model process.
 
 ``serve run trainkit.serve.ray_app:app bundle=/models/topics``. Needs the extra ``[ray]``. Every
 replica builds its application when it starts, from a folder that its machine can read. Several
@@ -25,7 +25,7 @@ from trainkit.serve.http.settings import Settings
 
 __all__ = ["Arguments", "Replica", "app"]
 
-STOP_S = 5.0  # for the inference process to end, after the last request
+STOP_S = 5.0  # for the model process to end, after the last request
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +68,7 @@ class Replica:
             raise UnavailableError(f"not ready: {', '.join(waiting)}")
 
     async def __del__(self) -> None:
-        """Shutdown the inference process; Ray has waited for the requests in flight."""
+        """Stop the model process; Ray has waited for the requests in flight."""
         if hasattr(self, "models"):
             await self.models.close(STOP_S)
 
@@ -90,7 +90,7 @@ def app(args: Mapping[str, Any]) -> Application:
             max_replicas=given.max_replicas,
             target_ongoing_requests=given.target_requests,
         ),
-        # Three failures in a row replace a replica. An inference process that died is back sooner.
+        # Three failures in a row replace a replica. A model process that died is back sooner.
         health_check_period_s=2,
         health_check_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.5,

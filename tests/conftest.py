@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
+from tests.helpers.cores import all_cores
 from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
@@ -86,6 +87,29 @@ def tiny_bundles(tiny_run, once):
         return once(name, make)
 
     return {name: export(name) for name in ("onnx", "torchscript")}
+
+
+@pytest.fixture(scope="session")
+def minilm_run(splits, once):
+    """Train a prefix on MiniLM, from a copy of the backbone, with its bundles in the run."""
+    from trainkit.export.bundle_writer import export_all, make_target
+    from trainkit.export.settings import ExportSettings
+    from trainkit.export.source import open_source
+    from trainkit.models import backbone
+
+    def make(folder):
+        shutil.copytree(backbone.resolve("minilm"), folder / "backbone")
+        spec = ModelSpec(kind="prefix", backbone=str(folder / "backbone"), max_length=64)
+        run = folder / "run"
+        with all_cores():
+            train(spec, splits, TrainConfig(epochs=4, learning_rate=1e-2), run)
+            goals = [
+                make_target(str(run), name, ExportSettings(), run / name)
+                for name in ("onnx", "torchscript")
+            ]
+            export_all(open_source(str(run)), goals)
+
+    return once("minilm", make) / "run"
 
 
 @pytest.fixture

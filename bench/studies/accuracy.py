@@ -28,11 +28,12 @@ from trainkit.data.splits import load
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import pretty_json, write_atomically
-from trainkit.trainer import checkpoint, run_config
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import Evaluation
 from trainkit.trainer.run import EVALUATION, VALIDATION, train
-from trainkit.trainer.run_config import ModelSpec, RunConfig
+from trainkit.trainer.run_config import ModelSpec
+from trainkit.trainer.run_folder import RunConfig
 from trainkit.trainer.settings import resolve
 
 __all__ = ["TASKS", "Accuracy", "jobs_of", "load_accuracy", "main", "markdown", "train_all"]
@@ -206,10 +207,10 @@ def _train(job: Job, data: Path) -> Trained:
     """Train into the job's folder what is not there yet."""
     splits = load(data / job.task.folder, job.task.columns, job.seed)
     choice, config = resolve({**job.settings, "seed": job.seed})
-    resumed = (job.folder / run_config.PLAN).is_file()
-    wanted = RunConfig(model=choice, training=config, data_sha256=run_config.fingerprint(splits))
+    resumed = (job.folder / run_folder.CONFIG).is_file()
+    wanted = RunConfig(model=choice, training=config, data_sha256=run_folder.fingerprint(splits))
     if resumed:
-        wanted.check_resumed(job.folder)
+        run_folder.check_resumed(job.folder, wanted)
     if not (job.folder / EVALUATION).is_file():
         train(choice, splits, config, job.folder, resume=resumed)
     return _trained(job.folder, job.seed)
@@ -225,7 +226,7 @@ def _model(
     """Gather the seeds of one kind of model on one data set."""
     choice, config = resolve({**settings, "seed": 0})
     model = checkpoint.load(jobs[0].folder).model
-    kept = [tensor for tensor in model.saved_state().values() if tensor.is_floating_point()]
+    kept = [tensor for tensor in model.trained_state().values() if tensor.is_floating_point()]
     count = sum(tensor.numel() for tensor in kept)
     frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
     return Model(

@@ -92,8 +92,6 @@ class _Conversion:
         if output in self.settings.keep:
             return "kept in fp32 by the settings"
         if isinstance(site, Lookup):
-            if self.settings.embeddings == "fp32":
-                return "embeddings stay in fp32 by the settings"
             self._lookup(site)
             return None
         source = site.node.inputs[0]
@@ -106,55 +104,38 @@ class _Conversion:
     def _product(self, site: Product, source: ir.Value) -> None:
         emit, base = self.emit, self._base(site.weight, "weight")
         activation = self._activation(source)
-        quantised = quantise_weight(site.weight.array, self.settings)
-        values = emit.constant(f"{base}.int8", quantised.values)
-        scale = emit.constant(f"{base}.scale", quantised.scale)
-        zero = emit.constant(f"{base}.zero_point", quantised.zero_point)
-        if self.settings.activations == "dynamic":
-            # Standard operators alone; ONNX Runtime fuses them when it loads the file.
-            integers = emit.op(
-                "MatMulInteger", activation.values, values, activation.zero_point, zero
-            )
-            scales = emit.op("Mul", activation.scale, scale)
-            result = emit.op("Mul", emit.op("Cast", integers, to=ir.DataType.FLOAT), scales)
+        quantised = quantise_weight(site.weight.array, self.settings.weight_bits)
+        # The operator adds a bias while it writes the product; an Add would read and write all of
+        # it once more.
+        inside = site.row if activation.rows is None else None
+        result = emit.op(
+            "MatMulIntegerToFloat",
+            activation.values,
+            emit.constant(f"{base}.int8", quantised.values),
+            activation.scale,
+            emit.constant(f"{base}.scale", quantised.scale),
+            activation.zero_point,
+            emit.constant(f"{base}.zero_point", np.zeros(quantised.scale.shape, np.int8)),
+            *(() if inside is None else (inside,)),
+            domain=MICROSOFT,
+        )
+        replaced = site.node
+        if inside is not None:
+            replaced = site.added or site.node
         else:
-            # Written out: ONNX Runtime's fusion does not find these two forms. The operator adds a
-            # bias while it writes the product; an Add would read and write all of it once more.
-            inside = site.row if activation.rows is None else None
-            result = emit.op(
-                "MatMulIntegerToFloat",
-                activation.values,
-                values,
-                activation.scale,
-                scale,
-                activation.zero_point,
-                zero,
-                *(() if inside is None else (inside,)),
-                domain=MICROSOFT,
-            )
-            if inside is not None:
-                emit.place(site.node)
-                replace(site.added or site.node, result)
-                return
-        if activation.rows is not None:
-            result = emit.op("Mul", result, activation.rows)
-        if site.bias is not None:
-            result = emit.op("Add", result, site.bias)
+            if activation.rows is not None:
+                result = emit.op("Mul", result, activation.rows)
+            if site.bias is not None:
+                result = emit.op("Add", result, site.bias)
         emit.place(site.node)
-        replace(site.node, result)
+        replace(replaced, result)
 
     def _activation(self, source: ir.Value) -> Activation:
         """Quantise ``source`` once, whoever reads it; its first reader stands before the others."""
         if source not in self.activations:
-            make = {"dynamic": self._dynamic, "per token": self._per_token, "static": self._static}[
-                self.settings.activations
-            ]
-            self.activations[source] = make(source)
+            static = self.settings.activations == "static"
+            self.activations[source] = (self._static if static else self._per_token)(source)
         return self.activations[source]
-
-    def _dynamic(self, source: ir.Value) -> Activation:
-        values, scale, zero_point = self.emit.ops("DynamicQuantizeLinear", source, outputs=3)
-        return Activation(values, zero_point, scale)
 
     def _per_token(self, source: ir.Value) -> Activation:
         emit = self.emit
@@ -177,13 +158,10 @@ class _Conversion:
 
     def _lookup(self, site: Lookup) -> None:
         emit, base = self.emit, self._base(site.weight, "table")
-        per_row = self.settings.embeddings == "per row"
-        table = quantise_table(site.weight.array, per_row=per_row)
+        table = quantise_table(site.weight.array)
         ids = site.node.inputs[1]
         rows = emit.op("Gather", emit.constant(f"{base}.int8", table.values), ids, axis=0)
-        scale = emit.constant(f"{base}.scale", table.scale)
-        if per_row:
-            scale = emit.op("Gather", scale, ids, axis=0)  # (..., 1)
+        scale = emit.op("Gather", emit.constant(f"{base}.scale", table.scale), ids, axis=0)
         result = emit.op("Mul", emit.op("Cast", rows, to=ir.DataType.FLOAT), scale)
         emit.place(site.node)
         replace(site.node, result)

@@ -20,7 +20,7 @@ __all__ = ["diff_graphs"]
 
 # Half a step is what rounding does, and a zero point is rounded too.
 MOST_STEPS = 1.001
-AROUND = ("Mul", "Add", "Cast")
+AROUND = ("Mul", "Add")
 
 
 def diff_graphs(fp32: ir.Model, int8: ir.Model) -> tuple[str, ...]:
@@ -142,24 +142,16 @@ def _read_product(last: ir.Node) -> _Read | str:
         if before is None:
             return "it ends at no product"
         node = before
-    if node.op_type == "MatMulInteger":
-        quantised, values, _, zero = node.inputs
-        inner = factors[-1].producer() if factors else None
-        if inner is None or inner.op_type != "Mul":
-            return "its scales are not multiplied"
-        activation_scale, scale = inner.inputs
-    elif node.op_type == "MatMulIntegerToFloat":
-        quantised, values, activation_scale, scale, _, zero, *inside = node.inputs
-        if inside and bias is not None:
-            return "it adds two biases"
-        bias = inside[0] if inside else bias
-    else:
+    if node.op_type != "MatMulIntegerToFloat":
         return f"it ends at {node.op_type}, no integer product"
+    quantised, values, activation_scale, scale, _, zero, *inside = node.inputs
+    if inside and bias is not None:
+        return "it adds two biases"
     source = _source(quantised, activation_scale, factors)
     if not isinstance(source, ir.Value):
         return source
     weight, step = _dequantised(values, scale, zero)
-    return _Read(source.name, weight, step, bias)
+    return _Read(source.name, weight, step, inside[0] if inside else bias)
 
 
 def _source(
@@ -169,14 +161,11 @@ def _source(
     maker = quantised.producer() if quantised is not None else None
     if maker is None or scale is None:
         return "its input is not quantised"
-    if maker.op_type == "DynamicQuantizeLinear":
-        same, source = maker.outputs[1] is scale, maker.inputs[0]
-    else:
-        same, source = maker.inputs[1] is scale, maker.inputs[0]
+    source = maker.inputs[0]
     before = source.producer() if source is not None else None
     if before is not None and before.op_type == "Div" and before.inputs[1] in factors:
         source = before.inputs[0]  # each row was divided by what the result is multiplied by
-    if not same or source is None:
+    if maker.inputs[1] is not scale or source is None:
         return "its input was quantised with another scale"
     return source
 
@@ -186,12 +175,11 @@ def _read_lookup(last: ir.Node) -> _Read | str:
     gather = cast.inputs[0].producer() if cast is not None and cast.inputs[0] is not None else None
     if last.op_type != "Mul" or gather is None or gather.op_type != "Gather":
         return "it is no lookup in bytes"
-    scale = last.inputs[1]
-    rows = scale.producer() if scale is not None else None
-    if rows is not None and rows.inputs[1] is not gather.inputs[1]:
-        return "its scales are those of other rows"
-    table, step = _dequantised(gather.inputs[0], rows.inputs[0] if rows else scale, None)
+    rows = last.inputs[1].producer() if last.inputs[1] is not None else None
     source = gather.inputs[1]
+    if rows is None or rows.inputs[1] is not source:
+        return "its scales are those of other rows"
+    table, step = _dequantised(gather.inputs[0], rows.inputs[0], None)
     return _Read(source.name if source is not None else None, table, step, None)
 
 

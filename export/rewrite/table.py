@@ -9,8 +9,6 @@ from trainkit.export.rewrite.attention import fuse_attention
 from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.flatten import flatten_tokens
 from trainkit.export.rewrite.fold import fold_constants
-from trainkit.export.rewrite.gathers import gather_rows
-from trainkit.export.rewrite.merge import merge_qkv
 from trainkit.export.rewrite.narrow import narrow_last_layer
 from trainkit.export.rewrite.strip import strip_metadata
 
@@ -29,7 +27,5 @@ REWRITES = (
     Rewrite("fold_constants", fold_constants),
     Rewrite("fuse_attention", fuse_attention),
     Rewrite("narrow_last_layer", narrow_last_layer),
-    Rewrite("merge_qkv", merge_qkv),
     Rewrite("flatten_tokens", flatten_tokens),
-    Rewrite("gather_rows", gather_rows),
 )

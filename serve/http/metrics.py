@@ -80,7 +80,7 @@ def _gauge(name: str, documentation: str, labels: tuple[str, ...] = ("model",)) 
 QUEUE_ROWS = _gauge("trainkit_queue_rows", "Texts that wait.")
 QUEUE_TOKENS = _gauge("trainkit_queue_tokens", "Tokens that wait.")
 # A gauge, since it is read from the engine as a total; with several fronts, of those that live.
-RESTARTS = _gauge("trainkit_worker_restarts", "Restarts of inference processes.")
+RESTARTS = _gauge("trainkit_worker_restarts", "Restarts of model processes.")
 INFO = _gauge("trainkit_model_info", "Fronts that serve this version.", ("model", "version"))
 _versions: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""A served model: a bundle, its inference process and its queue; and all of them by name."""
+"""A served model: a bundle, its model process and its queue; and all of them by name."""
 
 import asyncio
 import logging
@@ -17,9 +17,8 @@ from trainkit.serve.encoding import Batch, Text, Tokens, characters
 from trainkit.serve.errors import InputError
 from trainkit.serve.forward_pool import PROVIDERS
 from trainkit.serve.http.batching import Batcher, BatchingPolicy, BatchStats, InferenceResult
-from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.exceptions import InferenceError, QueueFullError, UnavailableError
-from trainkit.serve.http.inference_process import ProcessSpec
+from trainkit.serve.http.model_process import ModelProcess, ProcessSpec
 from trainkit.serve.http.settings import Settings
 from trainkit.serve.types import FloatArray
 
@@ -48,7 +47,7 @@ class Model:
         folder: Path,
         manifest: Manifest,
         classifier: Classifier,
-        engine: Engine,
+        process: ModelProcess,
         settings: Settings,
     ) -> None:
         self.name = name
@@ -59,9 +58,9 @@ class Model:
         self.max_length = manifest.max_length
         self.vocabulary_size = classifier.encoder.tokenizer.get_vocab_size()
         self.on_batch: Callable[[BatchStats], None] = lambda facts: None
-        self._engine = engine
+        self._process = process
         self._settings = settings
-        policy = _rules(manifest, settings)
+        policy = _policy(manifest, settings)
         self._batcher = Batcher(self._run, policy, lambda facts: self.on_batch(facts))
         self._tokenisers = ThreadPoolExecutor(usable_cores(), "trainkit-tokenise")
         self._characters = 0  # that are tokenised, or wait for it
@@ -70,13 +69,13 @@ class Model:
     @classmethod
     async def load(cls, name: str, folder: Path, settings: Settings) -> "Model":
         """Open, start and warm; ``InputError`` where the bundle is not sound or does not run."""
-        manifest, classifier, engine = await asyncio.to_thread(_open, folder, settings)
-        model = cls(name, folder, manifest, classifier, engine, settings)
+        manifest, classifier, process = await asyncio.to_thread(_open, folder, settings)
+        model = cls(name, folder, manifest, classifier, process, settings)
         try:
             # The tokenizer and the model were opened after the check; are they of this manifest?
             if (await asyncio.to_thread(open_bundle, folder)).manifest != manifest:
                 raise InputError(f"{folder} was replaced while it was opened; load it again.")
-            await engine.start()
+            await process.start()
             await model._warm()
         except BaseException:
             await model.close(0)
@@ -85,20 +84,20 @@ class Model:
 
     @property
     def ready(self) -> bool:
-        """Whether its inference process answered within the last second."""
-        return self._engine.ready and self._batcher.running
+        """Whether its model process answered within the last second."""
+        return self._process.ready and self._batcher.running
 
     @property
     def pid(self) -> int | None:
-        """The inference process; None while there is none."""
-        return self._engine.pid
+        """The model process; None while there is none."""
+        return self._process.pid
 
     def stats(self) -> dict[str, int]:
-        """Return ``queued_rows``, ``queued_tokens`` and ``restarts`` of its inference process."""
+        """Return ``queued_rows``, ``queued_tokens`` and ``restarts`` of its model process."""
         return {
             "queued_rows": self._batcher.queued_rows,
             "queued_tokens": self._batcher.queued_tokens,
-            "restarts": self._engine.restarts,
+            "restarts": self._process.restarts,
         }
 
     async def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
@@ -140,7 +139,7 @@ class Model:
     async def close(self, grace_s: float = 30.0) -> None:
         """Take nothing new, finish what is queued, stop the process."""
         await self._batcher.close(grace_s)
-        await self._engine.close()
+        await self._process.close()
         self._tokenisers.shutdown(wait=False)
 
     async def retire(self, grace_s: float = 30.0) -> None:
@@ -152,7 +151,7 @@ class Model:
         await self.close(max(0.0, end - loop.time()))
 
     async def _run(self, rows: Sequence[Tokens]) -> FloatArray:
-        logits = await self._engine.run(rows)
+        logits = await self._process.run(rows)
         expected = (len(rows), len(self.manifest.labels))
         if logits.shape != expected:
             raise InferenceError(f"the logits are {logits.shape}, and {expected} was expected")
@@ -182,7 +181,7 @@ def default_threads(cores: int) -> int:
     return cores - 1 if cores > 2 else cores
 
 
-def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engine]:
+def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, ModelProcess]:
     opened = open_bundle(folder)
     opened.check_served()
     manifest = opened.manifest
@@ -194,7 +193,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
         providers = providers or (serving.provider,)
     files = opened.model_files
     classifier = Classifier.of_bundle(opened, _holds_no_model)
-    engine = Engine(
+    process = ModelProcess(
         ProcessSpec(
             model=opened.model_path,
             files=files if len(files) > 1 else {},
@@ -205,16 +204,19 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Engin
             start_s=settings.start_s,
             hang_s=settings.hang_s,
             return_s=settings.timeout_s,
+            ping_s=settings.ping_s,
+            silent_s=settings.silent_s,
+            kill_s=settings.kill_s,
         )
     )
-    return manifest, classifier, engine
+    return manifest, classifier, process
 
 
 def _holds_no_model(batch: Batch) -> NoReturn:
-    raise AssertionError("the model is in the inference process")
+    raise AssertionError("the model is in the model process")
 
 
-def _rules(manifest: Manifest, settings: Settings) -> BatchingPolicy:
+def _policy(manifest: Manifest, settings: Settings) -> BatchingPolicy:
     return BatchingPolicy(
         batch_tokens=settings.batch_tokens,
         batch_rows=settings.batch_rows,

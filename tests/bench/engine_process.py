@@ -1,4 +1,4 @@
-"""An engine in a process of its own, as a benchmark runs it, and what it computes."""
+"""Engines in processes of their own, as a benchmark runs them, and what they compute."""
 
 import subprocess
 import sys
@@ -16,29 +16,38 @@ from pathlib import Path
 import msgspec, numpy as np
 from trainkit.bench.engines.registry import open_engine
 from trainkit.serve.encoding import Batch
-name, source, work, out = sys.argv[1:]
-batches, texts = msgspec.json.decode(Path(work).read_bytes())
-engine = open_engine(name, Path(source), 1)
-if engine.run is not None:
-    logits = [engine.run(Batch(*(np.array(rows) for rows in batch))) for batch in batches]
-else:
-    logits = [engine.classify(some) for some in texts]
-np.save(out, np.concatenate(logits))
-about = {"name": engine.name, "precision": engine.precision, "versions": dict(engine.versions)}
-print("ABOUT", msgspec.json.encode(about).decode())
+work, engines = (msgspec.json.decode(Path(path).read_bytes()) for path in sys.argv[1:])
+batches, texts = work
+for name, source, out in engines:
+    engine = open_engine(name, Path(source), 1)
+    if engine.run is not None:
+        logits = [engine.run(Batch(*(np.array(rows) for rows in batch))) for batch in batches]
+    else:
+        logits = [engine.classify(some) for some in texts]
+    np.save(out, np.concatenate(logits))
+    about = {"precision": engine.precision, "versions": dict(engine.versions)}
+    print("ABOUT", msgspec.json.encode(about).decode())
 """
 
 
-def compute(name, source, batches, texts, folder, python=sys.executable):
-    """Return the logits of all batches, and what the engine says of itself."""
-    work, out = folder / f"{name}.json", folder / f"{name}.npy"
+def compute(engines, batches, texts, folder, python=sys.executable):
+    """Run ``engines``, pairs of a name and a source, one after the other in one process.
+
+    Returns for each the logits of all batches, and its precision and versions.
+    """
     rows = [[array.tolist() for array in batch.tensors().values()] for batch in batches]
-    work.write_bytes(msgspec.json.encode([rows, texts]))
-    command = [python, "-P", "-c", PROGRAM, name, source, work, out]
+    (folder / "work.json").write_bytes(msgspec.json.encode([rows, texts]))
+    outs = [folder / f"{number}.npy" for number in range(len(engines))]
+    listed = [
+        (name, str(source), str(out)) for (name, source), out in zip(engines, outs, strict=True)
+    ]
+    (folder / "engines.json").write_bytes(msgspec.json.encode(listed))
+    command = [python, "-P", "-c", PROGRAM, folder / "work.json", folder / "engines.json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    about = next(line for line in done.stdout.splitlines() if line.startswith("ABOUT "))
-    return np.load(out), msgspec.json.decode(about.removeprefix("ABOUT "))
+    lines = (line for line in done.stdout.splitlines() if line.startswith("ABOUT "))
+    about = [msgspec.json.decode(line.removeprefix("ABOUT ")) for line in lines]
+    return list(zip(map(np.load, outs), about, strict=True))
 
 
 def agree(found, expected, precision="fp32"):

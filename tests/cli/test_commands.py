@@ -68,7 +68,7 @@ def test_training_makes_a_run_and_points_latest_at_it(trainkit, questions, tmp_p
     assert "Epoch 001 | train loss" in result.stderr
     assert (runs / "latest").resolve() == runs / "new"
     files = {path.name for path in (runs / "new").iterdir()}
-    names = {"checkpoint.json", "config.toml", "history.json", "settings.json", "tokenizer.json"}
+    names = {"checkpoint.json", "config.toml", "history.json", "tokenizer.json"}
     names |= {"valid.json", "test.json", "report.html"}
     assert files == names | {"weights-001.safetensors"}
 
@@ -287,7 +287,7 @@ def test_run_and_bundles_have_the_same_accuracy(trainkit, tiny_run, tiny_bundles
         assert other["accuracy"] == first["accuracy"]
         assert other["loss"] == pytest.approx(first["loss"], rel=1e-5)
     shown = trainkit("evaluate", tiny_bundles["onnx"], "--data", "sample", "--split", "all")
-    assert f"{100 * first['accuracy']:.1f} %" in shown.stdout
+    assert f"{100 * first['accuracy']:.1f}%" in shown.stdout
 
 
 def test_a_runs_own_test_texts_are_scored_again(trainkit, questions, tmp_path):
@@ -308,7 +308,7 @@ def test_a_run_with_a_test_file_has_no_other_test_texts(trainkit, questions, ref
     test.write_text("text,label\nWho are you?,HUM\nWhere is Lima?,LOC\n")
     runs = tmp_path / "runs"
     assert trainkit(*simple(questions, runs, "--test", test)).exit_code == 0
-    told = [f"was trained with --test {test}", f"give --data {test}"]
+    told = [f"its test set is {test}", f"use --data {test}"]
     refused("evaluate", runs / "new", "--data", questions, "--split", "test", told=told)
     assert document(trainkit("evaluate", runs / "new", "--data", test, "--json"))["count"] == 2
 

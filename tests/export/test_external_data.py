@@ -19,7 +19,7 @@ from trainkit.serve.errors import InputError
 GIB = 2**30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_over_two_gigabytes_the_weights_lie_beside_the_graph(tmp_path):
     # One table of 560,000 words holds nearly all of it: the rest stays as quick as it is.
     source = random_source("bert", vocab_size=560_000, hidden_size=1024, num_attention_heads=16)

@@ -1,7 +1,7 @@
 """Schedule tests over processes: shared fixtures, tests that run alone, a limit on a test's time.
 
-``python -m pytest --numprocesses 2`` (pytest-xdist) gives each process whole files, so that a
-module's fixtures are made once.
+``python -m pytest --numprocesses 2 --dist loadfile`` (pytest-xdist) gives each process whole files,
+so that a module's fixtures are made once.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 # A test may take this long unless it is marked ``slow`` or is left out of `make test`. Processor
-# time does not depend on what else the machine does; the wait for sleeps and other processes does.
+# time hardly depends on what else the machine does; the wait for sleeps and other processes does.
 CPU_LIMIT_S, WALL_LIMIT_S = 20, 60
+NO_LIMIT = ("slow", "long", "cross", "browser", "install", "peers", "ray", "studies")
 CHECK_LIMIT = "TRAINKIT_TEST_LIMIT"
 
 
@@ -53,12 +54,18 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and mark the tests of studies by their folder."""
+    """Mark the tests of studies by their folder, and put files with slow tests first.
+
+    At the end of a run, one process would have to wait for the other.
+    """
+    slow = set()
     for item in items:
-        if "tests/bench/studies/" in item.nodeid:
+        path = item.nodeid.partition("::")[0]
+        if "tests/bench/studies/" in path:
             item.add_marker(pytest.mark.studies)
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+        if item.get_closest_marker("slow"):
+            slow.add(path)
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in slow)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -90,7 +97,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     wall, cpu = time.monotonic() - wall, _cpu_s() - cpu
     if (
         CHECK_LIMIT in os.environ
-        and not pyfuncitem.get_closest_marker("slow")
+        and not any(map(pyfuncitem.get_closest_marker, NO_LIMIT))
         and (cpu > CPU_LIMIT_S or wall > WALL_LIMIT_S)
     ):
         pytest.fail(f"took {cpu:.0f} s of processor time, {wall:.0f} s in all; mark it as slow")

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Train and export what the tests of other tools open: bundles.sh TRAINKIT FOLDER SUFFIX
+# Train and export the bundles that other tools open: bundles.sh TRAINKIT FOLDER
 set -e
-trainkit=$1 runs=$2/runs bundles=$2/bundles suffix=$3
+trainkit=$1 runs=$2/runs bundles=$2/bundles
 
-made() { # made NAME OPTIONS: a run and its bundle
-    name=$1-$suffix
+bundle() { # bundle NAME OPTIONS: a run and its bundle
+    name=$1
     shift
     "$trainkit" train --data sample --runs "$runs" --name "$name" "$@"
     "$trainkit" export "$runs/$name" --format onnx --out "$bundles/$name"
 }
 
-made minilm --model prefix --backbone minilm --epochs 1 --max-length 128
-made scratch --model simple --epochs 10
-"$trainkit" export "$runs/minilm-$suffix" --precision int8 --data sample --out "$bundles/int8-$suffix"
+bundle minilm --model prefix --backbone minilm --epochs 1 --max-length 128
+bundle scratch --model simple --epochs 10
+"$trainkit" export "$runs/minilm" --precision int8 --data sample --out "$bundles/int8"

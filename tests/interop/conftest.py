@@ -1,7 +1,7 @@
-"""What the tests of other tools share. They need what `make interop` installs, and run there.
+"""Fixtures for the tests of other tools, which run in the environment of `make interop`.
 
-``TRAINKIT_INTEROP`` is its folder: ``bundles/`` that trainkit wrote in its own environment and in
-this one, and ``node/`` with transformers.js.
+``TRAINKIT_INTEROP`` is its folder: ``bundles/`` that trainkit wrote in its own environment, and
+``node/`` with transformers.js.
 """
 
 import json
@@ -59,8 +59,8 @@ def is_hugging_faces(folder):
 
 @pytest.fixture(scope="session")
 def classify(folder):
-    """Return trainkit's own classifier of the bundle."""
-    return Classifier.load(folder, threads=1)
+    """Return trainkit's own classifier, without the temperature, which other tools ignore."""
+    return Classifier.load(folder, threads=1, temperature=1)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,7 @@ def largest_difference(folder, other):
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_weights_of_one(train, tmp_path):
     run(*train("one"))
     done = run(*train("two", "--json"), launcher=TWO)
@@ -105,6 +106,7 @@ def test_two_processes_come_to_the_weights_of_one(train, tmp_path):
     assert largest_difference(tmp_path / "half", tmp_path / "one") > 2e-3
 
 
+@pytest.mark.long
 def test_a_prefix_in_two_processes(train, tmp_path):
     """Most weights are frozen, which DistributedDataParallel must not wait for."""
     small = ["--model", "prefix", "--epochs", 1]
@@ -152,12 +154,14 @@ def _kill_all(process):
     process.wait()
 
 
+@pytest.mark.long
 def test_the_range_test_is_refused_under_torchrun(train, tmp_path):
     done = run(*train("two", "--lr", "auto"), launcher=TWO, code=1)  # torchrun's own exit code
     assert "trains in one process: find the rate without torchrun first" in done.stderr
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.slow
 def test_what_the_first_process_refuses_ends_them_all(train, tmp_path, tree):
     (tmp_path / "two").mkdir()
     before = tree(tmp_path / "two")

@@ -13,7 +13,7 @@ from torch import nn
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint
+from trainkit.trainer import run_folder
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.losses import balanced_weights, classification_loss
 from trainkit.trainer.run import train
@@ -101,7 +101,7 @@ def test_a_training_uses_them(splits, tmp_path):
     assert rare["balanced"] > rare["plain"]
     loss = {name: run.trained.history[0].train_loss for name, run in runs.items()}
     assert loss["focal"] < 0.6 * loss["plain"]  # (1 - p)^2 of it, where p is about a half
-    kept = checkpoint.load(runs["focal"].folder).checkpoint.training
+    kept = run_folder.read(runs["focal"].folder).training
     assert kept.focal_gamma == 2.0
 
 

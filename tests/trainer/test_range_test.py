@@ -119,7 +119,7 @@ def test_the_run_is_to_the_bit_the_one_with_that_rate_by_hand(tmp_path, monkeypa
 
     def kept(folder):
         weights = safetensors.torch.load_file(checkpoint.weights_path(folder))
-        return weights, (folder / "settings.json").read_bytes()
+        return weights, (folder / "config.toml").read_bytes()
 
     hand, _ = train("hand", repr(test.learning_rate))
     first, second = kept(auto), kept(hand)

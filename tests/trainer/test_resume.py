@@ -17,7 +17,7 @@ from trainkit.cli import cli
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint, run_config, state
+from trainkit.trainer import checkpoint, run_folder, state
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
@@ -92,10 +92,9 @@ def test_it_comes_to_the_same_weights(few, whole, tmp_path, cut):
 def _begun_early(few, folder):
     """Cut off before the first state: only the settings are there."""
     folder.mkdir()
-    made = run_config.RunConfig(
-        model=SIMPLE, training=CONFIG, data_sha256=run_config.fingerprint(few)
-    )
-    made.write(folder)
+    settings = {"model": SIMPLE, "training": CONFIG}
+    data_sha256 = run_folder.fingerprint(few)
+    run_folder.write(folder, run_folder.RunConfig(**settings, data_sha256=data_sha256))
 
 
 def test_it_may_be_cut_off_again_and_again(few, whole, tmp_path):
@@ -162,7 +161,7 @@ def test_a_finished_run_and_another_folder_are_refused(few, whole, tmp_path):
 def test_what_was_damaged_is_refused(few, tmp_path, damage):
     folder = tmp_path / "run"
     begun(few, folder, Cut(step=7))
-    names = {"tensors": "state-*", "document": "state.json", "settings": "settings.json"}
+    names = {"tensors": "state-*", "document": "state.json", "settings": "config.toml"}
     (file,) = folder.glob(names[damage])
     content = file.read_bytes()
     file.write_bytes(content.replace(b"16", b"17", 1) if damage != "tensors" else content[:-8])
@@ -188,7 +187,7 @@ def test_a_full_disk_is_said_and_the_last_state_is_kept(few, whole, tmp_path, mo
     assert_same(train(SIMPLE, few, CONFIG, folder, resume=True).folder, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_command_that_is_killed_again_and_again_comes_to_its_end(tmp_path):
     """kill -9 at random moments, wherever the process then is."""
     train = [sys.executable, "-m", "trainkit", "train", "--runs", str(tmp_path)]

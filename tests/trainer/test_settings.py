@@ -10,13 +10,15 @@ import torch
 from click.testing import CliRunner
 
 from trainkit.cli import cli
+from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
-from trainkit.trainer import checkpoint
+from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run import train
-from trainkit.trainer.run_config import ModelSpec
-from trainkit.trainer.settings import CONFIG, FIELDS, read, resolve, to_toml
+from trainkit.trainer.run_config import DataSpec, ModelSpec
+from trainkit.trainer.run_folder import CONFIG
+from trainkit.trainer.settings import FIELDS, read, resolve, to_toml
 
 
 @pytest.fixture
@@ -173,3 +175,18 @@ def test_a_backbones_folder_is_kept_by_its_whole_path(tmp_path, monkeypatch):
         ("owner/name", "owner/name"),
     ):
         assert resolve({"model": "finetune", "backbone": given})[0].backbone == kept
+
+
+def test_a_run_keeps_its_settings_and_data_once(splits, tmp_path):
+    few = Splits(splits.train[:80], splits.valid[:40], splits.test[:40])
+    spec, config = ModelSpec(kind="simple", max_length=24), TrainConfig(epochs=1, seed=3)
+    source = DataSpec(data="/somewhere/q.csv", columns=Columns(text_column="q"))
+    folder = train(spec, few, config, tmp_path / "run", source=source).folder
+    kept = run_folder.read(folder)
+    assert (kept.model, kept.training, kept.source) == (spec, config, source)
+    assert kept.data_sha256 == run_folder.fingerprint(few)
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("seed = 3", "seed = 4"))
+    assert read(folder / CONFIG)["seed"] == 4  # for --config it is a file like any other
+    with pytest.raises(InputError, match="was changed since the training began"):
+        run_folder.read(folder)

@@ -105,6 +105,7 @@ def benchmark(
     text_column: str | None = None,
     label_column: str | None = None,
     trec_labels: Labels = "coarse",
+    samples: Folder | None = None,
     on_progress: "ProgressCallback | None" = None,
     command: Sequence[str] = (),
 ) -> Benchmark:
@@ -117,15 +118,16 @@ def benchmark(
     The texts are timed in batches of each of ``batch_sizes``; also in full batches of each of
     ``lengths`` (tokens), one at a time (``single_stream``), and with Poisson arrivals at ``rates``
     (requests/s). ``threads`` are those of each engine, by default one per core. A workload ends
-    after ``min_seconds`` and ``min_rounds`` of each engine.
+    after ``min_seconds`` and ``min_rounds`` of each engine. ``samples`` is an .npz file to write
+    the time of every batch to.
 
     The outputs of all engines are compared with the first one's: see :meth:`Benchmark.check`.
     """
     from trainkit.bench.race import runner
-    from trainkit.bench.result import Settings
+    from trainkit.bench.result import BenchmarkSettings
     from trainkit.serve.cores import usable_cores
 
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=tuple(batch_sizes),
         lengths=tuple(lengths),
         rates=tuple(rates),
@@ -144,7 +146,8 @@ def benchmark(
             examples,
             settings,
             data=Path(data).name if is_path else "texts in memory",
-            progress=report,
+            on_progress=report,
+            samples=None if samples is None else Path(samples),
             command=command,
         )
     return Benchmark(result)

@@ -44,7 +44,7 @@ def evaluate(
     """
     from trainkit.export.runtimes import open_classifier
     from trainkit.trainer.metrics import evaluate as score
-    from trainkit.trainer.run_config import check_own_test
+    from trainkit.trainer.run_folder import check_own_test
 
     folder = folder_of(source)
     if isinstance(data, str | os.PathLike):

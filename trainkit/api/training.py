@@ -119,13 +119,15 @@ def new_task(
 def resumed_task(folder: Path) -> Task:
     """Read the settings and the data of a run that was cut off."""
     from trainkit.data.in_memory import splits_from
-    from trainkit.trainer import run_config
+    from trainkit.trainer import run_folder
 
     folder = folder.resolve()  # not runs/latest, a link that will point elsewhere
-    earlier = run_config.read(folder)
+    earlier = run_folder.read(folder)
     source, training = earlier.source, earlier.training
     if source is None:
-        raise InputError(f"{folder} was trained on data in memory, so it cannot be resumed.")
+        raise InputError(
+            f"{folder} was trained on data in memory: it cannot be resumed; train again."
+        )
     splits = splits_from(source.data, columns=source.columns, test=source.test, seed=training.seed)
     return Task(earlier.model, training, splits, source, folder, resumed=True)
 

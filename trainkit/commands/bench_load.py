@@ -92,7 +92,7 @@ def load(
             chosen,
             data=data,
             command=_command(url, public_url(url), headers),
-            progress=report,
+            on_progress=report,
         )
     if out is not None:
         save(result, out)

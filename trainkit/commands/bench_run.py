@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from trainkit.commands.common import (
+    A_PATH,
     column_options,
     data_option,
     json_option,
@@ -77,6 +78,9 @@ WORK, MEASURE = "Workloads", "Measurement"
     group=MEASURE,
 )
 @out_option
+@option(
+    "--samples", type=A_PATH, help="NPZ file to write the time of every batch to.", group="Output"
+)
 @json_option
 def bench_run(sources: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
     """Time runtimes on one model, in turns, each in a process of its own.

@@ -1,9 +1,10 @@
 """Which column of a file is the text and which the label: a header in, two positions out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from textwrap import shorten
 from typing import Literal, get_args
+
+import msgspec
 
 from trainkit.serve.errors import InputError
 
@@ -15,8 +16,7 @@ LABEL_COLUMNS = ("label", "category", "class", "intent", "target")
 Labels = Literal["coarse", "fine"]
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where text and label stand in a file.
 
     ``labels`` is for TREC files: "coarse" makes ``NUM:dist`` the class ``NUM``, "fine" keeps it.

@@ -15,14 +15,14 @@ import torch
 from safetensors import SafetensorError
 
 from trainkit import __version__
-from trainkit.models.classifier import TextClassifier, build
+from trainkit.models.base import TextClassifier
+from trainkit.models.classifier import build
 from trainkit.models.config import ModelConfig
 from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
-from trainkit.trainer.config import TrainConfig
 
 __all__ = [
     "CHECKPOINT",
@@ -51,7 +51,7 @@ class Checkpoint(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     format_version: int
     model: ModelConfig
-    training: TrainConfig
+    seed: int
     epoch: int
     metrics: dict[str, float]
     versions: dict[str, str]
@@ -85,8 +85,8 @@ def save(
     folder: Path,
     model: TextClassifier,
     encoder: TextEncoder,
-    training: TrainConfig,
     *,
+    seed: int,
     epoch: int,
     metrics: dict[str, float],
 ) -> Checkpoint:
@@ -95,11 +95,11 @@ def save(
     if not tokenizer.exists():
         write_atomically(tokenizer, encoder.tokenizer.to_str(pretty=True).encode())
     weights = folder / f"weights-{epoch:03d}.safetensors"
-    write_atomically(weights, safetensors.torch.save(model.folded_state()))
+    write_atomically(weights, safetensors.torch.save(model.state_to_save()))
     checkpoint = Checkpoint(
         format_version=FORMAT_VERSION,
         model=model.config,
-        training=training,
+        seed=seed,
         epoch=epoch,
         metrics=metrics,
         versions={"trainkit": __version__, "torch": str(torch.__version__)},
@@ -152,7 +152,7 @@ def restore(model: TextClassifier, weights: Path) -> None:
         state = safetensors.torch.load_file(weights)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{weights} is damaged ({error}); train again.") from None
-    expected = set(model.saved_state())
+    expected = set(model.trained_state())
     if set(state) != expected:
         missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
         raise InputError(

@@ -1,8 +1,6 @@
-"""What decides a run's result, kept in its folder: its settings, and the hash of its data."""
+"""Settings of a run beside those of its training: which model, and on which data."""
 
-import hashlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -11,23 +9,9 @@ from trainkit.data.columns import Columns
 from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
 from trainkit.serve.fields import check_fields
-from trainkit.serve.files import Checksummed, pretty_json, write_atomically
-from trainkit.trainer.config import TrainConfig
 
-if TYPE_CHECKING:
-    from trainkit.data.splits import Splits
+__all__ = ["DataSpec", "ModelSpec"]
 
-__all__ = [
-    "PLAN",
-    "DataSpec",
-    "ModelSpec",
-    "RunConfig",
-    "check_own_test",
-    "fingerprint",
-    "read",
-]
-
-PLAN = "settings.json"
 PROJECTION_SIZE = 512
 
 
@@ -117,76 +101,3 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: str
     test: str | None = None
     columns: Columns = Columns()
-
-
-class RunConfig(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``settings.json``; ``source`` is None where the caller gave the examples."""
-
-    model: ModelSpec
-    training: TrainConfig
-    data_sha256: str
-    source: DataSpec | None = None
-
-    def check_resumed(self, folder: Path) -> None:
-        """Raise ``InputError`` where ``folder`` holds a run of other settings or data."""
-        earlier = read(folder)
-        if earlier.data_sha256 != self.data_sha256:
-            raise InputError(
-                f"the data is not what {folder} was trained on; give that data, or train anew."
-            )
-        changed = [
-            f"{name} was {before!r} and is {now!r}"
-            for mine, theirs in ((self.model, earlier.model), (self.training, earlier.training))
-            for name in mine.__struct_fields__
-            if (before := getattr(theirs, name)) != (now := getattr(mine, name))
-        ]
-        if changed:
-            raise InputError(
-                f"{folder} goes on with the settings that it was begun with: {'; '.join(changed)}."
-            )
-
-    def write(self, folder: Path) -> None:
-        """Keep it in the run's folder."""
-        write_atomically(folder / PLAN, pretty_json(self.with_checksum()))
-
-
-def check_own_test(folder: Path, data: str, split: str | None) -> None:
-    """Raise ``InputError`` where a run's test set is a file, and another is about to be split off.
-
-    ``folder`` is a run, or lies in one as its bundles do; ``split`` is what is taken of ``data``.
-    """
-    for run in (folder, folder.resolve().parent):
-        own = read(run).source if (run / PLAN).is_file() else None
-        made = split == "test" or (split is None and not Path(data).is_file())
-        same = own is not None and own.data in (data, str(Path(data).resolve()))
-        if own is not None and own.test is not None and same and made:
-            raise InputError(
-                f"{run} was trained with --test {own.test}, and so on what would be split off "
-                f"{data}; give --data {own.test}."
-            )
-
-
-def fingerprint(splits: "Splits") -> str:
-    """Hash every text and label of the three splits, in their order."""
-    content = [
-        [(example.text, example.label) for example in split]
-        for split in (splits.train, splits.valid, splits.test)
-    ]
-    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
-
-
-def read(folder: Path) -> RunConfig:
-    """Read a run's settings; ``InputError`` where there are none, or they were changed."""
-    path = folder / PLAN
-    try:
-        plan = msgspec.json.decode(path.read_bytes(), type=RunConfig)
-    except OSError as error:
-        raise InputError(
-            f"{folder} is not a run that can go on: {path.name} cannot be read there "
-            f"({error.strerror})."
-        ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, InputError) as error:
-        raise InputError(f"{path} is damaged ({error}); train anew.") from None
-    if not plan.is_valid:
-        raise InputError(f"{path} was changed since the training began; train anew.")
-    return plan

@@ -19,9 +19,9 @@ from trainkit.serve.fields import value_faults
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["CONFIG", "FIELDS", "check_effect", "read", "resolve", "to_toml"]
+__all__ = ["FIELDS", "RUN", "by_struct", "check_effect", "read", "resolve", "to_toml"]
 
-CONFIG = "config.toml"  # of a run's folder
+RUN = "run"  # a table of a run's own file, which is not a setting
 MODEL = "model"  # ModelSpec.kind, by its option's name
 
 _model = {
@@ -78,6 +78,7 @@ def read(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} is not TOML ({error}); expected lines such as: learning_rate = 1e-3"
         ) from None
+    content.pop(RUN, None)
     faults, settings = [], {}
     for key, value in content.items():
         if key not in FIELDS:
@@ -96,6 +97,16 @@ def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, FIELDS, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(FIELDS)}"
     return f"there is no setting {key!r} ({remedy})"
+
+
+def by_struct(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the fields of a ``ModelSpec`` under "model", those of a ``TrainConfig`` under
+    "training"."""
+    fields: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
+    for name, value in settings.items():
+        fields["model" if name in _model else "training"][name] = value
+    fields["model"]["kind"] = fields["model"].pop(MODEL, None)
+    return fields
 
 
 def to_toml(spec: ModelSpec, config: TrainConfig) -> bytes:

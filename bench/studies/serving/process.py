@@ -23,7 +23,7 @@ ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.05
-INFERENCE = "trainkit.serve.http.worker"
+INFERENCE = "trainkit.serve.http.model_worker"
 
 
 class MemorySeries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.bench import engine_process as process
-from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import Spec, applicable, open_engine, parse, python_of
 from trainkit.bench.studies import cold_start
 from trainkit.data.splits import load_sample
@@ -52,49 +52,63 @@ def work(folder):
     return batches, torch.cat(logits).numpy()
 
 
-@pytest.mark.slow  # a process each, and some compile or convert
-@pytest.mark.parametrize(
-    ("name", "below"),
-    [
-        ("huggingface", ""),
-        ("eager", ""),
-        ("compile", ""),
-        ("pipeline", ""),
-        ("torchscript", "torchscript"),
-        ("pt2", "pt2"),
-        ("onnx", "onnx"),
-        ("onnx-workers", "onnx"),
-        ("openvino", "onnx"),
-        ("transformers-exporters", ""),
-        ("ort-optimizer", ""),
-        ("openvino-converter", ""),
-    ],
-)
-def test_an_engine_computes_what_hugging_face_does(
-    name, below, folder, work, tmp_path, monkeypatch
-):
-    if name.startswith("openvino") and find_spec("openvino") is None:
+# By name: the folder of its source below the classifier's own.
+OF_CLASSIFIER = {
+    "huggingface": "",
+    "eager": "",
+    "compile": "",
+    "pipeline": "",
+    "torchscript": "torchscript",
+    "pt2": "pt2",
+    "onnx": "onnx",
+    "onnx-workers": "onnx",
+    "openvino": "onnx",
+    "transformers-exporters": "",
+    "ort-optimizer": "",
+    "openvino-converter": "",
+}
+
+
+@pytest.fixture(scope="module")
+def computed(folder, work, tmp_path_factory):
+    """Run every engine in one process; returns results by name, and its HOME."""
+    there = find_spec("openvino") is not None
+    engines = [
+        (name, folder / below)
+        for name, below in OF_CLASSIFIER.items()
+        if there or not name.startswith("openvino")
+    ]
+    place = tmp_path_factory.mktemp("engines")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(place))
+        results = process.compute(engines, work[0], GROUPS, place)
+    return {name: result for (name, _), result in zip(engines, results, strict=True)}, place
+
+
+@pytest.mark.slow  # some engines compile or convert
+@pytest.mark.parametrize("name", OF_CLASSIFIER)
+def test_an_engine_computes_what_hugging_face_does(name, computed, work):
+    results, home = computed
+    if name not in results:
         pytest.skip("OpenVINO is an extra")
-    batches, expected = work
-    monkeypatch.setenv("HOME", str(tmp_path))
-    found, about = process.compute(name, folder / below, batches, GROUPS, tmp_path)
-    assert not (tmp_path / "intel").exists()  # where OpenVINO's telemetry keeps its id
-    assert process.agree(found, expected)
-    assert not process.agree(found[:, ::-1], expected)
-    assert not process.agree(found + np.float32(1e-3), expected)
+    found, about = results[name]
+    assert not (home / "intel").exists()  # where OpenVINO's telemetry keeps its id
+    assert process.agree(found, work[1])
+    assert not process.agree(found[:, ::-1], work[1])
+    assert not process.agree(found + np.float32(1e-3), work[1])
     assert about["precision"] == "fp32"
     assert about["versions"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eager", "compile"])
-def test_a_run_computes_what_its_classifier_does(name, tiny_run, tmp_path):
+def test_a_run_computes_what_its_classifier_does(tiny_run, tmp_path):
     from trainkit.trainer import checkpoint
 
     classifier = checkpoint.load(tiny_run).classifier()
     batches = [classifier.encoder.encode(group) for group in GROUPS]
-    found, _ = process.compute(name, tiny_run, batches, GROUPS, tmp_path)
-    assert process.agree(found, classifier.logits(TEXTS))
+    engines = [("eager", tiny_run), ("compile", tiny_run)]
+    for found, _ in process.compute(engines, batches, GROUPS, tmp_path):
+        assert process.agree(found, classifier.logits(TEXTS))
 
 
 def test_a_source_alone_gets_the_runtime_made_for_it(folder, tiny_run):
@@ -152,14 +166,16 @@ def test_a_runtime_that_is_not_there_says_how_to_get_it(name, below, said, folde
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # of this whole process
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda threads: None)
-    with pytest.raises(NotThereError, match=said):
+    with pytest.raises(EngineUnavailableError, match=said):
         open_engine(name, folder / below, 1)
 
 
 def test_a_peer_without_its_environment_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINKIT_PEERS", str(tmp_path))
     assert python_of("onnx") is None
-    with pytest.raises(NotThereError, match=r"environment of optimum is not in .*make peers"):
+    with pytest.raises(
+        EngineUnavailableError, match=r"environment of optimum is not in .*make peers"
+    ):
         python_of("optimum-int8")
     home = tmp_path / "optimum/venv/bin"
     home.mkdir(parents=True)

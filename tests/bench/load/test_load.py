@@ -126,7 +126,7 @@ def test_a_stall_of_a_second_is_charged_for_every_request_that_was_due_in_it() -
     assert run.p50_ms < 10
 
 
-@retry_timing
+@pytest.mark.timing
 def test_a_closed_loop_would_have_seen_one_late_request() -> None:
     with server(stall_at=100) as target:
         connection = http.client.HTTPConnection(urlsplit(target.url).netloc)
@@ -141,7 +141,7 @@ def test_a_closed_loop_would_have_seen_one_late_request() -> None:
     assert np.percentile(latencies, 99) < 0.1
 
 
-@retry_timing
+@pytest.mark.timing
 def test_a_wait_for_a_connection_counts_from_the_due_time_too() -> None:
     with server(stall_at=50) as target:
         run = measure(target, rate=100, arrivals="constant", duration_s=2, connections=1)
@@ -176,7 +176,7 @@ def test_errors_are_counted_by_kind(fault: str, kind: str) -> None:
     assert [sample.outcome for sample in run.samples].count(kind) == 10
 
 
-@retry_timing
+@pytest.mark.timing
 def test_a_server_that_hangs_ends_the_run_in_time_and_shows_in_the_percentiles() -> None:
     started = time.monotonic()
     with server(every=1, fault="hang") as target:
@@ -229,7 +229,7 @@ def test_answers_are_checked(protocol: str, content: bytes, answers: int | None)
     assert PROTOCOLS[protocol].answers(content) == answers
 
 
-@retry_timing
+@pytest.mark.timing
 def test_the_warm_up_is_not_counted_and_the_count_is_bounded() -> None:
     how = settings(rate=100, arrivals="constant", warm_up_s=0.5, duration_s=60, max_requests=40)
     assert len(schedule(how)) == 90
@@ -243,6 +243,7 @@ def test_the_warm_up_is_not_counted_and_the_count_is_bounded() -> None:
     assert run.max_ms < 200  # the first request's 300 ms were warm-up
 
 
+@pytest.mark.timing
 def test_a_generator_that_is_late_itself_says_so() -> None:
     how = settings(rate=100, arrivals="constant", duration_s=0.6)
     with server() as target:
@@ -254,6 +255,7 @@ def test_a_generator_that_is_late_itself_says_so() -> None:
     assert "the generator itself sent late" in late.noisy_because[0]
 
 
+@pytest.mark.timing
 def test_timers_are_finer_than_a_millisecond() -> None:
     async def typical() -> float:
         async def once() -> float:
@@ -367,7 +369,7 @@ def test_percentiles_are_given_where_the_sample_carries_them() -> None:
 
 def test_a_busy_generator_is_noise() -> None:
     assert answers_in(100, 0.01).noisy_because == ()
-    assert "95 % of its one core" in answers_in(100, 0.01, cpu_share=0.95).noisy_because[0]
+    assert "95% of its one core" in answers_in(100, 0.01, cpu_share=0.95).noisy_because[0]
     assert "p99 of the delay 6.0 ms" in answers_in(100, 0.01, late_s=0.006).noisy_because[0]
 
 

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 
 from tests.bench.engine_process import save_classifier
 from trainkit.bench import result
-from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import markdown
-from trainkit.bench.result import Settings
+from trainkit.bench.result import BenchmarkSettings
 from trainkit.bench.studies import ablation
 from trainkit.bench.studies.ablation_worker import (
     AHEAD,
@@ -38,7 +38,7 @@ from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
 
 EXAMPLES = load_sample()[:60]
-QUICK = Settings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
+QUICK = BenchmarkSettings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_graph_with_nothing_left_out_is_the_shipped_one(made, home):
     specs, _ = made
     shipped = operators(graph(specs[SHIPPED]))
     assert operators(graph(Spec("complete", home / "complete"))) == shipped
-    for name in ("fuse_attention", "merge_qkv", "flatten_tokens"):
+    for name in ("fuse_attention", "flatten_tokens"):
         assert operators(graph(specs[f"without {name}"])) != shipped, name
 
 
@@ -136,33 +136,33 @@ def test_what_is_optimised_ahead_has_a_file_of_its_own(made):
 
 def test_a_variant_that_a_bundle_cannot_have_says_why(made, copied):
     specs, _ = made
-    with pytest.raises(NotThereError, match="with one thread"):
+    with pytest.raises(EngineUnavailableError, match="with one thread"):
         open_variant(*specs["a worker a core"], threads=1)
     folder = copied("onnx")
     manifest = open_bundle(folder).manifest
     write_manifest(folder, msgspec.structs.replace(manifest, equal_lengths=True))
     for name in BATCHINGS:
-        with pytest.raises(NotThereError, match="reads its padding"):
+        with pytest.raises(EngineUnavailableError, match="reads its padding"):
             open_variant(name, folder, 2)
 
 
 def test_a_race_has_ratios_and_lists_what_is_absent(made):
     specs, _ = made
-    names = [SHIPPED, "no rewrites", "without merge_qkv", "a worker a core"]
-    measured = raced([specs[name] for name in names], {"without merge_qkv": "no such product"})
+    names = [SHIPPED, "no rewrites", "without flatten_tokens", "a worker a core"]
+    measured = raced([specs[name] for name in names], {"without flatten_tokens": "no such product"})
     result.check(measured)
     (workload,) = measured.workloads
     engines = [engine.name for engine in measured.engines]
     assert engines == [SHIPPED, "no rewrites", "a worker a core"]
     assert [one.ratio is None for one in workload.measurements] == [True, False, False]
-    assert [one.runtime for one in measured.absent] == ["without merge_qkv"]
-    assert "Not measured: without merge_qkv: no such product" in markdown(measured)
+    assert [one.runtime for one in measured.unavailable] == ["without flatten_tokens"]
+    assert "Not measured: without flatten_tokens: no such product" in markdown(measured)
 
 
 def test_a_variant_with_other_outputs_is_marked_wrong_and_fails_the_check(made, tmp_path):
     specs, _ = made
-    broken = Spec("without merge_qkv", tmp_path / "broken")
-    shutil.copytree(specs["without merge_qkv"].source, broken.source)
+    broken = Spec("without flatten_tokens", tmp_path / "broken")
+    shutil.copytree(specs["without flatten_tokens"].source, broken.source)
     bundle = open_bundle(broken.source)
     model = onnx.load(bundle.model_path)
     weight = max(model.graph.initializer, key=lambda one: len(one.raw_data))
@@ -172,7 +172,7 @@ def test_a_variant_with_other_outputs_is_marked_wrong_and_fails_the_check(made, 
     write_manifest(broken.source, bundle.manifest)
     measured = raced([specs[SHIPPED], broken])
     assert [one.wrong for one in measured.workloads[0].measurements] == [False, True]
-    with pytest.raises(CheckFailedError, match="without merge_qkv"):
+    with pytest.raises(CheckFailedError, match="without flatten_tokens"):
         result.check(measured)
 
 

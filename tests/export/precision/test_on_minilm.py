@@ -5,14 +5,10 @@ import importlib.util
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
-from tests.helpers.cores import all_cores
 from trainkit.export.accuracy_gate import AccuracyGate, AccuracyLimits
 from trainkit.export.batch_invariance import RIGHT, check_invariance
-from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import save_graph
-from trainkit.export.onnx_graph import export_graph
 from trainkit.export.parity import TOLERANCES, compare
 from trainkit.export.parity_cases import make_cases, run_reference
 from trainkit.export.precision.fp16 import to_fp16
@@ -20,9 +16,6 @@ from trainkit.export.precision.int8 import to_int8
 from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.quantized_graph_check import diff_graphs
 from trainkit.export.precision.search import search
-from trainkit.export.rewrite.table import REWRITES
-from trainkit.models import classifier
-from trainkit.models.pooling import masked_mean
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.onnx_session import onnx_runner
 
@@ -36,42 +29,18 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def model(splits):
-    """Return MiniLM, frozen, with a head fitted to the project's questions, and its tokenizer."""
-    from sklearn.linear_model import LogisticRegression
-
-    names = splits.label_names
-    made = classifier.new("finetune", names, backbone_name="minilm", max_length=64)
-    network, encoder = made.model.eval(), made.encoder
-
-    def states(examples):
-        batch = encoder.pad(encoder.tokens([example.text for example in examples]))
-        ids, mask = (torch.from_numpy(batch.tensors()[name]) for name in input_names(encoder)[:2])
-        with all_cores(), torch.inference_mode():
-            return masked_mean(network.encoder(ids, mask), mask).numpy()
-
-    head = LogisticRegression(max_iter=500)
-    head.fit(states(splits.train), [names.index(example.label) for example in splits.train])
-    with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(head.coef_))
-        network.head.bias.copy_(torch.from_numpy(head.intercept_))
-    return made
+def model(minilm_run):
+    """Return the classifier of the float32 bundle."""
+    return Classifier.load(minilm_run / "onnx", threads=1, temperature=1)
 
 
 @pytest.fixture(scope="module")
-def fp32(model, tmp_path_factory):
-    """Export it, rewritten, and return the file."""
-    path = tmp_path_factory.mktemp("fp32") / "model.onnx"
-    encoder = model.encoder
-    graph = export_graph(model.model, example_inputs(encoder), input_names(encoder))
-    for rewrite in REWRITES:
-        rewrite.apply(graph)
-    save_graph(graph, path)
-    return path
+def fp32(minilm_run):
+    return minilm_run / "onnx" / "model.onnx"
 
 
 def open_file(model, path):
-    return Classifier(model.encoder, onnx_runner(path, threads=1), model.model.config.labels)
+    return Classifier(model.encoder, onnx_runner(path, threads=1), model.labels)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +54,7 @@ def cases(model, fp32, texts):
     return run_reference(onnx_runner(fp32, threads=1), make_cases(model.encoder, some))
 
 
-@pytest.mark.parametrize("settings", [Int8Settings(), Int8Settings(activations="per token")])
+@pytest.mark.parametrize("settings", [Int8Settings(), Int8Settings(weight_bits=7)])
 def test_int8_takes_less_than_a_third_of_float32(model, fp32, cases, tmp_path, settings):
     graph = ir.load(fp32)
     outcome = to_int8(graph, settings)
@@ -99,24 +68,19 @@ def test_int8_takes_less_than_a_third_of_float32(model, fp32, cases, tmp_path, s
 def test_per_token_scales_keep_a_row_independent_to_the_digits_of_float32(
     model, fp32, texts, tmp_path
 ):
+    graph = ir.load(fp32)
+    to_int8(graph)
+    save_graph(graph, tmp_path / "int8.onnx")
+    run = onnx_runner(tmp_path / "int8.onnx", threads=1)
     some = [example.text for example in texts]
-    passed = {}
-    for activations in ("per token", "dynamic"):
-        graph = ir.load(fp32)
-        to_int8(graph, Int8Settings(activations=activations))
-        save_graph(graph, tmp_path / f"{activations}.onnx")
-        run = onnx_runner(tmp_path / f"{activations}.onnx", threads=1)
-        checks = check_invariance(run, model.encoder, some, TOLERANCES["fp32"])
-        passed[activations] = {check.name: check.passed for check in checks}
-    assert passed["per token"]["neighbours"]
-    assert passed["per token"]["order"]
-    assert passed["per token"][RIGHT]
-    assert not passed["dynamic"]["neighbours"]
+    checks = check_invariance(run, model.encoder, some, TOLERANCES["fp32"])
+    passed = {check.name for check in checks if check.passed}
+    assert {"neighbours", "order", RIGHT} <= passed
 
 
 def test_a_lost_mask_is_louder_than_the_noise(model, fp32, cases, texts, tmp_path):
     graph = ir.load(fp32)
-    to_int8(graph, Int8Settings(activations="per token"))
+    to_int8(graph)
     for node in graph.graph:
         if node.op_type.endswith("Attention"):
             node.replace_input_with(3 if node.domain == "" else 5, None)

@@ -7,106 +7,24 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from tests.families import FAMILIES, SIZES
-from trainkit.export.onnx_graph import export_graph
+from tests.graphs.make import Graph, read
 from trainkit.export.parity_cases import masks
-from trainkit.export.quiet import quiet_exporter
 from trainkit.export.rewrite.table import REWRITES
-from trainkit.models.attention import KeyValuePrefix
-from trainkit.models.packing import pack_encoder
 
 BATCH_SIZES, LENGTHS = (1, 2, 7), (1, 2, 17, 60)
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")
 
-COMMON = {"vocab_size": 200, "num_labels": 3, "pad_token_id": 0, **SIZES}
-SPECIAL = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-
-
-class Logits(torch.nn.Module):
-    """A Hugging Face classifier that gives nothing but its logits."""
-
-    def __init__(self, model, names):
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, input_ids, attention_mask, token_type_ids=None):
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
-
-
-def make(family, attention, prefix_length=0, packed=True):
-    """Build a random classifier; weights wide enough that a wrong rewrite cannot go unnoticed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **{**COMMON, **SPECIAL, **FAMILIES[family]})
-        if hasattr(config, "use_cache"):
-            config.use_cache = False
-        model = AutoModelForSequenceClassification.from_config(
-            config, attn_implementation=attention
-        ).eval()
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1:
-                torch.nn.init.normal_(weight, std=0.2)
-            elif "bias" in name:
-                torch.nn.init.normal_(weight, std=0.1)
-        if packed:
-            packing = pack_encoder(model.base_model)
-            assert not packing.declined
-            for site in packing.sites if prefix_length else ():
-                site.module.prefix = KeyValuePrefix(site.heads, prefix_length, site.head_size)
-    names = ["input_ids", "attention_mask"]
-    if (getattr(config, "type_vocab_size", 0) or 0) > 1:
-        names.append("token_type_ids")
-    return Logits(model, names)
-
-
-def example(names):
-    mask = torch.ones(3, 9, dtype=torch.int64)
-    mask[1, 5:] = mask[2, 7:] = 0
-    ids = torch.arange(27).reshape(3, 9) + 3
-    return tuple({"input_ids": ids, "attention_mask": mask}.get(n, 0 * ids) for n in names)
-
-
-def legacy(model, path, opset):
-    """Export as people did before torch 2.9, and as optimum still does."""
-    axes = {0: "batch_size", 1: "sequence_length"}
-    with quiet_exporter(), torch.no_grad():
-        torch.onnx.export(
-            model,
-            example(model.names),
-            path,
-            dynamo=False,
-            opset_version=opset,
-            input_names=model.names,
-            output_names=["logits"],
-            dynamic_axes={**dict.fromkeys(model.names, axes), "logits": {0: "batch_size"}},
-        )
-
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """Return a function from family, layout, attention and opset to an ONNX file, made once.
-
-    Layouts: ``packed`` and ``prefix`` as trainkit exports them, ``padded`` as anybody does, and
-    ``legacy`` by the older exporter.
-    """
+    """Return a function from family, layout, opset and attention to a graph of tests/graphs."""
     folder = tmp_path_factory.mktemp("graphs")
 
-    def export(family, layout, opset, attention="sdpa"):
-        path = folder / f"{family}-{layout}-{attention}-{opset}.onnx"
+    def export(*graph):
+        path = folder / f"{Graph(*graph)}.onnx"
         if not path.exists():
-            model = make(
-                family, attention, 5 * (layout == "prefix"), layout in ("packed", "prefix")
-            )
-            if layout == "legacy":
-                legacy(model, path, opset)
-            else:
-                with torch.no_grad():
-                    graph = export_graph(model, example(model.names), model.names, opset)
-                ir.save(graph, path)
+            ir.save(read(Graph(*graph)), path)
         return path
 
     return export

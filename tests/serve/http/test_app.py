@@ -18,8 +18,8 @@ import pytest
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.http import metrics
-from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.exceptions import UnavailableError
+from trainkit.serve.http.model_process import ModelProcess
 from trainkit.serve.http.settings import Limits, Settings
 
 TEXTS = [example.text for example in load_sample()[:40]]
@@ -391,7 +391,7 @@ def test_why_the_model_failed_is_in_the_log_and_not_in_the_answer(serve, monkeyp
         return np.full((len(rows), 6), np.nan, np.float32)
 
     with serve() as (address, _):
-        monkeypatch.setattr(Engine, "run", nan)
+        monkeypatch.setattr(ModelProcess, "run", nan)
         response = httpx.post(f"{address}/classify", json={"texts": ["How far is Mars?"]})
     assert error_of(response, 500) == "the model fails on this input."
     (told,) = [one for one in caplog.records if "NaN" in one.message]
@@ -418,7 +418,7 @@ def test_what_comes_while_the_model_stops_may_come_again(serve, monkeypatch):
         raise UnavailableError("the model is stopped")
 
     with serve() as (address, _):
-        monkeypatch.setattr(Engine, "run", stopped)
+        monkeypatch.setattr(ModelProcess, "run", stopped)
         response = httpx.post(f"{address}/classify", json={"texts": ["How far is Mars?"]})
     assert "try again" in error_of(response, 503)
     assert response.headers["Retry-After"] == "1"

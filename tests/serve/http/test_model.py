@@ -27,8 +27,8 @@ from trainkit.serve.http.exceptions import (
     QueueFullError,
     UnavailableError,
 )
-from trainkit.serve.http.inference_process import ProcessSpec
 from trainkit.serve.http.model import Model, Models
+from trainkit.serve.http.model_process import ProcessSpec
 from trainkit.serve.http.settings import Settings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
@@ -152,7 +152,7 @@ CRASHES = """
 import os, signal, sys
 import msgspec
 from trainkit.serve import onnx_session
-from trainkit.serve.http import worker
+from trainkit.serve.http import model_worker
 
 sound = onnx_session.onnx_runner
 
@@ -167,7 +167,7 @@ def onnx_runner(*arguments, **settings):
     return crashes
 
 onnx_session.onnx_runner = onnx_runner
-worker.main(msgspec.json.decode(sys.argv[1], type=worker.Order))
+model_worker.main(msgspec.json.decode(sys.argv[1], type=model_worker.WorkerSpec))
 """
 
 
@@ -366,18 +366,18 @@ def test_a_torchscript_bundle_is_sent_elsewhere(bundle):
 )
 def test_a_bundle_says_whether_its_graph_is_packed(source, packed):
     manifest = msgspec.structs.replace(open_bundle(GOLDEN).manifest, source=source)
-    assert model_module._rules(manifest, SETTINGS).packed is packed
+    assert model_module._policy(manifest, SETTINGS).packed is packed
 
 
 def test_a_bundle_brings_its_threads_but_not_more_than_there_are_cores(bundle, monkeypatch):
     asked = []
     monkeypatch.setattr(model_module, "usable_cores", lambda: 2)
-    monkeypatch.setattr(model_module, "Engine", asked.append)
+    monkeypatch.setattr(model_module, "ModelProcess", asked.append)
     for threads in (1, 64):
         write_serving(bundle, Serving(threads=threads, batch_size=8, provider="SomeProvider"))
         model_module._open(bundle, Settings())
     model_module._open(bundle, Settings(threads=3, providers=("CPUExecutionProvider",)))
-    assert [(launch.threads, launch.providers[0]) for launch in asked] == [
+    assert [(spec.threads, spec.providers[0]) for spec in asked] == [
         (1, "SomeProvider"),
         (2, "SomeProvider"),
         (3, "CPUExecutionProvider"),

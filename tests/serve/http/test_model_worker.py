@@ -18,18 +18,8 @@ import pytest
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.inference_process import PROGRAM
-from trainkit.serve.http.worker import (
-    LENGTH,
-    Failed,
-    FromWorker,
-    Logits,
-    Order,
-    Ready,
-    Refused,
-    frame,
-    ragged,
-)
+from trainkit.serve.http.model_process import PROGRAM
+from trainkit.serve.http.model_worker import LENGTH, Reply, RowBatch, WorkerSpec, frame
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 TEXTS = [example.text for example in load_sample()[:20]]
@@ -45,13 +35,14 @@ class Peer:
 
     def __init__(self, model=GOLDEN / "model.onnx"):
         self.socket, theirs = socket.socketpair()
-        self.pings, their_pings = socket.socketpair()
-        for ours in (self.socket, self.pings):
+        self.heartbeat, their_heartbeat = socket.socketpair()
+        for ours in (self.socket, self.heartbeat):
             ours.settimeout(30)
-        with theirs, their_pings, model.open("rb") as file:
-            order = Order(
-                socket=theirs.fileno(),
-                pings=their_pings.fileno(),
+        with theirs, their_heartbeat, model.open("rb") as file:
+            spec = WorkerSpec(
+                batches=theirs.fileno(),
+                heartbeat=their_heartbeat.fileno(),
+                ping_s=0.02,
                 model=str(model),
                 file=file.fileno(),
                 files={},
@@ -60,8 +51,8 @@ class Peer:
                 pad_id=0,
             )
             self.process = subprocess.Popen(
-                [*PROGRAM, msgspec.json.encode(order).decode()],
-                pass_fds=(order.socket, order.pings, order.file),
+                [*PROGRAM, msgspec.json.encode(spec).decode()],
+                pass_fds=(spec.batches, spec.heartbeat, spec.file),
             )
         self.stream = self.socket.makefile("rb")
 
@@ -70,24 +61,23 @@ class Peer:
 
     def next(self):
         (length,) = LENGTH.unpack(self.stream.read(LENGTH.size))
-        return msgspec.msgpack.decode(self.stream.read(length), type=FromWorker)
+        return msgspec.msgpack.decode(self.stream.read(length), type=Reply)
 
     def run_for_long(self):
         """Send a batch of half a million tokens, and wait until the session works on it."""
         process = psutil.Process(self.process.pid)
         before_s = process.cpu_times().user
-        self.send(ragged(1, [Tokens([5] * 24, [0] * 24)] * 20_000, token_types=False))
+        self.send(batch_of([Tokens([5] * 24, [0] * 24)] * 20_000))
         while process.cpu_times().user < before_s + 0.1:
             time.sleep(0.01)
 
-    def ping(self):
-        self.pings.sendall(b"?")
-        return self.pings.recv(1)
+    def beats(self):
+        return self.heartbeat.recv(1) == b"."
 
     def close(self):
         self.stream.close()
         self.socket.close()
-        self.pings.close()
+        self.heartbeat.close()
 
 
 @contextlib.contextmanager
@@ -104,24 +94,26 @@ def started(**how):
 @pytest.fixture(scope="module")
 def peer():
     with started() as peer:
-        assert peer.next() == Ready()
+        assert peer.next() == Reply()
         yield peer
 
 
+def batch_of(rows):
+    return RowBatch.of(rows, token_types=False)
+
+
 def array_of(answer):
-    assert isinstance(answer, Logits)
+    assert not answer.error
     return np.frombuffer(answer.values, np.float32).reshape(answer.shape)
 
 
 def test_its_logits_are_the_classifiers(peer, classify):
-    peer.send(ragged(7, classify.tokens(TEXTS), token_types=False))
-    answer = peer.next()
-    assert answer.number == 7
-    np.testing.assert_allclose(array_of(answer), classify.logits(TEXTS), atol=1e-5)
+    peer.send(batch_of(classify.tokens(TEXTS)))
+    np.testing.assert_allclose(array_of(peer.next()), classify.logits(TEXTS), atol=1e-5)
 
 
 def test_a_row_of_no_tokens_gets_an_answer(peer, classify):
-    peer.send(ragged(1, [Tokens([], []), *classify.tokens(TEXTS[:1])], token_types=False))
+    peer.send(batch_of([Tokens([], []), *classify.tokens(TEXTS[:1])]))
     np.testing.assert_allclose(array_of(peer.next())[1:], classify.logits(TEXTS[:1]), atol=1e-5)
 
 
@@ -129,46 +121,47 @@ def test_what_a_mask_hides_is_not_read(peer, classify):
     """A gap and what is right of the text hold any ids at all; the logits stay."""
     (row,) = classify.tokens(TEXTS[:1])
     wider = Tokens([*row.ids, 5, 6], [0] * (len(row.ids) + 2), mask=[1] * len(row.ids) + [0, 0])
-    peer.send(ragged(1, [wider, row], token_types=False))
+    peer.send(batch_of([wider, row]))
     hidden, plain = array_of(peer.next())
     np.testing.assert_allclose(hidden, plain, atol=1e-5)
-    peer.send(ragged(2, [wider._replace(mask=None)], token_types=False))
+    peer.send(batch_of([wider._replace(mask=None)]))
     assert np.abs(array_of(peer.next())[0] - plain).max() > 1e-3  # or the mask would prove nothing
 
 
 def test_types_and_masks_travel_where_they_are_there():
     rows = [Tokens([1, 2], [0, 1]), Tokens([], []), Tokens([3], [1], mask=[0])]
-    run = ragged(1, rows, token_types=True)
+    run = RowBatch.of(rows, token_types=True)
     sent = [run.lengths, run.ids, run.type_ids, run.masks]
     found = [np.frombuffer(values, np.int64).tolist() for values in sent]
     assert found == [[2, 0, 1], [1, 2, 3], [0, 1, 1], [1, 1, 0]]
-    plain = ragged(1, rows[:2], token_types=False)
+    plain = batch_of(rows[:2])
     assert plain.type_ids is None
     assert plain.masks is None
 
 
 def test_an_error_of_the_session_is_told_and_the_process_goes_on(peer, classify):
-    peer.send(ragged(1, [Tokens([10**6], [0])], token_types=False))
+    peer.send(batch_of([Tokens([10**6], [0])]))
     failed = peer.next()
-    assert isinstance(failed, Failed)
-    assert "Gather" in failed.sentence
-    assert "\n" not in failed.sentence
-    peer.send(ragged(2, classify.tokens(TEXTS), token_types=False))
+    assert "Gather" in failed.error
+    assert "\n" not in failed.error
+    peer.send(batch_of(classify.tokens(TEXTS)))
     np.testing.assert_allclose(array_of(peer.next()), classify.logits(TEXTS), atol=1e-5)
 
 
-def test_pings_are_answered_while_a_batch_runs(peer):
+def test_it_sends_heartbeats_while_a_batch_runs(peer):
     peer.run_for_long()
-    assert peer.ping() == b"?"
+    while select.select([peer.heartbeat], [], [], 0)[0]:
+        peer.beats()  # those from before
+    assert peer.beats()
     assert not select.select([peer.socket], [], [], 0)[0]  # its logits are not there yet
-    assert isinstance(peer.next(), Logits)
+    assert peer.next().values
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_leaves_it_to_the_front(number, peer, classify):
     peer.process.send_signal(number)
-    peer.send(ragged(1, classify.tokens(TEXTS[:1]), token_types=False))
-    assert isinstance(peer.next(), Logits)
+    peer.send(batch_of(classify.tokens(TEXTS[:1])))
+    assert peer.next().values
 
 
 def test_it_ends_when_the_sockets_close_also_in_the_middle_of_a_batch():
@@ -190,9 +183,8 @@ def test_a_model_that_cannot_be_opened_is_refused_by_its_name(tmp_path):
     model.write_bytes(b"no model")
     with started(model=model) as peer:
         refused = peer.next()
-        assert isinstance(refused, Refused)
-        assert str(model) in refused.sentence
-        assert "/fd/" not in refused.sentence
+        assert str(model) in refused.error
+        assert "/fd/" not in refused.error
         assert peer.process.wait(20) == 0
 
 
@@ -225,7 +217,7 @@ def test_it_does_not_outlive_a_front_that_is_killed():
         os.close(watched)
 
 
-@pytest.mark.parametrize("module", ["worker", "engine", "batching", "model"])
+@pytest.mark.parametrize("module", ["model_worker", "model_process", "batching", "model"])
 def test_neither_the_web_nor_training_is_imported(module):
     heavy = ("starlette", "uvicorn", "torch", "transformers", "onnx")
     program = (

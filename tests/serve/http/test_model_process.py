@@ -15,10 +15,8 @@ from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
-from trainkit.serve.http import engine as engine_module
-from trainkit.serve.http.engine import Engine
 from trainkit.serve.http.exceptions import InferenceError, UnavailableError
-from trainkit.serve.http.inference_process import ProcessSpec
+from trainkit.serve.http.model_process import ModelProcess, ProcessSpec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 TEXTS = [example.text for example in load_sample()[:20]]
@@ -30,7 +28,7 @@ POISONED = f"""
 import ctypes, os, signal, sys, time
 import msgspec
 from trainkit.serve import onnx_session
-from trainkit.serve.http import worker
+from trainkit.serve.http import model_worker
 
 sound = onnx_session.onnx_runner
 
@@ -50,7 +48,7 @@ def onnx_runner(*arguments, **settings):
     return poisoned
 
 onnx_session.onnx_runner = onnx_runner
-worker.main(msgspec.json.decode(sys.argv[1], type=worker.Order))
+model_worker.main(msgspec.json.decode(sys.argv[1], type=model_worker.WorkerSpec))
 """
 
 
@@ -71,7 +69,7 @@ def expected(classify):
     return classify.logits(TEXTS)
 
 
-def launch(**changed):
+def spec(**changed):
     settings = {
         "model": GOLDEN / "model.onnx",
         "pad_id": 0,
@@ -86,21 +84,22 @@ def launch(**changed):
 
 
 POISON = (sys.executable, "-c", POISONED)
+FAST = {"ping_s": 0.05, "kill_s": 0.5}
 
 
 def go(scenario, **changed):
-    """Run a scenario with a started engine, which leaves no process and no descriptor."""
+    """Run a scenario with a started process, which leaves no process and no descriptor."""
 
     async def main():
-        engine = Engine(launch(**changed))
+        process = ModelProcess(spec(**changed))
         try:
-            await engine.start()
-            assert engine.ready
-            return await scenario(engine)
+            await process.start()
+            assert process.ready
+            return await scenario(process)
         finally:
-            pid, file = engine.pid, engine._file
-            await engine.close()
-            assert not engine.ready
+            pid, file = process.pid, process._file
+            await process.close()
+            assert not process.ready
             if pid is not None:
                 with pytest.raises(ProcessLookupError):  # a zombie would still be found
                     os.kill(pid, 0)
@@ -121,9 +120,9 @@ async def until(happens, within_s=10.0):
 
 
 def test_its_logits_are_the_classifiers(rows, expected):
-    async def scenario(engine):
-        np.testing.assert_allclose(await engine.run(rows), expected, atol=1e-5)
-        several = await asyncio.gather(*(engine.run([row]) for row in rows))
+    async def scenario(process):
+        np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
+        several = await asyncio.gather(*(process.run([row]) for row in rows))
         np.testing.assert_allclose(np.concatenate(several), expected, atol=1e-5)
 
     go(scenario)
@@ -132,16 +131,16 @@ def test_its_logits_are_the_classifiers(rows, expected):
 def test_a_batch_survives_the_death_of_its_process(rows, expected, caplog):
     """Killed twice under load: each batch is answered, and one line is logged each time."""
 
-    async def scenario(engine):
-        many = [engine.run(rows) for _ in range(300)]
+    async def scenario(process):
+        many = [process.run(rows) for _ in range(300)]
         running = asyncio.gather(*many)
         for restarts in (1, 2):
             await asyncio.sleep(0.02)
-            os.kill(engine.pid, signal.SIGKILL)
-            await until(lambda restarts=restarts: engine.restarts == restarts)
+            os.kill(process.pid, signal.SIGKILL)
+            await until(lambda restarts=restarts: process.restarts == restarts)
         for found in await running:
             np.testing.assert_allclose(found, expected, atol=1e-5)
-        assert engine.ready
+        assert process.ready
 
     with caplog.at_level(logging.WARNING, "trainkit.serve"):
         go(scenario)
@@ -151,26 +150,26 @@ def test_a_batch_survives_the_death_of_its_process(rows, expected, caplog):
 
 
 def test_a_stopped_process_is_noticed_within_a_second_and_replaced(rows, expected):
-    async def scenario(engine):
-        os.kill(engine.pid, signal.SIGSTOP)
-        answer = asyncio.create_task(engine.run(rows))
-        assert await until(lambda: not engine.ready) < 1.1  # and a tenth, on a loaded machine
+    async def scenario(process):
+        os.kill(process.pid, signal.SIGSTOP)
+        answer = asyncio.create_task(process.run(rows))
+        assert await until(lambda: not process.ready) < 1.1  # and a tenth, on a loaded machine
         np.testing.assert_allclose(await answer, expected, atol=1e-5)
-        assert engine.ready
-        assert engine.restarts == 1
+        assert process.ready
+        assert process.restarts == 1
 
     go(scenario)
 
 
 def test_a_process_that_was_only_slow_is_kept(rows, expected):
-    async def scenario(engine):
-        pid = engine.pid
+    async def scenario(process):
+        pid = process.pid
         os.kill(pid, signal.SIGSTOP)
-        await until(lambda: not engine.ready)
+        await until(lambda: not process.ready)
         os.kill(pid, signal.SIGCONT)
-        await until(lambda: engine.ready)
-        np.testing.assert_allclose(await engine.run(rows), expected, atol=1e-5)
-        assert engine.pid == pid
+        await until(lambda: process.ready)
+        np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
+        assert process.pid == pid
 
     go(scenario)
 
@@ -180,25 +179,25 @@ def test_a_process_that_was_only_slow_is_kept(rows, expected):
     [
         (CRASH, "lost on it 2 times: it ended"),
         (HANG, r"lost on it 2 times: a batch took longer than 0\.3 s"),
-        pytest.param(SEIZE, "did not answer for 2 s", marks=pytest.mark.slow),
+        pytest.param(SEIZE, "did not answer for 0.5 s", marks=pytest.mark.slow),
     ],
 )
 def test_a_batch_that_no_process_survives_is_given_up(poison, told, rows, expected):
-    async def scenario(engine):
+    async def scenario(process):
         with pytest.raises(InferenceError, match=told):
-            await engine.run([rows[0], poison])
-        np.testing.assert_allclose(await engine.run(rows), expected, atol=1e-5)
-        assert engine.restarts == 2
+            await process.run([rows[0], poison])
+        np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
+        assert process.restarts == 2
 
-    go(scenario, program=POISON, hang_s=30 if poison is SEIZE else 0.3)
+    go(scenario, program=POISON, hang_s=30 if poison is SEIZE else 0.3, **FAST)
 
 
 def test_an_error_of_the_session_costs_no_process(rows, expected):
-    async def scenario(engine):
+    async def scenario(process):
         with pytest.raises(InferenceError, match="Gather"):
-            await engine.run([rows[0], Tokens([10**6], [0])])
-        np.testing.assert_allclose(await engine.run(rows), expected, atol=1e-5)
-        assert engine.restarts == 0
+            await process.run([rows[0], Tokens([10**6], [0])])
+        np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
+        assert process.restarts == 0
 
     go(scenario)
 
@@ -206,53 +205,55 @@ def test_an_error_of_the_session_costs_no_process(rows, expected):
 def test_it_comes_back_after_the_bundle_was_deleted(rows, expected, tmp_path):
     folder = shutil.copytree(GOLDEN, tmp_path / "bundle")
 
-    async def scenario(engine):
+    async def scenario(process):
         shutil.rmtree(folder)
-        os.kill(engine.pid, signal.SIGKILL)
-        np.testing.assert_allclose(await engine.run(rows), expected, atol=1e-5)
+        os.kill(process.pid, signal.SIGKILL)
+        np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
 
     go(scenario, model=folder / "model.onnx")
 
 
 def test_a_cancelled_batch_leaves_the_next_one_its_own_answer(rows, expected):
-    async def scenario(engine):
-        gone = asyncio.create_task(engine.run(rows[::-1]))
+    async def scenario(process):
+        gone = asyncio.create_task(process.run(rows[::-1]))
         await asyncio.sleep(0)
         gone.cancel()
-        np.testing.assert_allclose(await engine.run(rows), expected, atol=1e-5)
+        np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
 
     go(scenario)
 
 
-def test_while_no_process_comes_back_it_is_tried_for_ever(rows, expected, monkeypatch, caplog):
-    monkeypatch.setattr(engine_module, "PAUSES_S", (0.01, 0.02))
-
-    async def scenario(engine):
-        sound = engine.launch
-        engine.launch = launch(program=(sys.executable, "-c", "raise SystemExit(3)"), return_s=0.2)
-        os.kill(engine.pid, signal.SIGKILL)
+def test_while_no_process_comes_back_it_is_tried_for_ever(rows, expected, caplog):
+    async def scenario(process):
+        sound = process.spec
+        process.spec = spec(
+            program=(sys.executable, "-c", "raise SystemExit(3)"),
+            return_s=0.2,
+            pauses_s=(0.01, 0.02),
+        )
+        os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(UnavailableError, match=r"did not come back in 0\.2 s"):
-            await engine.run(rows)
-        assert not engine.ready
+            await process.run(rows)
+        assert not process.ready
         await until(lambda: caplog.text.count("exit code 3") >= 2)
-        engine.launch = sound
-        np.testing.assert_allclose(await engine.run(rows), expected, atol=1e-5)
+        process.spec = sound
+        np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
 
     go(scenario)
 
 
 def test_closing_ends_a_batch_that_runs(rows):
-    async def scenario(engine):
-        running = asyncio.create_task(engine.run([HANG]))
+    async def scenario(process):
+        running = asyncio.create_task(process.run([HANG]))
         await asyncio.sleep(0.05)
-        await engine.close()
+        await process.close()
         with pytest.raises(UnavailableError):
             await running
 
     async def main():
-        engine = Engine(launch(program=POISON))
-        await engine.start()
-        await scenario(engine)
+        process = ModelProcess(spec(program=POISON))
+        await process.start()
+        await scenario(process)
 
     asyncio.run(main())
 
@@ -270,12 +271,12 @@ def test_closing_ends_a_batch_that_runs(rows):
 )
 def test_a_process_that_does_not_start_is_one_sentence(changed, told):
     async def main():
-        engine = Engine(launch(**changed))
+        process = ModelProcess(spec(**changed))
         with pytest.raises(InputError, match=told) as caught:
-            await engine.start()
+            await process.start()
         assert "\n" not in str(caught.value)
-        assert engine.pid is None
-        await engine.close()
+        assert process.pid is None
+        await process.close()
 
     asyncio.run(main())
 
@@ -288,10 +289,10 @@ def cpu_s(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_idle_costs_less_than_a_hundredth_of_a_core(rows):
-    async def scenario(engine):
-        await engine.run(rows)
+    async def scenario(process):
+        await process.run(rows)
         await asyncio.sleep(0.3)
-        pids = [os.getpid(), engine.pid]
+        pids = [os.getpid(), process.pid]
         before = sum(map(cpu_s, pids))
         await asyncio.sleep(2)
         assert sum(map(cpu_s, pids)) - before <= 0.02
