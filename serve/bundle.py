@@ -27,25 +27,6 @@ from trainkit.serve.files import (
 )
 from trainkit.serve.postprocess import ProblemType
 
-__all__ = [
-    "FORMAT_VERSION",
-    "MANIFEST",
-    "MODEL_FILES",
-    "Bundle",
-    "Format",
-    "Manifest",
-    "Precision",
-    "Serving",
-    "Tensor",
-    "check_file",
-    "check_target",
-    "open_bundle",
-    "read_manifest",
-    "staged",
-    "write_manifest",
-    "write_serving",
-]
-
 FORMAT_VERSION = 2
 MANIFEST = "trainkit.json"
 Format = Literal["onnx", "torchscript", "pt2", "aoti"]
@@ -260,10 +241,7 @@ def check_target(target: Path, *, force: bool) -> None:
 
 @contextmanager
 def staged(
-    target: Path,
-    *,
-    force: bool = False,
-    accept: Callable[[Path], None] = lambda target: None,
+    target: Path, *, force: bool = False, accept: Callable[[Path], None] = lambda target: None
 ) -> Iterator[Path]:
     """Give an empty folder that becomes ``target`` when the block ends without an error.
 

@@ -12,8 +12,6 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.postprocess import TEMPERATURES, ProblemType, probabilities
 from trainkit.serve.types import FloatArray
 
-__all__ = ["NoBestTemperatureError", "fit_temperature"]
-
 STEPS = 60  # of bisection: the bounds are nine units apart in the logarithm, so to the last bit
 
 

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-__all__ = ["affinity", "affinity_cores", "quota_cores", "usable_cores"]
-
 
 def usable_cores() -> int:
     """Return how many threads can run at once without being stopped by a quota: at least 1."""

@@ -14,17 +14,6 @@ from tokenizers import Encoding, Tokenizer
 
 from trainkit.serve.errors import InputError
 
-__all__ = [
-    "Batch",
-    "IntArray",
-    "Text",
-    "TextEncoder",
-    "Tokens",
-    "by_length",
-    "characters",
-    "pad",
-]
-
 IntArray = npt.NDArray[np.int64]
 
 Row: TypeAlias = Sequence[int] | IntArray

@@ -19,8 +19,6 @@ from trainkit.serve.encoding import Text
 from trainkit.serve.errors import InputError
 from trainkit.serve.text_file import Chunk, TextFile
 
-__all__ = ["answers", "thread_answers", "write"]
-
 Classify = Callable[[Sequence[Text]], Sequence[Any]]
 
 

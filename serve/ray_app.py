@@ -23,8 +23,6 @@ from trainkit.serve.http.exceptions import UnavailableError
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.settings import Settings
 
-__all__ = ["Arguments", "Replica", "app"]
-
 STOP_S = 5.0  # for the model process to end, after the last request
 
 

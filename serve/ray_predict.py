@@ -18,8 +18,6 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.file_answers import answers
 from trainkit.serve.text_file import Chunk, TextFile
 
-__all__ = ["ray_answers"]
-
 MOST_BLOCKS = 1000  # Ray keeps a record of each
 
 

@@ -13,8 +13,6 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Chunk", "Row", "TextFile"]
-
 CHUNK_ROWS = 1024
 FIRST_FAULTS = 5
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

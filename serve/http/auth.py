@@ -5,8 +5,6 @@ import re
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["VARIABLE", "checked", "from_environment"]
-
 VARIABLE = "TRAINKIT_TOKEN"
 
 

@@ -24,8 +24,6 @@ from trainkit.serve.http.exceptions import (
 )
 from trainkit.serve.types import FloatArray
 
-__all__ = ["BatchStats", "Batcher", "BatchingPolicy", "InferenceResult"]
-
 # Attention is computed on the padded batch, in a packed graph too: a row of S positions costs as
 # much there as S**2 / ATTENTION tokens do elsewhere. With MiniLM it was 140 in int8, 240 in fp32.
 ATTENTION = 170

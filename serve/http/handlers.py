@@ -40,6 +40,7 @@ from trainkit.serve.http.middleware import (
 from trainkit.serve.http.model import Model, Models
 from trainkit.serve.http.operations import Call
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.http.tensors import Signature
 from trainkit.serve.postprocess import probabilities
 from trainkit.serve.types import FloatArray
 
@@ -264,12 +265,9 @@ def _header_length(scope: Any) -> int | None:
     return int(sent)
 
 
-def _signature(model: Model, texts: int) -> protocol.Signature:
-    return protocol.Signature(
-        model.vocabulary_size,
-        model.max_length,
-        model.classifier.encoder.token_types,
-        texts,
+def _signature(model: Model, texts: int) -> Signature:
+    return Signature(
+        model.vocabulary_size, model.max_length, model.classifier.encoder.token_types, texts
     )
 
 

@@ -23,20 +23,6 @@ from trainkit.serve.http.tensors import (
 )
 from trainkit.serve.types import FloatArray
 
-__all__ = [
-    "OUTPUTS",
-    "InferRequest",
-    "InferResponse",
-    "InputTensor",
-    "OutputTensor",
-    "ProtocolError",
-    "Request",
-    "RequestedOutput",
-    "Signature",
-    "decode",
-    "encode",
-]
-
 Datatype = Literal["BYTES", "FP32"]
 OUTPUTS: dict[str, Datatype] = {"label": "BYTES", "probabilities": "FP32", "logits": "FP32"}
 

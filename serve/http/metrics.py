@@ -20,24 +20,6 @@ from trainkit.serve.http.traces import not_installed
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = [
-    "BATCH_ROWS",
-    "BATCH_TOKENS",
-    "ERRORS",
-    "INFER",
-    "QUEUE",
-    "QUEUE_ROWS",
-    "QUEUE_TOKENS",
-    "REGISTRY",
-    "REQUESTS",
-    "RESTARTS",
-    "TOKENIZE",
-    "Tracing",
-    "exposition",
-    "of",
-    "set_version",
-]
-
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 REGISTRY = CollectorRegistry()

@@ -18,11 +18,10 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.forward_pool import PROVIDERS
 from trainkit.serve.http.batching import Batcher, BatchingPolicy, BatchStats, InferenceResult
 from trainkit.serve.http.exceptions import InferenceError, QueueFullError, UnavailableError
-from trainkit.serve.http.model_process import ModelProcess, ProcessSpec
+from trainkit.serve.http.model_process import ModelProcess
+from trainkit.serve.http.model_worker import ProcessSpec
 from trainkit.serve.http.settings import Settings
 from trainkit.serve.types import FloatArray
-
-__all__ = ["BatchStats", "InferenceResult", "Model", "Models", "default_threads"]
 
 logger = logging.getLogger("trainkit.serve")
 
@@ -195,7 +194,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Model
     classifier = Classifier.of_bundle(opened, _holds_no_model)
     process = ModelProcess(
         ProcessSpec(
-            model=opened.model_path,
+            model=str(opened.model_path),
             files=files if len(files) > 1 else {},
             pad_id=manifest.pad_id,
             token_types=classifier.encoder.token_types,

@@ -154,8 +154,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = None
     workers: Annotated[
-        int,
-        _setting("Number of HTTP worker processes; each loads every model.", PROCESSES, ge=1),
+        int, _setting("Number of HTTP worker processes; each loads every model.", PROCESSES, ge=1)
     ] = 1
     drain_s: Annotated[
         float,

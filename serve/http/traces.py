@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["exported", "not_installed"]
-
 FLUSH_S = 3.0  # at the end, for a collector that does not answer; less than a front has to exit
 # What is meant by each variable where it is set; anything else would be ignored silently.
 UNDERSTOOD = {
