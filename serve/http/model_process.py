@@ -282,7 +282,7 @@ class _Process:
             timer.cancel()
 
     def kill(self, reason: str) -> None:
-        """Kill it, in whatever state it is; ``lost`` follows."""
+        """Kill it, even if it is stopped; ``lost`` follows."""
         if self.alive:
             self.reason = reason
             self.popen.kill()

@@ -1,8 +1,8 @@
 """Settings of ``trainkit serve``: the default, the bounds and the help text of every option.
 
 The command line makes its options from these structs. ``extra`` of a field's metadata names the
-group of its option in the help and, where the option is not called like the field, its name;
-a field with ``extra["hidden"]`` has no option.
+group of its option in the help and the option's name if it is not the field's; a field with
+``extra["hidden"]`` has no option.
 """
 
 from typing import Annotated, Any, Literal
