@@ -4,8 +4,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["Emitter", "replace"]
-
 MICROSOFT = "com.microsoft"
 
 

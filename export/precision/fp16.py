@@ -17,8 +17,6 @@ from trainkit.export.precision.fp32_nodes import LARGEST, find_fp32_nodes, infer
 from trainkit.export.rewrite.base import RewriteResult
 from trainkit.serve.types import FloatArray
 
-__all__ = ["to_fp16"]
-
 NAME = "fp16"
 # What hides a score. At the end of the range, a score or a bias added to it could make -inf of a
 # whole row, and NaN of its softmax.

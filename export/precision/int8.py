@@ -26,8 +26,6 @@ from trainkit.export.precision.quantizable import (
 )
 from trainkit.export.rewrite.base import RewriteResult
 
-__all__ = ["to_int8"]
-
 NAME = "int8"
 # Rows of nothing but zeros must not divide by zero; every float32 scale of interest is larger.
 LEAST_SCALE = np.float32(1e-30)

@@ -33,8 +33,6 @@ from trainkit.export.rewrite.heads import HEADS_FIRST, Heads, find_heads, tokens
 from trainkit.export.rewrite.masks import Masks
 from trainkit.export.rewrite.reshapes import merge_reshapes
 
-__all__ = ["fuse_attention"]
-
 STANDARD = 23  # the first opset with Attention
 RUNTIME = "com.microsoft"
 

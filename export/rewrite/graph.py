@@ -8,24 +8,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-__all__ = [
-    "Builder",
-    "Declined",
-    "array",
-    "attribute",
-    "dims",
-    "drop_unused",
-    "infer_shapes",
-    "integers",
-    "is_scalar",
-    "opset",
-    "producer",
-    "rename_axes",
-    "same_rows",
-    "scalar",
-    "size",
-]
-
 # Constants up to this many elements are looked at element by element.
 SMALL = 64
 

@@ -24,8 +24,6 @@ from trainkit.export.rewrite.packed import Packed, read_pack, read_unpack
 from trainkit.export.rewrite.reshapes import merge_reshapes
 from trainkit.export.rewrite.tokenwise import tokenwise_inputs
 
-__all__ = ["narrow_last_layer"]
-
 Layout: TypeAlias = Literal["padded", "packed"]
 Use: TypeAlias = tuple[ir.Node, int]
 

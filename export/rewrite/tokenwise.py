@@ -7,8 +7,6 @@ import onnx_ir as ir
 
 from trainkit.export.rewrite.graph import attribute, dims, integers, same_rows, size
 
-__all__ = ["tokenwise_inputs"]
-
 ELEMENTWISE = {
     *("Abs", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish"),
     *("Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Selu"),
