@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
+    MICROSOFT,
     Builder,
     Declined,
     attribute,
@@ -28,7 +29,7 @@ Layout: TypeAlias = Literal["padded", "packed"]
 Use: TypeAlias = tuple[ir.Node, int]
 
 # Of the operators that take queries, keys and values as their first three inputs.
-MASK_INPUT = {("", "Attention"): 3, ("com.microsoft", "MultiHeadAttention"): 5}
+MASK_INPUT = {("", "Attention"): 3, (MICROSOFT, "MultiHeadAttention"): 5}
 
 
 class Region(NamedTuple):
