@@ -287,7 +287,7 @@ def test_run_and_bundles_have_the_same_accuracy(trainkit, tiny_run, tiny_bundles
         assert other["accuracy"] == first["accuracy"]
         assert other["loss"] == pytest.approx(first["loss"], rel=1e-5)
     shown = trainkit("evaluate", tiny_bundles["onnx"], "--data", "sample", "--split", "all")
-    assert f"{100 * first['accuracy']:.1f} %" in shown.stdout
+    assert f"{100 * first['accuracy']:.1f}%" in shown.stdout
 
 
 def test_a_runs_own_test_texts_are_scored_again(trainkit, questions, tmp_path):

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from trainkit.data.splits import Splits
-from trainkit.drawing import COLOURS
 from trainkit.models.classifier import UntrainedModel
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.svg import COLOURS
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.losses import objective
