@@ -22,6 +22,8 @@ from trainkit.serve.http.settings import Settings
 from trainkit.serve.http.sockets import bound, url
 from trainkit.serve.http.supervisor import Supervisor, shares
 
+pytestmark = pytest.mark.slow
+
 SILENT_S = 3.0  # in tests; it is more elsewhere
 WAIT_S = 60.0  # for what takes a second on an idle machine
 
