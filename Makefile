@@ -89,10 +89,10 @@ export-figures: $(BIN)/.installed
 	$(BIN)/python -m trainkit.bench.studies.families
 	$(BIN)/python -m trainkit.bench.studies.publish
 
-# Its report is bench/results/fuzz.json: nine minutes on two busy cores.
+# Its report is build/fuzz.json: nine minutes on two busy cores.
 fuzz: $(BIN)/.installed-dev
 	TRAINKIT_FUZZ_EXAMPLES=200 TRAINKIT_FUZZ_BYTES_EXAMPLES=20000 \
-		TRAINKIT_FUZZ_REPORT=bench/results/fuzz.json \
+		TRAINKIT_FUZZ_REPORT=build/fuzz.json \
 		$(BIN)/python -m pytest -W error -q tests/serve/http/test_fuzz.py
 
 # A bundle opens in an environment with transformers 4.57 and optimum, in which trainkit can serve

@@ -18,8 +18,8 @@ __all__ = [
     "KINDS",
     "ON_TORCH",
     "Engine",
+    "EngineUnavailableError",
     "Kind",
-    "NotThereError",
     "kind_of",
     "limit_torch",
     "versions_of",
@@ -43,8 +43,8 @@ ON_TORCH: tuple[Kind, ...] = ("run", "classifier", "adapter")
 class Engine(NamedTuple):
     """What computes: its name for the reader, and a function from a padded batch to logits.
 
-    A runtime that tokenises itself has ``classify`` instead of ``run``: texts to (B, C) logits, in
-    one batch, columns in the order of the source's labels. ``precision`` is a key of
+    A runtime with its own tokenizer has ``classify`` instead of ``run``: texts to (B, C) logits,
+    in one batch, with columns in the order of the source's labels. ``precision`` is a key of
     ``export.parity.TOLERANCES``; ``versions`` are those of the libraries that compute.
     """
 
@@ -55,7 +55,7 @@ class Engine(NamedTuple):
     versions: Mapping[str, str] = {}
 
 
-class NotThereError(Exception):
+class EngineUnavailableError(Exception):
     """A runtime that this machine or environment does not have: why, and how to get it."""
 
     def __init__(self, reason: str) -> None:

@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainkit.bench.engines.base import Engine, NotThereError, limit_torch, versions_of
+from trainkit.bench.engines.base import Engine, EngineUnavailableError, limit_torch, versions_of
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
@@ -40,7 +40,7 @@ def onnx_workers(source: Path, threads: int) -> Engine:
     """Open an ONNX bundle for as many forwards at once as ``threads``, with one thread each."""
     bundle = open_bundle(source)
     if bundle.manifest.equal_lengths:
-        raise NotThereError("the model reads its padding: a batch cannot be shared out")
+        raise EngineUnavailableError("the model reads its padding: a batch cannot be shared out")
     run = split_batches(onnx_runner(bundle.model_path, threads=1), workers=threads)
     return _engine("ONNX Runtime workers", bundle, run, "onnxruntime")
 
@@ -56,7 +56,7 @@ def onnx_on(source: Path, threads: int, title: str, providers: tuple[str, ...]) 
     import onnxruntime as ort
 
     if providers[0] not in ort.get_available_providers():
-        raise NotThereError(
+        raise EngineUnavailableError(
             f"ONNX Runtime {ort.__version__} here has no {providers[0]}; on a machine with an "
             "NVIDIA GPU, run: pip install onnxruntime-gpu"
         )

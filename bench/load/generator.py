@@ -50,7 +50,7 @@ RESET = "connection reset"
 INVALID = "invalid answer"
 TOO_MANY = 429  # what a full queue answers; any other 4xx is a request that will never work
 
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 Watch = Callable[[Sample], bool]
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ def run(
     *,
     data: str = "",
     command: Sequence[str] = (),
-    progress: Progress = lambda step: None,
+    on_progress: ProgressCallback = lambda step: None,
 ) -> LoadResult:
     """Load the server at one rate, or search for the highest where ``p99_below_ms`` is given.
 
@@ -82,7 +82,7 @@ def run(
     _first_request(target, settings)
     search = None
     if settings.p99_below_ms is None:
-        progress(f"{settings.rate:g} requests/s")
+        on_progress(f"{settings.rate:g} requests/s")
         runs = [generate(target, settings, schedule(settings))]
     else:
         runs, search = find_rate(
@@ -91,7 +91,7 @@ def run(
             p99_below_ms=settings.p99_below_ms,
             max_seconds=settings.max_seconds,
             seconds_of=lambda rate: _probe_seconds(settings, rate),
-            progress=progress,
+            on_progress=on_progress,
         )
     noise = tuple(f"at {one.rate:g}/s {why}" for one in runs for why in one.noisy_because)
     return LoadResult(

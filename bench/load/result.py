@@ -5,7 +5,6 @@ docs/load.md describes the fields; ``schema`` changes whenever they do.
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,6 @@ import numpy as np
 from trainkit.bench import files
 from trainkit.bench.load.protocols import PROTOCOLS
 from trainkit.bench.measure.arrivals import Arrivals
-from trainkit.bench.measure.environment import Environment
 from trainkit.bench.measure.statistics import MIN_SAMPLES, percentile
 from trainkit.serve.errors import InputError
 
@@ -154,19 +152,14 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     summary: str
 
 
-class LoadResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LoadResult(files.ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole load test; of a search, every rate that was tried, in order."""
 
     schema: Literal["trainkit-load/1"] = "trainkit-load/1"
-    command: tuple[str, ...]
-    date: datetime
     url: str
     data: str
     texts: int
     settings: LoadSettings
-    environment: Environment
-    noisy: bool
-    noisy_because: tuple[str, ...]
     runs: tuple[LoadRun, ...]
     search: Search | None = None
 
@@ -239,7 +232,7 @@ def _noise(start_delay_p99_ms: float | None, cpu_share: float) -> tuple[str, ...
             f"the generator itself sent late (p99 of the delay {start_delay_p99_ms:.1f} ms)"
         )
     if cpu_share > NOISY_CPU_SHARE:
-        reasons.append(f"the generator used {100 * cpu_share:.0f} % of its one core")
+        reasons.append(f"the generator used {100 * cpu_share:.0f}% of its one core")
     return tuple(reasons)
 
 

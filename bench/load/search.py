@@ -33,7 +33,7 @@ def find_rate(
     p99_below_ms: float,
     max_seconds: float,
     seconds_of: Callable[[float], float],
-    progress: Callable[[str], None] = lambda step: None,
+    on_progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[list[LoadRun], Search]:
     """Return every probe in order, and what they show; it begins with the rate ``start``.
 
@@ -51,7 +51,7 @@ def find_rate(
             return runs, _search("probes", passed, failed, p99_below_ms)
         if time.monotonic() - began + seconds_of(rate) > max_seconds:
             return runs, _search("time", passed, failed, p99_below_ms)
-        progress(f"{rate:.1f} requests/s, probe {len(runs) + 1}")
+        on_progress(f"{rate:.1f} requests/s, probe {len(runs) + 1}")
         try:
             run = _judged(probe(rate), p99_below_ms)
         except KeyboardInterrupt:

@@ -88,7 +88,7 @@ def cpu_steal_monitor() -> Callable[[], tuple[str, ...]]:
         share = (stolen_now - stolen) / max(wanted_now - wanted, 1e-9)
         if share <= NOISY_THEFT:
             return ()
-        return (f"other virtual machines took {100 * share:.0f} % of the CPU time wanted here",)
+        return (f"other virtual machines took {100 * share:.0f}% of the CPU time wanted here",)
 
     return reasons
 

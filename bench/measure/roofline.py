@@ -1,7 +1,8 @@
 """How fast this machine could be: its matrix products and memory, measured; and the useful work.
 
 An engine's share of the peak tells how much there is left to win (Williams, Waterman and Patterson,
-"Roofline", 2009). ``python -m trainkit.bench.measure.roofline THREADS`` prints one :class:`Point`.
+"Roofline", 2009). ``python -m trainkit.bench.measure.roofline THREADS`` prints one
+:class:`MachinePeak`.
 """
 
 import os
@@ -19,7 +20,7 @@ import numpy as np
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.types import FloatArray
 
-__all__ = ["Point", "Roofline", "measure", "useful_flop"]
+__all__ = ["MachinePeak", "Roofline", "measure", "useful_flop"]
 
 # Square float32 matrices. A small product is over in milliseconds, between two moments in which
 # other work has the cores; a large one shows what the caches cost.
@@ -33,7 +34,7 @@ PLAIN = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert",
 SCRATCH = "trainkit-scratch"
 
 
-class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MachinePeak(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The best of some repeats with so many threads.
 
     ``gemm_flops_per_s`` of a float32 matrix product in the fastest of numpy's BLAS, PyTorch's and
@@ -45,9 +46,9 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gemm_flops_per_s: float
     bandwidth_bytes_per_s: float
 
-    def or_better(self, other: "Point") -> "Point":
+    def or_better(self, other: "MachinePeak") -> "MachinePeak":
         """Return the better of each figure."""
-        return Point(
+        return MachinePeak(
             self.threads,
             max(self.gemm_flops_per_s, other.gemm_flops_per_s),
             max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
@@ -57,7 +58,7 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Roofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One point a number of threads."""
 
-    points: tuple[Point, ...]
+    points: tuple[MachinePeak, ...]
 
     def peak(self, threads: int) -> float:
         """Return the floating-point operations a second that were reached with so many threads."""
@@ -83,7 +84,7 @@ def measure(threads: Sequence[int]) -> Roofline:
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
             raise CheckFailedError(f"the roofline could not be measured: {' '.join(said)}")
-        points.append(msgspec.json.decode(done.stdout, type=Point))
+        points.append(msgspec.json.decode(done.stdout, type=MachinePeak))
     return Roofline(tuple(points))
 
 
@@ -121,14 +122,14 @@ def _sizes(architecture: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return config.num_hidden_layers, config.hidden_size, inner
 
 
-def _point(threads: int) -> Point:
+def _point(threads: int) -> MachinePeak:
     products = [product for size in SIZES for product in _products(size, threads)]
     gemm_flops_per_s = max(flop / _best(multiply) for flop, multiply in products)
     sources = [np.ones(BUFFER_BYTES // 4, np.float32) for _ in range(threads)]
     targets = [np.empty_like(source) for source in sources]
     with ThreadPoolExecutor(threads) as pool:
         copy_s = _best(lambda: list(pool.map(np.copyto, targets, sources)))
-    return Point(threads, gemm_flops_per_s, 2 * BUFFER_BYTES * threads / copy_s)
+    return MachinePeak(threads, gemm_flops_per_s, 2 * BUFFER_BYTES * threads / copy_s)
 
 
 def _products(size: int, threads: int) -> Iterator[tuple[int, Callable[[], object]]]:

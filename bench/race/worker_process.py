@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
-from trainkit.bench.engines.base import NotThereError
-from trainkit.bench.race.protocol import Failed, Measured, NotThere, Reply, Request
+from trainkit.bench.engines.base import EngineUnavailableError
+from trainkit.bench.race.protocol import EngineFailed, EngineUnavailable, Measured, Reply, Request
 from trainkit.serve.errors import CheckFailedError, InputError
 
 __all__ = ["WorkerProcess", "last_line"]
@@ -45,8 +45,8 @@ class WorkerProcess:
     def ask(self, request: Request, kind: type[Kind]) -> Kind:
         """Send a request and wait for its reply.
 
-        The worker's own ``InputError``, ``CheckFailedError`` or ``NotThereError`` is raised here;
-        one that died, or wrote something else on standard output, is a ``CheckFailedError``.
+        The worker's own ``InputError``, ``CheckFailedError`` or ``EngineUnavailableError`` is
+        raised here, and ``CheckFailedError`` if it died or wrote anything else on standard output.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -60,11 +60,11 @@ class WorkerProcess:
             reply = msgspec.json.decode(line, type=Reply)
         except (msgspec.DecodeError, UnicodeDecodeError):
             reply = None
-        if isinstance(reply, Failed):
+        if isinstance(reply, EngineFailed):
             error = InputError if reply.exit_code == InputError.exit_code else CheckFailedError
             raise error(reply.message)
-        if isinstance(reply, NotThere):
-            raise NotThereError(reply.reason)
+        if isinstance(reply, EngineUnavailable):
+            raise EngineUnavailableError(reply.reason)
         if isinstance(reply, Measured):
             self.peak_rss_bytes = reply.peak_rss_bytes
         if not isinstance(reply, kind):

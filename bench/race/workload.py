@@ -15,7 +15,7 @@ import numpy as np
 
 from trainkit.bench.measure.roofline import useful_flop
 from trainkit.bench.race.protocol import Work
-from trainkit.bench.result import Scenario, Settings
+from trainkit.bench.result import BenchmarkSettings, Scenario
 from trainkit.data.readers import Example
 from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.encoding import Batch, Text, TextEncoder
@@ -68,7 +68,7 @@ class _Facts(NamedTuple):
 
 
 def prepare(
-    sources: Sequence[Path], examples: Sequence[Example], settings: Settings
+    sources: Sequence[Path], examples: Sequence[Example], settings: BenchmarkSettings
 ) -> list[Workload]:
     """Make the workloads that ``settings`` ask for, with the tokenizer that all sources share.
 
@@ -121,7 +121,7 @@ def _open(source: Path) -> _Facts:
 
 
 def _workloads(
-    facts: _Facts, examples: Sequence[Example], settings: Settings
+    facts: _Facts, examples: Sequence[Example], settings: BenchmarkSettings
 ) -> Iterator[Workload]:
     texts: list[Text] = [example.text for example in examples]
     expected = _expected(facts.labels, examples)

@@ -16,11 +16,11 @@ import msgspec
 import onnx_ir as ir
 import onnxruntime as ort
 
-from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
-from trainkit.bench.result import Settings, check, save
+from trainkit.bench.result import BenchmarkSettings, check, save
 from trainkit.bench.studies.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.cli_errors import ErrorReportingCommand
@@ -76,7 +76,7 @@ def main(
 ) -> None:
     """Measure what each choice is worth for SOURCE, a run or a Hugging Face folder."""
     splits = load(data, Columns(text_column=text_column, label_column=label_column))
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=batch_sizes,
         threads=(usable_cores(),),
         min_seconds=min_seconds,
@@ -97,7 +97,7 @@ def main(
             splits.test[:texts],
             settings,
             data=data.name,
-            progress=told,
+            on_progress=told,
             command=["python", "-m", "trainkit.bench.studies.ablation", *sys.argv[1:]],
             worker=worker(absent),
             with_roofline=False,  # what counts here is the ratio
@@ -108,11 +108,11 @@ def main(
 
 
 def worker(absent: Mapping[str, str]) -> Callable[[Spec, int], Sequence[str]]:
-    """Return what starts a variant; ``NotThereError`` for one that is ``absent``, with why."""
+    """Return the command of a variant; ``EngineUnavailableError`` for one in ``absent``."""
 
     def command(spec: Spec, threads: int) -> Sequence[str]:
         if spec.runtime in absent:
-            raise NotThereError(absent[spec.runtime])
+            raise EngineUnavailableError(absent[spec.runtime])
         program = [sys.executable, "-P", "-m", "trainkit.bench.studies.ablation_worker"]
         return [*program, spec.runtime, str(spec.source), str(threads)]
 

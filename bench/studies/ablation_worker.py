@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from trainkit.bench.engines.base import Engine, NotThereError, versions_of
+from trainkit.bench.engines.base import Engine, EngineUnavailableError, versions_of
 from trainkit.bench.race.worker import speak
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.forward_pool import split_batches
@@ -44,12 +44,14 @@ AHEAD = {"optimised ahead": "ONNX", "optimised ahead, .ort": "ORT"}
 def open_variant(name: str, source: Path, threads: int) -> Engine:
     """Open a bundle as a variant says; a name of a graph alone opens its bundle as shipped.
 
-    ``NotThereError`` where the bundle cannot have the variant.
+    ``EngineUnavailableError`` where the bundle cannot have the variant.
     """
     bundle = open_bundle(source)
     if name in BATCHINGS:
         if bundle.manifest.equal_lengths:
-            raise NotThereError("the model reads its padding, so its batches stay whole anyway")
+            raise EngineUnavailableError(
+                "the model reads its padding, so its batches stay whole anyway"
+            )
         run = BATCHINGS[name](bundle.model_path, threads)
     else:
         run = _with_options(bundle, threads, SESSIONS.get(name, {}))
@@ -75,7 +77,7 @@ def _whole(model: Path, threads: int) -> Runner:
 
 def _a_worker_a_core(model: Path, threads: int) -> Runner:
     if threads == 1:
-        raise NotThereError("with one thread it is what is shipped")
+        raise EngineUnavailableError("with one thread it is what is shipped")
     return split_batches(onnx_runner(model, threads=1), workers=threads)
 
 

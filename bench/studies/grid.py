@@ -15,7 +15,7 @@ from trainkit.bench.engines.registry import Spec, applicable
 from trainkit.bench.race import runner
 from trainkit.bench.race.protocol import Work
 from trainkit.bench.race.workload import Workload, prepare
-from trainkit.bench.result import Result, Settings, WorkloadResult, check, save
+from trainkit.bench.result import BenchmarkSettings, Result, WorkloadResult, check, save
 from trainkit.bench.studies import speedups
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.speedups import Goals
@@ -61,7 +61,7 @@ def main(
     specs = [Spec(one, classifier) for one in applicable(classifier) if one in speedups.OTHERS]
     for bundle in (folder / "onnx", folder / "onnx-int8"):
         specs += [Spec(runtime, bundle) for runtime in speedups.OURS]
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=batch_sizes,
         lengths=lengths,
         threads=(usable_cores(),),
@@ -77,7 +77,7 @@ def main(
             specs,
             settings,
             data=data.name,
-            progress=told,
+            on_progress=told,
             command=["python", "-m", "trainkit.bench.studies.grid", *sys.argv[1:]],
         )
     save(result, out / f"grid-{name}.json")

@@ -8,8 +8,9 @@ bundle's padded slope is not within a tenth of the other.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, TypeAlias
 
 import click
@@ -18,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trainkit.bench.engines.registry import Spec
-from trainkit.bench.measure.statistics import bootstrap_interval
+from trainkit.bench.measure.statistics import Ratio, bootstrap_interval
 from trainkit.bench.race import runner
-from trainkit.bench.report.plots import Panel, Plot, Point, Series, svg
+from trainkit.bench.race.runner import load_samples
+from trainkit.bench.report.plots import Panel, Plot, PlotPoint, Series, svg
 from trainkit.bench.report.tables import engine_labels, machine, noise
-from trainkit.bench.result import Measurement, Ratio, Result, Settings
+from trainkit.bench.result import BenchmarkSettings, Measurement, Result
 from trainkit.bench.studies.padding_shapes import MEAN_LENGTH, SHARES, Shape, shapes, workload
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.cli_errors import ErrorReportingCommand
@@ -44,14 +46,16 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 class Growth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``growth.json``.
 
-    The shapes are those of :func:`.padding_shapes.shapes`; of each, ``result`` has three
-    batches in its one workload: the padded batch, its longest row, its other rows.
+    The shapes are those of :func:`.padding_shapes.shapes`; the one workload of ``result`` has three
+    batches for each: the padded batch, its longest row, its other rows.
     """
 
     schema: Literal["trainkit-growth/1"] = "trainkit-growth/1"
     by_tokens: tuple[Shape, ...]
     by_rows: tuple[Shape, ...]
     result: Result
+    batch_ms: tuple[tuple[tuple[float, ...], ...], ...]
+    """Of each engine, in each round, the median time of each batch."""
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -78,35 +82,55 @@ def main(
     specs = [Spec("onnx", bundle) for bundle in bundles]
     specs += [Spec(CONTRAST, classifier)] if classifier else []
     # A pass of all shapes is long, and a round needs no more than one.
-    settings = Settings(
+    settings = BenchmarkSettings(
         threads=(usable_cores(),),
         min_seconds=0.0,
         min_rounds=min_rounds,
         warm_up_max_seconds=60.0,
     )
-    with steps() as told:
+    with steps() as told, TemporaryDirectory() as scratch:
+        samples = Path(scratch) / "samples.npz"
         wait_until_quiet(60 * calm_minutes, told)
         raced = runner.run_on(
             [workload((*by_tokens, *by_rows), encoder)],
             specs,
             settings,
             data="random ids",
-            progress=told,
+            on_progress=told,
             command=["python", "-m", "trainkit.bench.studies.padding_scaling", *sys.argv[1:]],
             with_roofline=False,
+            samples=samples,
         )
-    growth = Growth(by_tokens=by_tokens, by_rows=by_rows, result=raced)
+        batch_ms = medians_ms(raced, load_samples(samples))
+    growth = Growth(by_tokens=by_tokens, by_rows=by_rows, result=raced, batch_ms=batch_ms)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, pretty_json(growth))
-    write_atomically(out.with_suffix(".svg"), svg(plot(growth), raced, "growth").encode() + b"\n")
+    write_atomically(out.with_suffix(".svg"), svg(plot(growth), raced))
     click.echo(markdown(growth))
     check(growth)
 
 
-def milliseconds(measured: Measurement) -> tuple[FloatArray, FloatArray]:
+def medians_ms(
+    result: Result, samples: Mapping[str, FloatArray]
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Return each engine's median time of each batch in each round, from the raw times."""
+    (workload,) = result.workloads
+    return tuple(
+        tuple(
+            tuple(
+                round(1000 * float(seconds), 4)
+                for seconds in np.median(samples[f"{workload.name}/{engine}/{number}"], axis=0)
+            )
+            for number in range(len(workload.measurements[0].rounds))
+        )
+        for engine in range(len(result.engines))
+    )
+
+
+def milliseconds(growth: Growth, measured: Measurement) -> tuple[FloatArray, FloatArray]:
     """Return the times of the padded shapes, (rounds, shapes), and those of their rows without."""
-    by_round = [np.median(turn.batch_s, axis=0) for turn in measured.rounds]
-    batch_ms = 1000 * np.array(by_round).reshape(len(by_round), -1, 3)
+    by_round = growth.batch_ms[measured.engine]
+    batch_ms = np.array(by_round).reshape(len(by_round), -1, 3)
     return batch_ms[:, :, 0], batch_ms[:, :, 1:].sum(axis=2)
 
 
@@ -119,7 +143,7 @@ def slopes(growth: Growth, measured: Measurement) -> tuple[FloatArray, FloatArra
     chosen = [place for place, one in enumerate(growth.shapes) if one.longest > one.rest]
     tokens = [growth.shapes[place].tokens for place in chosen]
     padded, unpadded = (
-        np.polyfit(tokens, times[:, chosen].T, 1)[0] for times in milliseconds(measured)
+        np.polyfit(tokens, times[:, chosen].T, 1)[0] for times in milliseconds(growth, measured)
     )
     return padded, unpadded
 
@@ -184,9 +208,9 @@ def plot(growth: Growth) -> Plot:
     for title, x, places in curves(growth):
         series = []
         for measured in growth.result.workloads[0].measurements:
-            padded, _ = milliseconds(measured)
+            padded, _ = milliseconds(growth, measured)
             points = [
-                Point(at, float(np.median(times)), *bootstrap_interval(times))
+                PlotPoint(at, float(np.median(times)), *bootstrap_interval(times))
                 for at, times in zip(x, padded[:, places].T.tolist(), strict=True)
             ]
             series.append(Series(measured.engine, tuple(points)))
@@ -210,10 +234,10 @@ def markdown(growth: Growth) -> str:
         heads = " | ".join(f"{one:,}" for one in x)
         lines += ["", f"| ms of a batch, by {title} | {heads} |", "|---|" + "---:|" * len(x)]
         for measured in measurements:
-            both = [np.median(times[:, places], axis=0) for times in milliseconds(measured)]
+            both = [np.median(times[:, places], axis=0) for times in milliseconds(growth, measured)]
             cells = (f"{padded:.1f} ({rows:.1f})" for padded, rows in zip(*both, strict=True))
             lines.append(f"| {labels[measured.engine]} | {' | '.join(cells)} |")
-    lines += [f"\nNot measured: {one.runtime}, {one.reason}." for one in growth.result.absent]
+    lines += [f"\nNot measured: {one.runtime}, {one.reason}." for one in growth.result.unavailable]
     lines += ["", machine(growth.result)]
     lines += ["", noise(growth.result)] if growth.result.noisy else []
     return "\n".join(lines)

@@ -20,11 +20,12 @@ import onnx_ir as ir
 
 from trainkit.bench.engines.base import Engine
 from trainkit.bench.measure.environment import Environment, describe
+from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.race.protocol import (
     Done,
-    Load,
+    EngineReady,
+    LoadEngine,
     Measured,
-    Ready,
     TakeBatches,
     TakeTurn,
     Warm,
@@ -33,7 +34,6 @@ from trainkit.bench.race.protocol import (
 )
 from trainkit.bench.race.worker import speak
 from trainkit.bench.race.worker_process import WorkerProcess
-from trainkit.bench.result import Ratio
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
@@ -171,7 +171,7 @@ def _race(
             worker = stack.enter_context(
                 WorkerProcess(command, path.stem, path.with_suffix(".log"))
             )
-            worker.ask(Load(), Ready)
+            worker.ask(LoadEngine(), EngineReady)
             worker.ask(TakeBatches(str(scratch / "work.npz")), Done)
             worker.ask(Warm(WARM_UP_SECONDS), Measured)
             workers.append(worker)

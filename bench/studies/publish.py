@@ -11,10 +11,10 @@ from trainkit.bench.report.tables import (
     machine,
     markdown,
     noise,
-    rate_cell,
-    ratio_cell,
+    rate_text,
+    ratio_text,
 )
-from trainkit.bench.result import Result, load
+from trainkit.bench.result import Measurement, Result, load
 from trainkit.bench.studies import (
     accuracy,
     export_cost,
@@ -105,7 +105,7 @@ def suite_markdown(result: Result) -> str:
         cells, accuracy = [label], "-"
         for workload in result.workloads:
             measured = next((one for one in workload.measurements if one.engine == number), None)
-            cells += [rate_cell(measured.texts_per_s), ratio_cell(measured)] if measured else "--"
+            cells += [rate_text(measured.texts_per_s), _ratio(measured)] if measured else "--"
             if measured and measured.accuracy is not None:
                 accuracy = f"{100 * measured.accuracy:.1f}%"
         peak = (result.engines[number].peak_rss_bytes or 0) / 1e6
@@ -115,6 +115,10 @@ def suite_markdown(result: Result) -> str:
     texts = result.workloads[0].texts
     lines += ["", f"{texts} texts. {machine(result)}"]
     return "\n".join([*lines, *(["", noise(result)] if result.noisy else [])])
+
+
+def _ratio(measured: Measurement) -> str:
+    return ratio_text(measured.ratio) if measured.ratio else "baseline"
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from trainkit.bench.report.compare import speeds
+from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.report.tables import engine_labels
-from trainkit.bench.result import Measurement, Ratio, Result, WorkloadResult
+from trainkit.bench.result import Measurement, Result, WorkloadResult
 
 __all__ = [
     "HEADINGS",
@@ -102,7 +102,7 @@ def headline(results: Mapping[str, Result]) -> str:
     machines = set()
     for model, name in NAMES.items():
         result = results[f"suite-{model}-newsgroups20"]
-        here = result.environment_before
+        here = result.environment
         machines.add(f"{here.processor} ({', '.join(here.flags)}), {here.cores} cores")
         for workload in sorted(result.workloads, key=lambda one: -one.batch_size):
             size = workload.batch_size
@@ -167,7 +167,7 @@ def _ratio(
     wanted = "" if goal is None else f"{goal:g}"
     if ours is None or other is None:
         return Figure("not measured", wanted, goal is not None)
-    ratio = Ratio.of_rounds(speeds(workload, ours), speeds(workload, other))
+    ratio = Ratio.of_rounds(workload.speeds(ours), workload.speeds(other))
     median, low = (f"{_down(100 * value) / 100:.2f}" for value in (ratio.median, ratio.low))
     whom = engine_labels(result)[other.engine]
     how = " with workers" if result.engines[ours.engine].runtime == WORKERS else ""

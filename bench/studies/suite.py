@@ -25,7 +25,7 @@ from transformers import (
 from trainkit.bench.engines.registry import Spec, applicable
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import table
-from trainkit.bench.result import Settings, check, save
+from trainkit.bench.result import BenchmarkSettings, check, save
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.widened_bert import grow
 from trainkit.cli_errors import ErrorReportingCommand
@@ -97,7 +97,7 @@ def main(
     names = ["huggingface", *(one for one in applicable(folder) if one != "huggingface")]
     specs = [Spec(runtime, folder) for runtime in names]
     specs += [Spec(runtime, bundle) for bundle in bundles for runtime in applicable(bundle)]
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=batch_sizes,
         threads=(usable_cores(),),
         min_seconds=5.0,
@@ -107,7 +107,7 @@ def main(
     with steps() as told:
         wait_until_quiet(60 * calm_minutes, told)
         result = runner.run(
-            specs, splits.test[:texts], settings, data=data.name, progress=told, command=command
+            specs, splits.test[:texts], settings, data=data.name, on_progress=told, command=command
         )
     save(result, RESULTS / f"suite-{name}.json")
     stdout.print(table(result))

@@ -20,7 +20,7 @@ from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
 from trainkit.bench.race.worker import speak
 from trainkit.bench.report.tables import machine, noise
-from trainkit.bench.result import Result, Settings, WorkloadResult
+from trainkit.bench.result import BenchmarkSettings, Result, WorkloadResult
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
@@ -79,7 +79,7 @@ def main(
     for bundle in bundles:
         _check_cut(bundle)
     splits = load_splits(data, Columns(text_column=text_column, label_column=label_column))
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=(batch_size,),
         threads=(usable_cores(),),
         min_seconds=min_seconds,
@@ -94,7 +94,7 @@ def main(
                 splits.test[:texts],
                 settings,
                 data=data.name,
-                progress=told,
+                on_progress=told,
                 command=["python", "-m", "trainkit.bench.studies.token_budget", *sys.argv[1:]],
                 worker=_command,
                 with_roofline=False,

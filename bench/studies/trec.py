@@ -100,10 +100,10 @@ def main(data: Path, work: Path, out: Path) -> None:
             Spec("torchscript", measured / "torchscript"),
             Spec("onnx", measured / "onnx"),
         ]
-        settings = report.Settings(threads=(usable_cores(),))
+        settings = report.BenchmarkSettings(threads=(usable_cores(),))
         command = ("make", "figures")
         result = runner.run(
-            specs, splits.test, settings, data="TREC test", progress=told, command=command
+            specs, splits.test, settings, data="TREC test", on_progress=told, command=command
         )
     report.save(result, out / "runtimes.json")
     click.echo(f"{parity_markdown(models, len(splits.test))}\n\n{markdown(result)}")

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.middleware import HTTPError
+from trainkit.serve.http.exceptions import HTTPError
+from trainkit.serve.http.messages import Classified, ClassifyRequest
 from trainkit.serve.http.model import Model
-from trainkit.serve.http.openapi import Classified, ClassifyRequest
 from trainkit.serve.postprocess import label_thresholds, ranking
 from trainkit.serve.types import FloatArray
-
-__all__ = ["decode", "predictions", "thresholds_of"]
 
 _DECODER = msgspec.json.Decoder(ClassifyRequest)
 

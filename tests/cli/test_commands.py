@@ -289,7 +289,7 @@ def test_run_and_bundles_have_the_same_accuracy(trainkit, tiny_run, tiny_bundles
         assert other["accuracy"] == first["accuracy"]
         assert other["loss"] == pytest.approx(first["loss"], rel=1e-5)
     shown = trainkit("evaluate", tiny_bundles["onnx"], "--data", "sample", "--split", "all")
-    assert f"{100 * first['accuracy']:.1f} %" in shown.stdout
+    assert f"{100 * first['accuracy']:.1f}%" in shown.stdout
 
 
 @pytest.mark.slow

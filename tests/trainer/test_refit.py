@@ -10,7 +10,8 @@ from trainkit.trainer import checkpoint, state
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import fit
 from trainkit.trainer.metrics import Evaluation, evaluate
-from trainkit.trainer.run import VALIDATED, VALIDATION, make_model, train
+from trainkit.trainer.new_model import make_model
+from trainkit.trainer.run import VALIDATED, VALIDATION, train
 from trainkit.trainer.run_config import ModelSpec
 
 SIMPLE = ModelSpec(kind="simple", max_length=24)

@@ -14,9 +14,9 @@ from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
 from trainkit.trainer import tuning
 from trainkit.trainer.callbacks import Epoch
-from trainkit.trainer.loop import DivergedError
 from trainkit.trainer.run import train
 from trainkit.trainer.settings import resolve
+from trainkit.trainer.train_step import DivergedError
 from trainkit.trainer.tuning import tune
 
 FIXED = {"model": "simple", "max_length": 16, "epochs": 1, "batch_size": 32}

@@ -120,7 +120,7 @@ def load(
             settings,
             data=data_source,
             command=_command(url, public_url(url), headers),
-            progress=told,
+            on_progress=told,
         )
     if out is not None:
         save(result, out)

@@ -34,8 +34,9 @@ __all__ = ["bench_run"]
 @click.option("--threads", multiple=True, type=int, help="Of each engine. [default: one a core]")
 @click.option("--min-seconds", default=10.0, show_default=True, help="Of each engine and workload.")
 @click.option("--min-rounds", default=20, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file for the result.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Keep the result, samples too, as JSON."
+    "--samples", type=click.Path(path_type=Path), help=".npz file for the time of every batch."
 )
 @data_options
 @json_option
@@ -52,6 +53,7 @@ def bench_run(
     min_seconds: float,
     min_rounds: int,
     out: Path | None,
+    samples: Path | None,
     as_json: bool,
     **how: Any,
 ) -> None:
@@ -69,7 +71,7 @@ def bench_run(
     from trainkit.bench.engines.registry import applicable, parse
     from trainkit.bench.race import runner
     from trainkit.bench.report.tables import table
-    from trainkit.bench.result import Settings, check, save
+    from trainkit.bench.result import BenchmarkSettings, check, save
     from trainkit.console import stdout, steps
     from trainkit.data.splits import load_split
     from trainkit.export.runtimes import training_seed
@@ -87,7 +89,7 @@ def bench_run(
             for spec in list(specs)
             for runtime in applicable(spec.source)
         ]
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=batch_sizes,
         lengths=lengths,
         rates=rates,
@@ -104,8 +106,9 @@ def bench_run(
             examples,
             settings,
             data=Path(data_source).name,
-            progress=told,
+            on_progress=told,
             command=["trainkit", *sys.argv[1:]],
+            samples=samples,
         )
     if out is not None:
         save(result, out)

@@ -150,7 +150,7 @@ def soak(launch: Launch, texts: Sequence[str], plan: Plan, told: Progress) -> So
         target = generator.Target(f"{url}/classify", texts)
         warm(target.url, texts)
         settings = load_settings(plan, plan.texts[-1].rate, SOAK_P99_MS)
-        found = generator.run(target, settings, progress=named(told, f"{name}, before the soak"))
+        found = generator.run(target, settings, on_progress=named(told, f"{name}, before the soak"))
         if found.search is None or found.search.rate is None:
             raise CheckFailedError(f"{name} has no rate to soak it at: {found.search}")
         rate = plan.soak_share * found.search.rate

@@ -341,7 +341,7 @@ def _search(
     with started(launch.command, launch.server.name) as (url, _):
         target = generator.Target(f"{url}/classify", corpus.texts)
         warm(target.url, corpus.texts)
-        result = generator.run(target, settings, data=corpus.about.name, progress=told)
+        result = generator.run(target, settings, data=corpus.about.name, on_progress=told)
     if result.interrupted:
         raise KeyboardInterrupt
     load_result.save(result, raw)

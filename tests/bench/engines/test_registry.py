@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.bench import engine_process as process
-from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import Spec, applicable, open_engine, parse, python_of
 from trainkit.bench.studies import cold_start
 from trainkit.data.splits import load_sample
@@ -166,14 +166,16 @@ def test_a_runtime_that_is_not_there_says_how_to_get_it(name, below, said, folde
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # of this whole process
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda threads: None)
-    with pytest.raises(NotThereError, match=said):
+    with pytest.raises(EngineUnavailableError, match=said):
         open_engine(name, folder / below, 1)
 
 
 def test_a_peer_without_its_environment_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINKIT_PEERS", str(tmp_path))
     assert python_of("onnx") is None
-    with pytest.raises(NotThereError, match=r"environment of optimum is not in .*make peers"):
+    with pytest.raises(
+        EngineUnavailableError, match=r"environment of optimum is not in .*make peers"
+    ):
         python_of("optimum-int8")
     home = tmp_path / "optimum/venv/bin"
     home.mkdir(parents=True)

@@ -369,7 +369,7 @@ def test_percentiles_are_given_where_the_sample_carries_them() -> None:
 
 def test_a_busy_generator_is_noise() -> None:
     assert answers_in(100, 0.01).noisy_because == ()
-    assert "95 % of its one core" in answers_in(100, 0.01, cpu_share=0.95).noisy_because[0]
+    assert "95% of its one core" in answers_in(100, 0.01, cpu_share=0.95).noisy_because[0]
     assert "p99 of the delay 6.0 ms" in answers_in(100, 0.01, late_s=0.006).noisy_because[0]
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from trainkit.bench.measure import roofline
-from trainkit.bench.measure.roofline import Point, Roofline
+from trainkit.bench.measure.roofline import MachinePeak, Roofline
 
 
 def test_the_peak_is_no_less_than_an_ordinary_product():
@@ -36,6 +36,8 @@ def test_every_library_multiplies_the_same_matrices():
 
 
 def test_of_two_measurements_the_better_counts():
-    one = Roofline((Point(1, 1e11, 2e10), Point(2, 3e11, 2e10)))
-    other = Roofline((Point(1, 2e11, 1e10), Point(2, 1e11, 4e10)))
-    assert one.or_better(other) == Roofline((Point(1, 2e11, 2e10), Point(2, 3e11, 4e10)))
+    one = Roofline((MachinePeak(1, 1e11, 2e10), MachinePeak(2, 3e11, 2e10)))
+    other = Roofline((MachinePeak(1, 2e11, 1e10), MachinePeak(2, 1e11, 4e10)))
+    assert one.or_better(other) == Roofline(
+        (MachinePeak(1, 2e11, 2e10), MachinePeak(2, 3e11, 4e10))
+    )

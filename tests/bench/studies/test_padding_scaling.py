@@ -2,14 +2,12 @@
 
 import re
 
-import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from tests.bench import results
 from trainkit.bench.report.plots import svg
-from trainkit.bench.result import Turn
 from trainkit.bench.studies import padding_scaling
 from trainkit.bench.studies.padding_scaling import Growth, check, load, markdown, plot, slope_ratio
 from trainkit.bench.studies.padding_shapes import SHARES, Shape, shapes, workload
@@ -24,9 +22,8 @@ def measured(*laws, truths=(PACKED, PADDED), rounds=8) -> Growth:
     random = np.random.default_rng(0)
     by_tokens, by_rows = shapes(512)
     made = results.result(truths)
-    work = made.workloads[0]
-    measurements = []
-    for before, law in zip(work.measurements, laws, strict=True):
+    batch_ms = []
+    for law in laws:
         batches = [
             part
             for one in (*by_tokens, *by_rows)
@@ -34,11 +31,8 @@ def measured(*laws, truths=(PACKED, PADDED), rounds=8) -> Growth:
         ]
         times = np.array([law(part) for part in batches]) / 1000
         noisy = times * np.exp(random.normal(0, 0.02, size=(rounds, len(times))))
-        turns = tuple(Turn((tuple(one),), sum(one), sum(one)) for one in noisy.tolist())
-        measurements.append(msgspec.structs.replace(before, rounds=turns))
-    work = msgspec.structs.replace(work, measurements=tuple(measurements))
-    result = msgspec.structs.replace(made, workloads=(work,))
-    return Growth(by_tokens=by_tokens, by_rows=by_rows, result=result)
+        batch_ms.append(tuple(tuple(one) for one in (1000 * noisy).tolist()))
+    return Growth(by_tokens=by_tokens, by_rows=by_rows, result=made, batch_ms=tuple(batch_ms))
 
 
 def by_tokens(shape: Shape) -> float:
@@ -86,7 +80,7 @@ def test_the_table_and_the_plot_have_every_engine_on_every_curve():
     flat, rising = drawn.panels[2].series
     assert flat.points[-1].y < 1.1 * flat.points[0].y
     assert rising.points[-1].y > 6 * rising.points[0].y
-    assert svg(drawn, made.result, "growth").startswith("<svg")
+    assert b"<svg" in svg(drawn, made.result)
 
 
 def test_shapes_have_the_padding_that_they_are_for():
@@ -123,7 +117,7 @@ def test_a_real_bundle_is_measured_and_told(tiny_bundles, tmp_path):
     assert done.exit_code in (0, 1), done.output  # so small a model has other costs than tokens
     assert markdown(load(out)) in done.output
     assert load(out).result.workloads[0].measurements[0].rounds
-    assert out.with_suffix(".svg").read_text().startswith("<svg")
+    assert out.with_suffix(".svg").read_text().startswith("<?xml")
 
 
 def test_a_missing_bundle_is_one_sentence(tmp_path):

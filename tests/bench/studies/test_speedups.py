@@ -79,7 +79,7 @@ def test_goals_are_those_of_the_texts_and_the_batch(data: str, size: int, goals:
 def test_the_ratio_is_that_of_the_rounds() -> None:
     result = made(noise=0.1)
     work = result.workloads[0]
-    rates = [results.rates(results.Work("offline", 24), m.rounds) for m in work.measurements]
+    rates = [work.speeds(m) for m in work.measurements]
     expected = np.median(np.divide(rates[4], rates[1]))
     assert float(row(result)[1].split()[0]) == pytest.approx(expected, abs=0.01)
     assert expected != pytest.approx(np.median(rates[4]) / np.median(rates[1]), abs=1e-4)
