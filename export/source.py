@@ -116,7 +116,7 @@ def _run(folder: Path) -> ExportSource:
         "epoch": loaded.checkpoint.epoch,
         "metrics": loaded.checkpoint.metrics,
         "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]} | _versions(),
-        "padded_because": getattr(loaded.model.encoder, "padded_because", None),
+        "padded_because": loaded.model.padded_because,
     }
     return ExportSource(
         model=loaded.model,

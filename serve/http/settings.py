@@ -188,9 +188,3 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "Export OpenTelemetry traces, configured by the OTEL_* environment variables.", LOGGING
         ),
     ] = False
-    ping_s: Annotated[
-        float, _setting("Seconds between two pings of an HTTP worker process.", gt=0)
-    ] = 1.0
-    silent_s: Annotated[
-        float, _setting("Seconds without an answer until an HTTP worker is killed.", gt=0)
-    ] = 10.0

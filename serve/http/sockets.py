@@ -13,8 +13,6 @@ from starlette.types import ASGIApp
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Server", "bound", "first", "is_loopback", "listen", "url"]
-
 BACKLOG = 2048
 FIRST_REQUEST_S = 1.0  # that a new connection has for its request once no more are accepted
 
@@ -97,7 +95,6 @@ class Server(uvicorn.Server):
         config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # goes to wait_for
         super().__init__(config)
         self.listener = listener
-        self.leave = asyncio.Event()
 
     async def run_until(self, leave: asyncio.Event, now: asyncio.Event) -> None:
         """Serve until ``leave``, then finish what is in flight; ``now`` cuts that short."""
@@ -105,7 +102,6 @@ class Server(uvicorn.Server):
         try:
             await first(leave.wait(), asyncio.shield(serving))
             self.should_exit = True
-            self.leave.set()
             await first(now.wait(), asyncio.shield(serving))
             self.force_exit = now.is_set()
             await serving
@@ -116,12 +112,6 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
-
-    async def main_loop(self) -> None:
-        """Renew the Date header each second; uvicorn's own loop wakes ten times as often."""
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.leave.wait(), 1)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing new, and answer whoever was accepted."""
