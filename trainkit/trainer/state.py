@@ -6,7 +6,7 @@ weights, the optimizer and the random numbers' state; they come back to the bit.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import safetensors.torch
@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from trainkit.models.classifier import TextClassifier
+from trainkit.models.base import TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
 from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
+from trainkit.trainer.train_step import TrainContext
 
-__all__ = ["STATE", "Step", "TrainingState", "delete", "restore", "save"]
+__all__ = ["STATE", "Step", "delete", "restore", "save"]
 
 STATE = "state.json"
 FORMAT_VERSION = 1
@@ -61,17 +62,9 @@ class State(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fingerprint of a backbone, whose frozen weights are not in the state."""
 
 
-class TrainingState(NamedTuple):
-    """All that changes from step to step."""
-
-    model: TextClassifier
-    averaged: AveragedModel | None
-    optimizer: torch.optim.Optimizer
-
-
 def save(
     folder: Path,
-    training: TrainingState,
+    training: TrainContext,
     position: Step,
     history: list[Epoch],
     group: ProcessGroup = SINGLE,
@@ -104,7 +97,7 @@ def save(
 
 
 def restore(
-    folder: Path, training: TrainingState, group: ProcessGroup = SINGLE
+    folder: Path, training: TrainContext, group: ProcessGroup = SINGLE
 ) -> tuple[Step, list[Epoch]]:
     """Load the saved state into ``training``; the start of a training where none was saved.
 
@@ -121,9 +114,7 @@ def restore(
     return position, history
 
 
-def _restore(
-    folder: Path, training: TrainingState, group: ProcessGroup
-) -> tuple[Step, list[Epoch]]:
+def _restore(folder: Path, training: TrainContext, group: ProcessGroup) -> tuple[Step, list[Epoch]]:
     path = folder / STATE
     if not path.exists():
         return Step(), []
@@ -161,10 +152,10 @@ def _remove(folder: Path, keep: str = "") -> None:
             old.unlink()
 
 
-def _tensors(training: TrainingState) -> dict[str, Tensor]:
+def _tensors(training: TrainContext) -> dict[str, Tensor]:
     """Return everything as tensors by name, on the CPU."""
-    model, averaged, optimizer = training
-    found = {MODEL + name: value for name, value in model.saved_state().items()}
+    model, averaged, optimizer = training.model, training.averaged, training.optimizer
+    found = {MODEL + name: value for name, value in model.trained_state().items()}
     if averaged is not None:
         found |= {AVERAGE + name: value for name, value in _averaged(averaged).items()}
         found[AVERAGE + "n_averaged"] = averaged.n_averaged
@@ -174,7 +165,7 @@ def _tensors(training: TrainingState) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
 
 
-def _random_numbers(training: TrainingState, group: ProcessGroup) -> dict[str, Tensor]:
+def _random_numbers(training: TrainContext, group: ProcessGroup) -> dict[str, Tensor]:
     """Return the states of all processes' random numbers."""
     found = {RANDOM_CPU: torch.get_rng_state()}
     if (device := _cuda(training)) is not None:
@@ -186,12 +177,12 @@ def _random_numbers(training: TrainingState, group: ProcessGroup) -> dict[str, T
     }
 
 
-def _cuda(training: TrainingState) -> torch.device | None:
+def _cuda(training: TrainContext) -> torch.device | None:
     device = next(training.model.parameters()).device
     return device if device.type == "cuda" else None
 
 
-def _backbone(training: TrainingState) -> str | None:
+def _backbone(training: TrainContext) -> str | None:
     config = training.model.config.backbone
     return None if config is None else config.fingerprint
 
@@ -199,11 +190,11 @@ def _backbone(training: TrainingState) -> str | None:
 def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:
     module = averaged.module
     assert isinstance(module, TextClassifier)
-    return module.saved_state()
+    return module.trained_state()
 
 
-def _load(training: TrainingState, tensors: dict[str, Tensor], rank: int) -> None:
-    model, averaged, optimizer = training
+def _load(training: TrainContext, tensors: dict[str, Tensor], rank: int) -> None:
+    model, averaged, optimizer = training.model, training.averaged, training.optimizer
     model.load_state_dict(_part(tensors, MODEL), strict=False)  # without the frozen backbone's
     if averaged is not None:
         average = _part(tensors, AVERAGE)
