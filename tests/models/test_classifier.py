@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainkit.models import classifier
-from trainkit.models.pooling import masked_mean
+from trainkit.models.attention import MaskPlan
 from trainkit.serve.encoding import pad
 from trainkit.serve.errors import InputError
 
@@ -63,7 +63,7 @@ def test_the_order_of_words_matters(model, word_encoder):
 def test_the_mean_is_over_tokens_and_not_over_padding():
     states = torch.tensor([[[1.0], [3.0], [50.0]], [[7.0], [7.0], [7.0]]])
     mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
-    assert masked_mean(states, mask).tolist() == [[2.0], [0.0]]
+    assert MaskPlan(mask).mean(states).tolist() == [[2.0], [0.0]]
 
 
 def test_the_prefix_of_a_scratch_model_reaches_the_logits(word_encoder):

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trainkit.models.attention import KeyValuePrefix
+from trainkit.models.attention import KeyValuePrefix, MaskPlan
 from trainkit.models.base import TextClassifier
 from trainkit.models.config import ModelConfig
 from trainkit.models.merge_adapter import shift_positions
 from trainkit.models.packing import pack_encoder
-from trainkit.models.pooling import masked_mean
 from trainkit.models.prefix import PrefixProjection
 from trainkit.serve.errors import InputError
 
@@ -90,7 +89,7 @@ class BackboneClassifier(TextClassifier):
         if self.head is None:
             logits = output.logits
         else:
-            pooled = masked_mean(output.last_hidden_state, attention_mask)  # (B, H)
+            pooled = MaskPlan(attention_mask).mean(output.last_hidden_state)  # (B, H)
             logits = self.head(self.dropout(pooled))
         return logits
 

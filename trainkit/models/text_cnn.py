@@ -42,15 +42,13 @@ class Convolution(nn.Module):
     def forward(self, words: Tensor, plan: MaskPlan) -> Tensor:
         """Only windows with a token of the text count: padding never changes the result."""
         edge = self.window - 1
-        real = F.pad(plan.mask, (edge, edge), value=False)  # (B, S + 2 (K - 1))
-        parts = plan.unpack(self.parts(words)) * plan.mask.unsqueeze(-1)  # (B, S, K F)
+        parts = plan.zero_padding(plan.unpack(self.parts(words)))  # (B, S, K F)
         parts = F.pad(parts, (0, 0, edge, edge)).unflatten(2, (self.window, self.filters))
         places = plan.mask.shape[1] + edge
-        summed, seen = parts[:, :places, 0], real[:, :places]
+        summed = parts[:, :places, 0]
         for step in range(1, self.window):
             summed = summed + parts[:, step : step + places, step]
-            seen = seen | real[:, step : step + places]
-        values = torch.relu(summed + self.bias) * seen.unsqueeze(-1)
+        values = torch.relu(summed + self.bias) * plan.windows(self.window).unsqueeze(-1)
         return values.amax(dim=1)
 
 

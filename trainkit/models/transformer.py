@@ -7,13 +7,11 @@ Pre-LayerNorm blocks (Xiong et al. 2020), learned positions, all through
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.models.attention import MaskPlan, attend
 from trainkit.models.base import TextClassifier
 from trainkit.models.config import ModelConfig, TransformerConfig
-from trainkit.models.pooling import masked_mean
 
 __all__ = ["SmallTransformer"]
 
@@ -77,19 +75,18 @@ class SmallTransformer(TextClassifier):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the head's logits of the states' mean."""
-        states = self.states(input_ids, attention_mask)
-        logits: Tensor = self.head(self.dropout(masked_mean(states, attention_mask)))
+        plan = MaskPlan(attention_mask)
+        states = self.states(input_ids, plan)
+        logits: Tensor = self.head(self.dropout(plan.mean(states)))
         return logits
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def states(self, ids: Tensor, plan: MaskPlan) -> Tensor:
         """Return the states of the text's own positions, (B, S, H)."""
-        position = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        states = self.dropout(self.word_dropout(self.tokens(ids)) + self.positions(position))
+        states = self.dropout(self.word_dropout(self.tokens(ids)) + self.positions(plan.position))
         if self.prefix_length:
             prefix = self.prefix.expand(ids.shape[0], -1, -1)
             states = torch.cat([prefix, states], dim=1)  # (B, P + S, H)
-            mask = F.pad(mask, (self.prefix_length, 0), value=1)
-        plan = MaskPlan(mask)
+            plan = plan.with_prefix(self.prefix_length)
         states = plan.pack(states)
         for block in self.blocks:
             states = block(states, plan)

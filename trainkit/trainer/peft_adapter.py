@@ -21,15 +21,15 @@ from transformers import AutoModelForSequenceClassification
 from trainkit.models.adapter import load_adapter
 from trainkit.models.backbone_classifier import BackboneClassifier
 from trainkit.models.base import TextClassifier
+from trainkit.models.closeness import SAME_LOGITS, relative_difference
 from trainkit.models.loading import quiet
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError, TrainkitError
 from trainkit.serve.files import write_atomically
 
-__all__ = ["ADAPTER", "MAX_DIFFERENCE", "write_adapter"]
+__all__ = ["ADAPTER", "write_adapter"]
 
 ADAPTER = "peft"
-MAX_DIFFERENCE = 1e-5  # of logits in float32, over the largest one where that is above 1
 
 
 def write_adapter(
@@ -122,9 +122,9 @@ def compare(
         for one, other in ((ids, mask), (ids.flip(1), mask.flip(1)), (ids[:1], mask[:1])):
             expected = model.eval()(one.to(device), other.to(device)).cpu()
             found = reference(input_ids=one, attention_mask=other).logits
-            largest = float((found - expected).abs().max())
-            if not largest <= MAX_DIFFERENCE * max(1.0, float(expected.abs().max())):  # NaN too
+            difference = relative_difference(found, expected)
+            if difference > SAME_LOGITS:
                 raise CheckFailedError(
-                    f"PEFT's logits differ from the run's by {largest:.1e}, more than "
-                    f"{MAX_DIFFERENCE:.0e}."
+                    f"PEFT's logits differ from the run's by {difference:.1e}, more than "
+                    f"{SAME_LOGITS:.0e}."
                 )
