@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from trainkit.export.accuracy_gate import AccuracyLimits
     from trainkit.serve.postprocess import ProblemType
 
-__all__ = ["OPSET", "ExportSettings", "check_settings"]
-
 OPSET = 23  # the first with a standard Attention operator, which SDPA becomes
 OPSETS = range(18, 24)
 

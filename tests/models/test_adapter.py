@@ -214,6 +214,7 @@ def exported(request, made, loaded):
     return family, before, {"onnx": run_onnx, "torchscript": traced, "pt2": program.module()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS)
 def test_exported_logits_are_those_of_peft(exported, mask):
     family, before, runners = exported

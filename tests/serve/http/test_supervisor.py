@@ -22,6 +22,8 @@ from trainkit.serve.http.settings import Settings
 from trainkit.serve.http.sockets import bound, url
 from trainkit.serve.http.supervisor import Supervisor, shares
 
+pytestmark = pytest.mark.slow
+
 PING_S, SILENT_S = 0.05, 1.0  # more elsewhere
 WAIT_S = 60.0  # for what takes a second on an idle machine
 
