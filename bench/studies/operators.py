@@ -21,7 +21,7 @@ from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
@@ -116,12 +116,12 @@ def main(
     click.echo(markdown(operators))
 
 
-def _batches(bundle: Bundle, texts: Sequence[str], size: int) -> list[Batch]:
+def _batches(bundle: BundleFiles, texts: Sequence[str], size: int) -> list[Batch]:
     encoder = bundle.encoder()
     return [encoder.encode(texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
-def profile(bundle: Bundle, batches: Iterable[Batch], data: str, batch_size: int) -> Profile:
+def profile(bundle: BundleFiles, batches: Iterable[Batch], data: str, batch_size: int) -> Profile:
     """Run ``batches`` some times in an ONNX bundle; ``InputError`` where it is of another format.
 
     One thread a core, and nothing else should run: an operator that waits is counted as busy.

@@ -41,7 +41,7 @@ from trainkit.export.precision.calibration import calibrate
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.int8 import to_int8
 from trainkit.export.precision.int8_settings import Int8Settings
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Batch
 from trainkit.serve.files import pretty_json, write_atomically
@@ -111,7 +111,7 @@ class _Texts(NamedTuple):
     calibration: list[Batch]
 
 
-def _texts(bundle: Bundle, trec: Path) -> _Texts:
+def _texts(bundle: BundleFiles, trec: Path) -> _Texts:
     splits = load(trec, Columns())
     encoder = bundle.encoder()
     rows = encoder.tokens([example.text for example in splits.train[:CALIBRATION_TEXTS]])
@@ -140,7 +140,7 @@ class _Scored(NamedTuple):
     alone: FloatArray
 
 
-def _score(bundle: Bundle, path: Path, texts: _Texts) -> _Scored:
+def _score(bundle: BundleFiles, path: Path, texts: _Texts) -> _Scored:
     run = onnx_runner(path, threads=1)
     together, alone = (
         Classifier(bundle.encoder(), run, bundle.manifest.labels, batch_size=size).logits(
@@ -184,7 +184,7 @@ def _race(
     return [tuple(one) for one in seconds]
 
 
-def measure(bundle: Bundle, trec: Path) -> PrecisionFigures:
+def measure(bundle: BundleFiles, trec: Path) -> PrecisionFigures:
     """Convert, score and race every variant."""
     before, texts = describe(), _texts(bundle, trec)
     with tempfile.TemporaryDirectory(prefix="trainkit-bench-") as folder, steps() as told:
