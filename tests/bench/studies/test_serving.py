@@ -191,7 +191,6 @@ def test_ratios_are_of_the_same_round() -> None:
 
 def report(*, naive: float = 10.0, added_ms: float = 1.0, grown: float = 0.0) -> ServingFigures:
     rates = (rate("trainkit fp32", 0, 60.0), rate("naive", 0, naive))
-    blocks = ((1.0,),)
     added = AddedTime(
         server="trainkit fp32",
         library_p50_ms=1.0,
@@ -304,4 +303,4 @@ def test_the_whole_command_measures_four_servers(tmp_path) -> None:
     )
     assert again.exit_code == 0
     assert (tmp_path / "work" / "idle-naive.json").stat().st_mtime_ns == kept
-    assert STUDY.load(tmp_path / "serving.json").rates == found.rates
+    assert study.STUDY.load(tmp_path / "serving.json").rates == found.rates
