@@ -20,8 +20,6 @@ from trainkit.bench.result import BenchmarkSettings, Result
 from trainkit.data.readers import Example
 from trainkit.serve.cores import usable_cores
 
-__all__ = ["Benchmark", "compare", "load_test", "open_result", "run"]
-
 
 @dataclass(frozen=True)
 class Benchmark:

@@ -38,8 +38,6 @@ from trainkit.bench.measure import environment
 from trainkit.bench.measure.arrivals import arrivals, arrivals_within
 from trainkit.serve.errors import InputError
 
-__all__ = ["Target", "generate", "run", "schedule"]
-
 # Below uvicorn's 5 s: the side that sends must be the one that drops an idle connection, or now and
 # then a request meets a connection that the server is just closing.
 KEEP_ALIVE_SECONDS = 4.0

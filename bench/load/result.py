@@ -17,21 +17,6 @@ from trainkit.bench.measure.arrivals import Arrivals
 from trainkit.bench.measure.statistics import MIN_SAMPLES, percentile
 from trainkit.serve.errors import InputError
 
-__all__ = [
-    "MIN_FOR_P99",
-    "OK",
-    "TIMEOUT",
-    "LoadResult",
-    "LoadRun",
-    "LoadSettings",
-    "Sample",
-    "Search",
-    "load",
-    "percentile_ms",
-    "save",
-    "summarise",
-]
-
 OK = "ok"
 TIMEOUT = "timeout"
 

@@ -34,8 +34,6 @@ from trainkit.export.source import ExportSource, open_source
 from trainkit.serve.bundle import Manifest, open_bundle, write_manifest
 from trainkit.serve.cores import usable_cores
 
-__all__ = ["GRAPHS", "STUDY", "variants", "worker"]
-
 # What each variant of the graph leaves out. Made from the bundle_writer's own table, so that a new
 # rewrite has its variant.
 GRAPHS: dict[str, tuple[str, ...]] = {
@@ -87,7 +85,6 @@ def measure(
         on_progress=session,
         command=command_line(),
         worker=worker(unavailable),
-        with_roofline=False,
     )
 
 

@@ -17,8 +17,6 @@ from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import Runner
 
-__all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "open_variant"]
-
 SHIPPED = "as shipped"
 
 _LEVELS = ort.GraphOptimizationLevel
@@ -90,7 +88,6 @@ BATCHINGS: dict[str, Callable[[Path, int], Runner]] = {
     # Serving's own budget on a CPU is forward_pool.CPU_TOKENS.
     **{f"at most {tokens} tokens": _budget(tokens) for tokens in (128, 512, 1024, 4096)},
 }
-
 
 if __name__ == "__main__":
     variant, folder, threads = sys.argv[1:]

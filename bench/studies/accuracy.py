@@ -33,8 +33,6 @@ from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.run_folder import RunConfig
 from trainkit.trainer.settings import resolve
 
-__all__ = ["STUDY", "TASKS", "AccuracyFigures", "jobs_of", "markdown", "train_all"]
-
 SEEDS = 3
 
 

@@ -26,8 +26,6 @@ from trainkit.serve.bundle import Manifest
 from trainkit.serve.errors import CheckFailedError
 from trainkit.tables import Table
 
-__all__ = ["STUDY", "ExportCost", "markdown"]
-
 LABELS = 6
 ROUNDS = 3
 

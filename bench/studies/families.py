@@ -22,8 +22,6 @@ from trainkit.export.settings import OPSET, ExportSettings
 from trainkit.serve.errors import CheckFailedError
 from trainkit.tables import Table
 
-__all__ = ["STUDY", "Families", "markdown"]
-
 TEXTS = 350  # the rest of the 750 are the data for int8
 
 

@@ -24,8 +24,6 @@ from trainkit.serve.bundle import open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.tables import Table
 
-__all__ = ["STUDY", "BundleFootprint", "Footprint", "check", "markdown"]
-
 TEXT = "How far is it from Denver to Aspen ?"
 SETTLED = 1000  # requests after which a service has every buffer that it needs
 MAX_GROWTH = 0.05

@@ -15,7 +15,7 @@ from trainkit.bench.race.protocol import Work
 from trainkit.bench.race.workload import Workload, prepare
 from trainkit.bench.report.tables import noise
 from trainkit.bench.result import BenchmarkSettings, Result, WorkloadResult, check
-from trainkit.bench.studies import speedups
+from trainkit.bench.studies import roofline, speedups
 from trainkit.bench.studies.speedups import Goals
 from trainkit.bench.studies.study import Session, Study, command_line
 from trainkit.data.columns import Columns
@@ -23,8 +23,6 @@ from trainkit.data.readers import Example
 from trainkit.data.splits import load_split
 from trainkit.serve.cores import usable_cores
 from trainkit.tables import Table
-
-__all__ = ["STUDY", "markdown"]
 
 BATCH_SIZES = (1, 8, 32)
 LENGTHS = (1, 8, 32, 128, 512)
@@ -73,6 +71,7 @@ def measure(
         data=data.name,
         on_progress=session,
         command=command_line(),
+        peak_flops={threads: roofline.measure(threads) for threads in settings.threads},
     )
 
 

@@ -26,8 +26,6 @@ from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.tables import Table
 
-__all__ = ["STUDY", "Operators", "Profile", "Shares", "markdown", "profile", "shares"]
-
 PASSES = 5  # of which the first is left out
 SHOWN = 0.01  # the least share of time that has a row of its own
 

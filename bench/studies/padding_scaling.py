@@ -30,8 +30,6 @@ from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.files import write_atomically
 from trainkit.tables import Table
 
-__all__ = ["STUDY", "PaddingScaling", "check", "markdown", "plot", "slope_ratio", "write_plot"]
-
 CONTRAST = "ort-optimizer"
 TOLERANCE = 0.1
 
@@ -82,7 +80,6 @@ def measure(
             data="random ids",
             on_progress=session,
             command=command_line(),
-            with_roofline=False,
             samples=samples,
         )
         batch_ms = medians_ms(result, load_samples(samples))

@@ -37,8 +37,6 @@ from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import FloatArray
 from trainkit.tables import Table
 
-__all__ = ["STUDY", "PrecisionFigures", "Variant", "markdown"]
-
 CALIBRATION_TEXTS = 256
 BATCH_SIZES = (32, 1)
 ALONE_TEXTS = 100  # for batches of 1, so that a pass takes as long as one of batches of 32
@@ -174,7 +172,6 @@ def _race(
         ),
         on_progress=session,
         worker=command,
-        with_roofline=False,
     )
     (workload,) = result.workloads
     base = workload.speeds(workload.measurements[0])

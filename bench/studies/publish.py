@@ -14,8 +14,6 @@ from trainkit.bench.studies.registry import find
 from trainkit.bench.studies.study import RESULTS
 from trainkit.serve.files import write_atomically
 
-__all__ = ["BLOCKS", "DOCUMENTS", "filled", "publish"]
-
 DOCUMENTS = ("README.md", "docs/*.md", "bench/studies/README.md")
 BLOCK = re.compile(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -7,8 +7,6 @@ import click
 
 from trainkit.bench.studies.study import Study
 
-__all__ = ["MODULES", "Studies", "find"]
-
 MODULES = {
     name: f"trainkit.bench.studies.{name}"
     for name in (

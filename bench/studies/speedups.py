@@ -14,19 +14,6 @@ from trainkit.bench.report.tables import engine_labels
 from trainkit.bench.result import Measurement, Result, WorkloadResult
 from trainkit.tables import Table
 
-__all__ = [
-    "HEADINGS",
-    "OTHERS",
-    "OURS",
-    "WORKERS",
-    "Figure",
-    "Goals",
-    "figures",
-    "headline",
-    "markdown",
-    "summary",
-]
-
 WORKERS = "onnx-workers"
 DEFAULT = ("onnx",)
 OURS = (*DEFAULT, WORKERS)

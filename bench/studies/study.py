@@ -17,8 +17,6 @@ from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
 
-__all__ = ["RESULTS", "Session", "Study", "command_line", "head"]
-
 RESULTS = Path("bench/results")
 T = TypeVar("T", bound=ReportHead)
 OPTIONS = (

@@ -22,6 +22,7 @@ from trainkit.bench.engines.registry import Spec, applicable
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import engine_labels, machine, noise, rate_text, ratio_text
 from trainkit.bench.result import BenchmarkSettings, Measurement, Result, check
+from trainkit.bench.studies import roofline
 from trainkit.bench.studies.study import Session, Study, command_line
 from trainkit.bench.studies.widened_bert import grow
 from trainkit.console import stderr
@@ -37,8 +38,6 @@ from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.tables import Table
-
-__all__ = ["STUDY", "markdown"]
 
 # That judge int8, with training texts where validation has fewer: of 91 posts a single one is more
 # than the half point that may be lost.
@@ -103,6 +102,7 @@ def measure(
         data=data.name,
         on_progress=session,
         command=command_line(),
+        peak_flops={threads: roofline.measure(threads) for threads in settings.threads},
     )
 
 

@@ -23,8 +23,6 @@ from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
 from trainkit.tables import Table
 
-__all__ = ["STUDY", "Training", "check", "markdown", "rates", "ratios"]
-
 
 class TrainedCorpus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One corpus, and what trainkit must reach on it: a multiple of the other's samples/s.

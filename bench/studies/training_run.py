@@ -32,8 +32,6 @@ from trainkit.trainer.run import make_model
 from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import seed_everything
 
-__all__ = ["Timed", "Trainer", "TrainingJob"]
-
 Trainer = Literal["trainkit", "transformers.Trainer"]
 LOSS_STEPS = 5  # whose mean is compared
 

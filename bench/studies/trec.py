@@ -23,8 +23,6 @@ from trainkit.serve.bundle import Format
 from trainkit.tables import Table
 from trainkit.trainer import checkpoint
 
-__all__ = ["STUDY", "TrecFigures", "parity_markdown", "start_markdown"]
-
 MEASURED = "prefix"  # the kind whose start-up and throughput are measured
 FORMATS: tuple[Format, ...] = ("onnx", "torchscript")  # what the README shows
 QUESTION = "How far is it from Denver to Aspen?"

@@ -19,17 +19,6 @@ from trainkit.bench.studies.serving.result import AddedTime, ServerInfo, Serving
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import CheckFailedError
 
-__all__ = [
-    "ProgressCallback",
-    "ServerLaunch",
-    "added_time",
-    "load_settings",
-    "named",
-    "random_lengths",
-    "soak",
-    "warm",
-]
-
 WARM_REQUESTS = 30
 BLOCK = 20  # texts that the library, then the server, takes one after the other
 PAUSE_SECONDS = 0.1  # in which the other one's threads stop spinning

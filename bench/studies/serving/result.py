@@ -14,24 +14,6 @@ from trainkit.bench.studies.serving.process import MemorySeries
 from trainkit.serve.errors import CheckFailedError
 from trainkit.tables import Table
 
-__all__ = [
-    "AddedTime",
-    "Idle",
-    "Rate",
-    "SentTexts",
-    "ServerInfo",
-    "ServerRatio",
-    "ServingFigures",
-    "ServingGoals",
-    "ServingPlan",
-    "Soak",
-    "check",
-    "growth",
-    "markdown",
-    "ratios",
-]
-
-
 FP32 = "trainkit fp32"  # the server that the goals are of
 
 

@@ -60,8 +60,6 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.http.model import default_threads
 
-__all__ = ["STUDY"]
-
 PROGRAMS = Path(__file__).parent
 LITSERVE_BATCH = 32
 # 0 would not wait, but its loop then takes a whole core while nothing comes.

@@ -72,9 +72,7 @@ def graph(spec):
 
 
 def raced(specs, absent=None):
-    return runner.run(
-        specs, EXAMPLES, QUICK, worker=ablation.worker(absent or {}), with_roofline=False
-    )
+    return runner.run(specs, EXAMPLES, QUICK, worker=ablation.worker(absent or {}))
 
 
 def test_every_rewrite_of_the_exporter_has_its_variant(made):

@@ -56,11 +56,11 @@ server.serve_forever()
 """
 
 
-def launch(service_s: float = 0.0, kept_bytes: int = 0) -> measure.Launch:
+def launch(service_s: float = 0.0, kept_bytes: int = 0) -> measure.ServerLaunch:
     """Return a server that takes so long for a request, and keeps so much memory of each."""
     server = ServerInfo(name="known", about="", versions={})
     program = (sys.executable, "-P", "-c", PROGRAM, str(service_s), str(kept_bytes))
-    return measure.Launch(server, program, BUNDLE)
+    return measure.ServerLaunch(server, program, BUNDLE)
 
 
 def plan(**changed: object) -> ServingPlan:
