@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 import numpy as np
 
-from trainkit.export.parity import Tolerance
+from trainkit.models.closeness import Tolerance
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder, Tokens
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = ["LEFT", "RIGHT", "InvarianceCheck", "check_invariance", "excuse_source", "reads_padding"]
 
 ROWS = 12
 EXTRA = 13  # positions of padding
@@ -42,7 +40,7 @@ def check_invariance(
     """Run the first texts together, alone, reversed, and with more padding on either side."""
     rows = encoder.tokens(texts[:ROWS])
     together = run(encoder.pad(rows))
-    limit = tolerance.absolute + tolerance.relative * np.abs(together).max(axis=1, keepdims=True)
+    limit = tolerance.limit(together)
     checks = []
     for name, again in _variants(run, encoder, rows):
         difference = np.abs(again() - together)

@@ -11,48 +11,10 @@ import msgspec
 import numpy as np
 
 from trainkit.export.parity_cases import Case, ProgressCallback
+from trainkit.models.closeness import TOLERANCES, Tolerance
 from trainkit.serve.errors import CheckFailedError, first_line
 from trainkit.serve.postprocess import ProblemType, decisions
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = [
-    "TOLERANCES",
-    "CaseResult",
-    "ParityError",
-    "Report",
-    "Tolerance",
-    "WorstRow",
-    "compare",
-    "logit_std",
-]
-
-
-class Tolerance(msgspec.Struct, frozen=True):
-    """The largest difference of a logit: ``absolute + relative * the row's largest |logit|``.
-
-    With ``same_decisions`` no label of any row may change, even inside that. With ``noise`` the
-    matrix is judged as a whole instead: the root mean square of all differences may be that share
-    of the logits' spread.
-    """
-
-    absolute: float
-    relative: float
-    same_decisions: bool = False
-    noise: float | None = None
-
-
-# The one table of tolerances. float32 has 24 bits (6e-8): a runtime may add the terms of a sum in
-# another order, which came to 1.1e-5 at most (bench/results/trec.json). What the tests sabotage,
-# down to one perturbed weight, lies outside.
-TOLERANCES = {
-    "fp32": Tolerance(absolute=2e-5, relative=2e-5, same_decisions=True),
-    # float16 has 11 bits (5e-4), and a dozen layers round some thirty times one after the other.
-    "fp16": Tolerance(absolute=2e-2, relative=1e-2),
-    # int8 rounds by design: single logits of random ids move far, all of them together by 5 to 17 %
-    # of their spread (docs/precision.md). Beside this its graph is compared with fp32's node by
-    # node, and a row must have the same answer in any company, to the digits of fp32.
-    "int8": Tolerance(absolute=2e-5, relative=2e-5, noise=0.25),
-}
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,8 +215,7 @@ def _compare_one(
     differs = decisions(found, problem_type) != decisions(case.expected, problem_type)
     changed = int(differs.any(axis=1).sum())
     reasons = []
-    limit = tolerance.absolute + tolerance.relative * scale
-    if tolerance.noise is None and (difference > limit).any():
+    if tolerance.noise is None and (difference > tolerance.limit(case.expected)).any():
         reasons.append("difference over the tolerance")
     if changed and tolerance.same_decisions:
         reasons.append(f"{changed} of {rows} labels changed")

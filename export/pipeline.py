@@ -35,9 +35,6 @@ from trainkit.serve.classifier import BATCH_SIZE
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.types import FloatArray
 
-__all__ = ["ExportedModel", "Stage", "write_model"]
-
-
 # Of the user's texts, for static activations; calibration never sees a label.
 CALIBRATION_TEXTS = 128
 

@@ -11,8 +11,6 @@ from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.types import Runner
 
-__all__ = ["open_classifier", "open_model", "runner", "training_seed"]
-
 
 def runner(bundle: Bundle, threads: int | None = None) -> Runner:
     """Return the bundle's model as a function from a padded batch to logits.

@@ -10,8 +10,6 @@ from trainkit.serve.bundle import Format, Precision
 from trainkit.serve.errors import InputError
 from trainkit.serve.postprocess import ProblemType
 
-__all__ = ["OPSET", "ExportSettings", "check_settings"]
-
 OPSET = 23  # the first with a standard Attention operator, which SDPA becomes
 OPSETS = range(18, 24)
 

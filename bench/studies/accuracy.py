@@ -213,7 +213,7 @@ def _model(
     """Gather the seeds of one kind of model on one data set."""
     choice, config = resolve({**settings, "seed": 0})
     model = checkpoint.load(jobs[0].folder).model
-    kept = [tensor for tensor in model.saved_state().values() if tensor.is_floating_point()]
+    kept = [tensor for tensor in model.trained_state().values() if tensor.is_floating_point()]
     count = sum(tensor.numel() for tensor in kept)
     frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
     return ModelAccuracy(

@@ -28,7 +28,7 @@ from trainkit.trainer.batches import EncodedExamples, encode
 from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.config import DEFAULTS
 from trainkit.trainer.loop import fit
-from trainkit.trainer.run import make_model
+from trainkit.trainer.new_model import make_model
 from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import seed_everything
 

@@ -119,6 +119,7 @@ def test_the_report_can_be_read_by_a_program(model, trainkit, tmp_path):
     assert steps["strip_metadata"]["max_abs"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"dtype": torch.int32}, {"types": torch.int32}, {"axes": False}]
 )
@@ -183,6 +184,7 @@ def lost_mask(model):
     return RewriteResult(name="lost_mask", rewritten=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewrite", [wrong, lost_mask])
 def test_a_rewrite_that_changes_answers_is_refused(
     rewrite, model, trainkit, tree, tmp_path, monkeypatch
@@ -206,6 +208,7 @@ def test_nothing_is_left_behind_where_a_rewrite_breaks_the_graph(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_weights_that_lie_beside_the_target_are_not_lost(
     model, trainkit, refused, tree, tmp_path, monkeypatch
 ):

@@ -21,6 +21,8 @@ from trainkit.serve import Classifier
 from trainkit.serve.bundle import Serving, open_bundle, write_serving
 from trainkit.serve.http.settings import Limits, Settings
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
 TEXTS = ["Who wrote the Odyssey?", "How far is Mars?", "What does DNA stand for?"]
 WAIT_S = 60.0  # for what takes a second on an idle machine

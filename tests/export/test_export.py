@@ -21,7 +21,7 @@ from trainkit.export.source import open_source
 from trainkit.export.torchscript import export_torchscript
 from trainkit.export.torchscript_session import torchscript_runner
 from trainkit.models import classifier
-from trainkit.models.backbone import BackboneEncoder
+from trainkit.models.backbone_classifier import BackboneClassifier
 from trainkit.models.config import BackboneConfig, ModelConfig
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.encoding import TextEncoder
@@ -55,11 +55,10 @@ def make(kind, word_encoder, family=None, prefix_length=0):
     """Make a model with large random weights: small ones would hide faults."""
     torch.manual_seed(11)
     if family is None:
-        made = classifier.new(kind, LABELS, vocabulary=word_encoder, prefix_length=4).model
+        made = classifier.from_scratch(kind, LABELS, word_encoder, prefix_length=4).model
     else:
         settings = tiny(family, word_encoder.tokenizer.get_vocab_size())
         settings.initializer_range = 0.2
-        encoder = BackboneEncoder(transformers.AutoModel.from_config(settings), prefix_length)
         config = ModelConfig(
             kind=kind,
             labels=LABELS,
@@ -70,7 +69,7 @@ def make(kind, word_encoder, family=None, prefix_length=0):
                 name=family, architecture=settings.to_diff_dict(), fingerprint="random"
             ),
         )
-        made = classifier.TextClassifier(encoder, config)
+        made = BackboneClassifier(transformers.AutoModel.from_config(settings), config)
     torch.nn.init.normal_(made.head.weight, std=0.5)
     return made.eval()
 

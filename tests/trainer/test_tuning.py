@@ -14,9 +14,9 @@ from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
 from trainkit.trainer import tuning
 from trainkit.trainer.callbacks import Epoch
-from trainkit.trainer.loop import DivergedError
 from trainkit.trainer.run import train
 from trainkit.trainer.settings import resolve
+from trainkit.trainer.train_step import DivergedError
 from trainkit.trainer.tuning import tune
 
 FIXED = {"model": "simple", "max_length": 16, "epochs": 1, "batch_size": 32}
@@ -70,6 +70,7 @@ def test_it_goes_on_and_its_best_settings_give_that_accuracy(few, splits, tmp_pa
     assert {path.name for path in file.parent.iterdir()} == {"tune.db", "tune.toml"}
 
 
+@pytest.mark.slow
 def test_a_study_in_two_parts_is_the_study_in_one(few, tmp_path, invented):
     for parts, name in (((14,), "whole"), ((3, 14), "parts")):
         for trials in parts:
@@ -89,6 +90,7 @@ def test_what_is_given_is_fixed(few, tmp_path, invented):
         tune(everything, few, tmp_path / "other.db", trials=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "halving", "none"])
 def test_a_hopeless_trial_ends_early(few, tmp_path, monkeypatch, pruner):
     ended = []

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainkit.models.attention import KeyValuePrefix
+from trainkit.models.attention import KeyValuePrefix, prepend
 from trainkit.models.packing import AttentionLayer, pack_encoder
 from trainkit.serve.errors import InputError
 
@@ -146,7 +145,7 @@ def _prepend(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     kwargs["inputs_embeds"] = torch.cat([prompt, texts], dim=1)
     for name, value in (("attention_mask", 1), ("token_type_ids", 0)):
         if kwargs.get(name) is not None:
-            kwargs[name] = F.pad(kwargs[name], (virtual.shape[0], 0), value=value)
+            kwargs[name] = prepend(kwargs[name], virtual.shape[0], value)
     return args, kwargs
 
 

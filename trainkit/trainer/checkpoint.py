@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 
 from trainkit import __version__
-from trainkit.models.classifier import TextClassifier, build
+from trainkit.models.base import TextClassifier
+from trainkit.models.classifier import build
 from trainkit.models.config import ModelConfig
 from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.classifier import Classifier
@@ -94,7 +95,7 @@ def save(
     if not tokenizer.exists():
         write_atomically(tokenizer, encoder.tokenizer.to_str(pretty=True).encode())
     weights = folder / f"weights-{epoch:03d}.safetensors"
-    write_atomically(weights, safetensors.torch.save(model.folded_state()))
+    write_atomically(weights, safetensors.torch.save(model.state_to_save()))
     checkpoint = Checkpoint(
         format_version=FORMAT_VERSION,
         model=model.config,
@@ -151,7 +152,7 @@ def restore(model: TextClassifier, weights: Path) -> None:
         state = safetensors.torch.load_file(weights)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{weights} is damaged ({error}); train again.") from None
-    expected = set(model.saved_state())
+    expected = set(model.trained_state())
     if set(state) != expected:
         missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
         raise InputError(

@@ -1,25 +1,17 @@
 """One training run from start to end: a folder, a model, its training, temperature and scores."""
 
 import math
-import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
-from trainkit.data.vocabulary import PAD_ID, UNK_ID, word_tokenizer
 from trainkit.models import classifier
-from trainkit.models.classifier import UntrainedModel
-from trainkit.models.prefix import begin_as_tokens
-from trainkit.models.text_cnn import TextCNN
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
-from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.serve.types import FloatArray
@@ -28,13 +20,12 @@ from trainkit.trainer.callbacks import NoCallback, TrainingCallback
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.loop import SAVE_EVERY_S, TrainingResult, fit
-from trainkit.trainer.losses import balanced_weights
 from trainkit.trainer.metrics import Evaluation, evaluate
+from trainkit.trainer.new_model import make_model
 from trainkit.trainer.peft_adapter import write_adapter
 from trainkit.trainer.run_config import DataSpec, ModelSpec
 from trainkit.trainer.run_folder import CONFIG, RunConfig, fingerprint
 from trainkit.trainer.setup import seed_everything
-from trainkit.trainer.tfidf import fit_bigrams, frequent_pairs
 
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest
@@ -44,7 +35,6 @@ __all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "Run", "train", "train_worke
 VALIDATION = "valid.json"
 VALIDATED = "validated"  # the model that validation scores, where the kept one is a refit
 EVALUATION = "test.json"
-SCRATCH_MAX_LENGTH = 128
 REPORTED_TEXTS = 20_000  # of train, which are looked through for wrong labels
 COMPARED_TEXTS = 16  # of the test set, between a prefix and its PEFT adapter
 
@@ -264,62 +254,6 @@ def _check_unfinished(folder: Path) -> None:
         raise InputError(f"{folder} is not a run (no {CONFIG}); name one with --resume.")
     if (folder / EVALUATION).is_file() and not (folder / state.STATE).is_file():
         raise InputError(f"{folder} is finished; there is nothing to go on with.")
-
-
-def make_model(
-    spec: ModelSpec, splits: Splits, config: TrainConfig | None = None
-) -> UntrainedModel:
-    """Make the untrained model that ``spec`` names, with a vocabulary where it needs one.
-
-    What is solved and not trained, the linear half of ``simple``, is complete in it; it takes the
-    class weights that ``config`` asks for, where there is one. A prefix on a backbone begins as
-    tokens of training texts, chosen by the seed.
-    """
-    if spec.backbone is None:
-        balanced = config is not None and config.class_weights == "balanced"
-        return _from_scratch(spec, splits, balanced)
-    new = classifier.new(
-        spec.kind,
-        splits.label_names,
-        backbone_name=spec.backbone,
-        prefix_length=spec.prefix_length,
-        prefix_hidden=spec.projection_size,
-        max_length=spec.max_length,
-        dropout=0.1 if spec.dropout is None else spec.dropout,
-        head=spec.head,
-    )
-    if spec.kind == "prefix" and not spec.projection_size:
-        choose = random.Random(0 if config is None else config.seed)
-        texts = [choose.choice(splits.train).text for _ in range(spec.prefix_length)]
-        begin_as_tokens(new.model, new.encoder.token_ids(texts), choose)
-    return new
-
-
-def _from_scratch(spec: ModelSpec, splits: Splits, balanced: bool) -> UntrainedModel:
-    texts = [example.text for example in splits.train]
-    limit = SCRATCH_MAX_LENGTH if spec.max_length is None else spec.max_length
-    vocabulary = TextEncoder(word_tokenizer(texts, spec.min_count), limit, PAD_ID)
-    rows = vocabulary.token_ids(texts)
-    pairs = frequent_pairs(rows, vocabulary.tokenizer.get_vocab_size(), UNK_ID)
-    new = classifier.new(
-        spec.kind,
-        splits.label_names,
-        vocabulary=vocabulary,
-        pairs=len(pairs),
-        prefix_length=spec.prefix_length,
-        prefix_hidden=spec.projection_size,
-        max_length=spec.max_length,
-        # A model from scratch sees few texts and forgets to generalise without more dropout.
-        dropout=0.5 if spec.dropout is None else spec.dropout,
-        head=spec.head,
-    )
-    if isinstance(new.model.encoder, TextCNN):
-        new.model.encoder.count(rows)
-        names = new.model.config.labels
-        labels = torch.tensor([names.index(example.label) for example in splits.train])
-        weights = balanced_weights(labels, len(names)) if balanced else None
-        fit_bigrams(new.model.encoder.linear, rows, pairs, labels, UNK_ID, weights)
-    return new
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainkit.models.attention import KeyValuePrefix
-from trainkit.models.classifier import TextClassifier
+from trainkit.models.base import TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.trainer.config import TrainConfig
 

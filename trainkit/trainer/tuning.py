@@ -23,11 +23,12 @@ from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import write_atomically
 from trainkit.trainer.callbacks import Epoch, NoCallback
-from trainkit.trainer.loop import DivergedError, fit
-from trainkit.trainer.run import make_model
+from trainkit.trainer.loop import fit
+from trainkit.trainer.new_model import make_model
 from trainkit.trainer.run_folder import fingerprint
 from trainkit.trainer.settings import resolve, to_toml
 from trainkit.trainer.setup import seed_everything
+from trainkit.trainer.train_step import DivergedError
 
 __all__ = ["PrunerName", "TuningResult", "tune"]
 

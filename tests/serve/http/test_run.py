@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from trainkit.serve.errors import InputError
-from trainkit.serve.http.run import Control, FromFront, Load, Report, Shutdown
+from trainkit.serve.http.run import Control, Load, ModelReloader, Report, Shutdown
 from trainkit.serve.http.sockets import Server, bound, is_loopback, listen, url
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -161,22 +161,23 @@ def test_an_order_that_fails_is_reported_and_the_next_one_is_obeyed(error, said,
     """Whatever it fails with: the front goes on serving what it serves."""
     orders = []
 
-    async def load(name, folder):
-        orders.append(name)
-        if name == "bad":
-            raise error
-        return "2"
+    class Models(dict):
+        async def reload(self, name, folder):
+            orders.append(name)
+            if name == "bad":
+                raise error
+            return self[name]
 
     async def main():
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         control = Control(*await asyncio.open_connection(sock=theirs))
-        loader = SimpleNamespace(models={"one": SimpleNamespace(version="1")}, load=load)
-        obeying = asyncio.ensure_future(control.obey(loader))
+        models = Models(one=SimpleNamespace(version="1"))
+        obeying = asyncio.ensure_future(control.obey(ModelReloader(models)))
         for name in ("bad", "one"):
             control.orders.put_nowait(Load(name))
         answers = [
-            msgspec.json.decode(await reader.readline(), type=FromFront) for _ in ("bad", "one")
+            msgspec.json.decode(await reader.readline(), type=Report) for _ in ("bad", "one")
         ]
         obeying.cancel()
         await closed(writer, control.writer)
