@@ -14,8 +14,6 @@ from trainkit.models.closeness import Tolerance
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder, Tokens
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["LEFT", "RIGHT", "InvarianceCheck", "check_invariance", "excuse_source", "reads_padding"]
-
 ROWS = 12
 EXTRA = 13  # positions of padding
 

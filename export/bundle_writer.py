@@ -23,26 +23,15 @@ from trainkit.export.pipeline import ExportedModel, write_model
 from trainkit.export.runtimes import runner
 from trainkit.export.settings import ExportSettings, check_settings
 from trainkit.export.source import ExportSource
+from trainkit.models.closeness import TOLERANCES
 from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
-from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
+from trainkit.serve.bundle import Bundle, Manifest, Tensor
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.formats import Format
 from trainkit.serve.types import Runner
-
-__all__ = [
-    "ExportFormat",
-    "ExportResult",
-    "ExportTarget",
-    "PreparedSource",
-    "check_same_texts",
-    "export_all",
-    "make_target",
-    "parity_texts",
-    "prepare",
-    "write_bundle",
-]
 
 PARITY_TEXTS = 64
 READS_PADDING = (
@@ -153,7 +142,7 @@ def prepare(
         lambda name: on_progress(f"PyTorch: {name}"),
     )
     checks = batch_invariance.check_invariance(
-        source.reference, source.encoder, parity_texts(), parity.TOLERANCES["fp32"]
+        source.reference, source.encoder, parity_texts(), TOLERANCES["fp32"]
     )
     if data:
         on_progress(f"PyTorch: {len(data)} texts")
@@ -189,7 +178,7 @@ def write_bundle(
         # The hashes say that these are the bytes that just passed all cases.
         moved = bundle.open_bundle(target)
         # Noise is one figure of the whole matrix: of a part of it, it may be more.
-        whole = parity.TOLERANCES[settings.precision].noise is not None
+        whole = TOLERANCES[settings.precision].noise is not None
         cases = prepared.cases if whole else parity_cases.representative(prepared.cases)
         report = _compare(moved, runner(moved), cases, on_progress)
         if not report.passed:
@@ -236,7 +225,7 @@ def _prove(
     report = _compare(made, run, prepared.cases, on_progress)
     if not report.passed:
         raise parity.ParityError(report)
-    tolerance = parity.TOLERANCES[settings.precision]
+    tolerance = TOLERANCES[settings.precision]
     ways = batch_invariance.check_invariance(run, made.encoder(), parity_texts(), tolerance)
     checks = batch_invariance.excuse_source(ways, prepared.checks)
     for check in checks:

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from trainkit.serve.encoding import TextEncoder
 
-__all__ = ["INPUTS", "example_inputs", "input_names"]
-
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The names and the order of a model's inputs; the last is there where the model takes it."""
 

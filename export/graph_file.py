@@ -6,8 +6,6 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-__all__ = ["INLINE_LIMIT_BYTES", "operators", "save_graph"]
-
 # A protobuf message ends at 2 GiB; larger weights lie beside the graph.
 INLINE_LIMIT_BYTES = 2**31 - 2**20
 

@@ -13,8 +13,6 @@ import onnx_ir as ir
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import Runner
 
-__all__ = ["graph_runner"]
-
 # Smaller ones stay in the graph: shapes and axes, which ONNX Runtime reads to infer shapes.
 SMALLEST_BYTES = 4096
 

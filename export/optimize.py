@@ -24,8 +24,6 @@ from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError, first_line
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["Optimized", "Step", "optimize"]
-
 BATCH_SIZES = (1, 2, 7)
 LENGTHS = (1, 2, 17, 60)
 

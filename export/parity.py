@@ -16,17 +16,6 @@ from trainkit.serve.errors import CheckFailedError, first_line
 from trainkit.serve.postprocess import ProblemType, decisions
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = [
-    "TOLERANCES",
-    "CaseResult",
-    "ParityError",
-    "Report",
-    "Tolerance",
-    "WorstRow",
-    "compare",
-    "logit_std",
-]
-
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     """How far a candidate was from the reference on one case.

@@ -18,19 +18,6 @@ from trainkit.serve.encoding import Batch, IntArray, TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = [
-    "PARITY_FILE",
-    "Case",
-    "ProgressCallback",
-    "load_cases",
-    "make_cases",
-    "masks",
-    "representative",
-    "run_reference",
-    "save_cases",
-    "without_longest",
-]
-
 ProgressCallback = Callable[[str], None]
 
 PARITY_FILE = "parity.npz"

@@ -15,8 +15,6 @@ from trainkit.export.archive import copy_archive
 from trainkit.export.quiet import quiet_exporter
 from trainkit.serve.errors import InputError
 
-__all__ = ["compile_program", "export_program", "this_machine"]
-
 # Of a node's record, what names this machine's source files and the author's classes.
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 

@@ -11,8 +11,6 @@ from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError, first_line
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["check_machine", "compiled_runner", "program_runner"]
-
 
 def program_runner(path: Path) -> Runner:
     """Open a torch.export program; returns a function from a padded batch to (B, C) logits."""

@@ -24,8 +24,6 @@ from trainkit.serve.postprocess import ProblemType
 from trainkit.serve.types import Runner
 from trainkit.trainer import checkpoint
 
-__all__ = ["ExportSource", "from_transformers", "open_source"]
-
 OWN_HEAD = "of the model's own head"
 EFFECT_TEXTS = 16  # on which an adapter must change the logits
 

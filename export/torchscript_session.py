@@ -9,8 +9,6 @@ from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError, first_line
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["torchscript_runner"]
-
 
 def torchscript_runner(path: Path) -> Runner:
     """Open ``path`` on the CPU; returns a function from a padded batch to (B, C) logits."""

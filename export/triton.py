@@ -19,8 +19,6 @@ from trainkit.serve.bundle import MANIFEST, Bundle, Tensor, check_target, staged
 from trainkit.serve.encoding import IntArray
 from trainkit.serve.errors import InputError
 
-__all__ = ["check_repository", "write_repository"]
-
 DATA_TYPES = {
     "int64": "TYPE_INT64",
     "int32": "TYPE_INT32",

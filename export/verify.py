@@ -8,8 +8,6 @@ from trainkit.export.runtimes import runner
 from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.errors import InputError
 
-__all__ = ["verify"]
-
 
 def verify(
     folder: Path,

@@ -18,8 +18,6 @@ from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.types import FloatArray
 
-__all__ = ["Range", "calibrate"]
-
 BINS = 2048
 
 

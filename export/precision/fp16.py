@@ -12,12 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from trainkit.export.precision.emit import Emitter
 from trainkit.export.precision.fp32_nodes import LARGEST, find_fp32_nodes, infer_types
 from trainkit.export.rewrite.base import RewriteResult
+from trainkit.export.rewrite.graph import initializer
 from trainkit.serve.types import FloatArray
-
-__all__ = ["to_fp16"]
 
 NAME = "fp16"
 # What hides a score. At the end of the range, a score or a bias added to it could make -inf of a
@@ -55,7 +53,6 @@ class _Conversion:
     def __init__(self, model: ir.Model, keep: Collection[str]) -> None:
         self.model = model
         self.graph = model.graph
-        self.emit = Emitter(model)
         self.reasons, self.mask_values = find_fp32_nodes(model, keep)
         self.limited: list[str] = []
         self.outputs = list(self.graph.outputs)
@@ -105,8 +102,8 @@ class _Conversion:
             return value
         if (value, wanted) not in self.versions:
             if value.const_value is not None:
-                made = self.emit.constant(
-                    f"{value.name}.fp16", self._in_range(value).astype(np.float16)
+                made = initializer(
+                    self.graph, f"{value.name}.fp16", self._in_range(value).astype(np.float16)
                 )
             else:
                 made = self._cast(value, wanted, reader)
@@ -132,7 +129,7 @@ class _Conversion:
         if (
             value in self.mask_values
         ):  # the cast alone would make -inf of it, and NaN of masked rows
-            least = self.emit.constant("fp16.least", np.float32(-HIDDEN))
+            least = initializer(self.graph, "fp16.least", np.float32(-HIDDEN))
             nodes.insert(0, ir.node("Max", [value, least]))
             nodes[1].replace_input_with(0, nodes[0].outputs[0])
         made = nodes[-1].outputs[0]

@@ -13,8 +13,6 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["LARGEST", "Fp32Nodes", "find_fp32_nodes", "infer_types"]
-
 LARGEST = 65504.0  # the largest finite float16
 
 # Sums, and the arithmetic of norms around them. LayerNormalization, RMSNormalization, Softmax and

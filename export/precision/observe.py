@@ -10,8 +10,6 @@ from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
 from trainkit.serve.types import FloatArray
 
-__all__ = ["observe"]
-
 FILE = "observed.onnx"
 
 

@@ -16,8 +16,6 @@ import onnx_ir as ir
 from trainkit.export.precision.quantizable import Lookup, NotQuantizable, Product, find_quantizable
 from trainkit.serve.types import FloatArray
 
-__all__ = ["diff_graphs"]
-
 # Half a step is what rounding does, and a zero point is rounded too.
 MOST_STEPS = 1.001
 AROUND = ("Mul", "Add")

@@ -23,8 +23,6 @@ from trainkit.export.rewrite.base import RewriteResult
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, first_line
 
-__all__ = ["CANDIDATES", "Found", "SearchResult", "Try", "search"]
-
 # Fastest first. In all of them a row's answer depends on that row alone, which one dynamic scale
 # for a whole batch does not give (docs/precision.md).
 CANDIDATES = (

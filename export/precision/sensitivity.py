@@ -12,8 +12,6 @@ from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.quantizable import quantizable_names
 from trainkit.serve.types import FloatArray
 
-__all__ = ["Evaluate", "Sensitivity", "rank"]
-
 Evaluate = Callable[[Path], FloatArray]
 """A candidate's file to its (N, C) logits on the texts."""
 

@@ -20,6 +20,7 @@ from trainkit.export.rewrite.attention_pattern import (
 )
 from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
+    MICROSOFT,
     Builder,
     Declined,
     attribute,
@@ -33,10 +34,7 @@ from trainkit.export.rewrite.heads import HEADS_FIRST, Heads, find_heads, tokens
 from trainkit.export.rewrite.masks import Masks
 from trainkit.export.rewrite.reshapes import merge_reshapes
 
-__all__ = ["fuse_attention"]
-
 STANDARD = 23  # the first opset with Attention
-RUNTIME = "com.microsoft"
 
 MEETING = RewritePass((transpose_transpose_rule, no_op_transpose_rule))
 
@@ -67,8 +65,8 @@ def fuse_attention(model: ir.Model) -> RewriteResult:
             rewritten += (_reshaped if node.op_type == "Attention" else _fuse)(node, fusing)
         except Declined as reason:
             declined.add(str(reason))
-    if any(node.domain == RUNTIME for node in model.graph):
-        model.opset_imports.setdefault(RUNTIME, 1)
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports.setdefault(MICROSOFT, 1)
     if rewritten:
         rename_axes(model, fusing.same)
         # Once the reshapes between them are gone, transposes meet.
@@ -128,7 +126,7 @@ def _runtime(
         "MultiHeadAttention",
         *operands,
         *((None, None, bias) if bias is not None else ()),
-        domain=RUNTIME,
+        domain=MICROSOFT,
         shape=dims(operands[0]),
         num_heads=heads.number,
         scale=pattern.scale,

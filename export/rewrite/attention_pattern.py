@@ -14,8 +14,6 @@ import onnx_ir as ir
 from trainkit.export.rewrite.graph import Declined, array, attribute, dims, producer, scalar
 from trainkit.export.rewrite.heads import swapped
 
-__all__ = ["AttentionPattern", "Mask", "find_attention", "match_attention"]
-
 # Added to any score of a real model, this gives exactly the same float32: as good as -infinity.
 ABSORBING = -1e30
 

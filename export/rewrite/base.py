@@ -2,8 +2,6 @@
 
 import msgspec
 
-__all__ = ["RewriteResult"]
-
 
 class RewriteResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one rewrite did to one graph, in place.

@@ -20,8 +20,6 @@ from trainkit.export.rewrite.graph import (
 )
 from trainkit.export.rewrite.reshapes import unshaped
 
-__all__ = ["fold_constants"]
-
 # Not `optimizer.optimize`: its rules take any number below 1e-8 for a zero, so that
 # `variance + epsilon` of a LayerNorm loses its epsilon and a constant row becomes NaN.
 RULES = (

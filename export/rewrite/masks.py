@@ -10,8 +10,6 @@ from trainkit.export.rewrite.attention_pattern import Mask
 from trainkit.export.rewrite.graph import Builder, dims
 from trainkit.export.rewrite.heads import HEADS_FIRST, Heads
 
-__all__ = ["Masks"]
-
 LOWEST = float(np.finfo(np.float32).min)
 
 

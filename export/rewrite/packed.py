@@ -13,8 +13,6 @@ import onnx_ir as ir
 from trainkit.export.rewrite.graph import Builder, attribute, dims, integers, producer, scalar
 from trainkit.export.rewrite.reshapes import RESHAPES, unshaped
 
-__all__ = ["Packed", "Plan", "read_pack", "read_unpack"]
-
 
 class Plan(NamedTuple):
     """The packing of one batch: ``keep`` with axes (B, S), and the slot of each flat position."""

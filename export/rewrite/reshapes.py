@@ -4,8 +4,6 @@ import onnx_ir as ir
 
 from trainkit.export.rewrite.graph import Builder, dims, drop_unused, infer_shapes, producer
 
-__all__ = ["RESHAPES", "merge_reshapes", "unshaped"]
-
 RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 

@@ -11,8 +11,6 @@ import onnx_ir as ir
 from trainkit.export.rewrite.graph import dims, size
 from trainkit.serve.errors import InputError
 
-__all__ = ["Roles", "find_roles"]
-
 RELABELLING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 

@@ -5,9 +5,7 @@ Whatever only chooses or re-orders rows commutes with these operators.
 
 import onnx_ir as ir
 
-from trainkit.export.rewrite.graph import attribute, dims, integers, same_rows, size
-
-__all__ = ["tokenwise_inputs"]
+from trainkit.export.rewrite.graph import MICROSOFT, attribute, dims, integers, same_rows, size
 
 ELEMENTWISE = {
     *("Abs", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish"),
@@ -31,7 +29,7 @@ def tokenwise_inputs(node: ir.Node) -> list[int] | None:
         return None
     if node.domain == "" and node.op_type in ELEMENTWISE:
         return _elementwise(node)
-    if node.domain == "com.microsoft" and node.op_type in RUNTIME_ELEMENTWISE:
+    if node.domain == MICROSOFT and node.op_type in RUNTIME_ELEMENTWISE:
         return _elementwise(node)
     if node.domain == "" and (_product(node) or _over_last_axis(node, len(known))):
         first = node.inputs[0]

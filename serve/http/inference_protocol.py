@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 with the binary tensor extension: bytes to typed requests and back.
 
-Pure functions, no I/O. In goes a body, out come texts or encoded rows; in go logits, out comes a
-body. Every fault of a request is a ``ProtocolError`` of one sentence.
+Pure functions, no I/O: a body is decoded to texts or rows of tokens, logits are encoded to a body.
+Every fault of a request is a ``ProtocolError`` of one sentence.
 https://github.com/kserve/open-inference-protocol and Triton's ``extension_binary_data``.
 """
 
@@ -23,24 +23,10 @@ from trainkit.serve.http.tensors import (
 )
 from trainkit.serve.types import FloatArray
 
-__all__ = [
-    "OUTPUTS",
-    "InferRequest",
-    "InferResponse",
-    "InputTensor",
-    "OutputTensor",
-    "ProtocolError",
-    "Request",
-    "RequestedOutput",
-    "Signature",
-    "decode",
-    "encode",
-]
-
 Datatype = Literal["BYTES", "FP32"]
 OUTPUTS: dict[str, Datatype] = {"label": "BYTES", "probabilities": "FP32", "logits": "FP32"}
 
-# Each changes what a tensor means, so that to ignore one would be to answer something else.
+# Each changes what a tensor means, so it must not be ignored.
 REFUSED = ("shared_memory_region", "classification")
 
 
@@ -98,8 +84,7 @@ _DECODER = msgspec.json.Decoder(InferRequest)
 def decode(body: bytes, header_length: int | None, signature: Signature) -> Request:
     """Read a request.
 
-    ``header_length`` is Inference-Header-Content-Length, None where there was no such header: then
-    all of the body is JSON.
+    ``header_length`` is Inference-Header-Content-Length; None without it: the body is JSON.
     """
     if header_length is None:
         header_length = len(body)
@@ -218,7 +203,7 @@ def encode(
 ) -> tuple[bytes, int | None]:
     """Write the answer of a model's (name, version) for (N, C) logits and probabilities.
 
-    Returns the body and, where binary data follows the JSON, the length of the JSON.
+    Returns the body and, if binary data follows the JSON, the length of the JSON.
     """
     # By the logits: probabilities may round to the same number.
     best = [labels[column] for column in logits.argmax(axis=1)]

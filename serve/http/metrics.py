@@ -1,4 +1,4 @@
-"""What Prometheus is told, and OpenTelemetry where it is wanted.
+"""Prometheus metrics, and optional OpenTelemetry spans.
 
 Labels are bounded: routes are templates, models are those that are served. With
 PROMETHEUS_MULTIPROC_DIR set before this module is imported, several fronts add up, and any of them
@@ -19,24 +19,6 @@ from trainkit.serve.http.traces import not_installed
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-__all__ = [
-    "BATCH_ROWS",
-    "BATCH_TOKENS",
-    "ERRORS",
-    "INFER",
-    "QUEUE",
-    "QUEUE_ROWS",
-    "QUEUE_TOKENS",
-    "REGISTRY",
-    "REQUESTS",
-    "RESTARTS",
-    "TOKENIZE",
-    "Tracing",
-    "exposition",
-    "of",
-    "set_version",
-]
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
@@ -111,10 +93,7 @@ def exposition() -> bytes:
 
 
 class Tracing:
-    """Spans of OpenTelemetry, or nothing where it is not enabled.
-
-    ``InputError`` where it is enabled and not installed.
-    """
+    """Spans of OpenTelemetry if enabled; ``InputError`` if that is not installed."""
 
     def __init__(self, enabled: bool) -> None:
         self.tracer: Any = None
@@ -128,13 +107,13 @@ class Tracing:
             self._middleware = OpenTelemetryMiddleware
 
     def around(self, app: "ASGIApp") -> "ASGIApp":
-        """Put the ASGI middleware around ``app``, where tracing is enabled."""
+        """Wrap ``app`` in the ASGI middleware if tracing is enabled."""
         if self.tracer is None:
             return app
         traced: ASGIApp = self._middleware(app)
 
         async def without_query(scope: "Scope", receive: "Receive", send: "Send") -> None:
-            # No route has one, and a span would keep whatever text a client put there.
+            # No route has one, and a span would keep any text that a client put there.
             await traced({**scope, "query_string": b""}, receive, send)
 
         return without_query

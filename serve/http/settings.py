@@ -1,8 +1,8 @@
 """Settings of ``trainkit serve``: the default, the bounds and the help text of every option.
 
 The command line makes its options from these structs. ``extra`` of a field's metadata names the
-group of its option in the help and, where the option is not called like the field, its name;
-a field with ``extra["hidden"]`` has no option.
+group of its option in the help and the option's name if it is not the field's; a field with
+``extra["hidden"]`` has no option.
 """
 
 from typing import Annotated, Any, Literal
@@ -154,8 +154,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = None
     workers: Annotated[
-        int,
-        _setting("Number of HTTP worker processes; each loads every model.", PROCESSES, ge=1),
+        int, _setting("Number of HTTP worker processes; each loads every model.", PROCESSES, ge=1)
     ] = 1
     drain_s: Annotated[
         float,

@@ -99,7 +99,7 @@ def test_chunks_lie_one_after_the_other(tmp_path):
         ("a.label", b"NUM:dist How far ?\n", "no known format"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"question\nWho ?\n", "no column 'text'; it has: question"),
-        ("a.csv", b"text,n\nWho ?,1\nWhere ?\n", "line 3: 1 fields where the header has 2"),
+        ("a.csv", b"text,n\nWho ?,1\nWhere ?\n", "line 3: 1 fields, but the header has 2"),
         ("a.csv", b'text\nWho ?\n"Where ?\nWhen ?\n', "line 3: not CSV"),
         ("a.csv", b"text\n' '\n\" \"\n", "line 3: empty text"),
         ("a.csv", b"text\nWho ?\nCaf\xe9\n", "line 3: not UTF-8"),
@@ -178,6 +178,6 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
         raise AssertionError("it was computed")
         yield
 
-    with pytest.raises(InputError, match="is a folder; name a file in it"):
+    with pytest.raises(InputError, match="is a directory; name a file in it"):
         write(tmp_path, parts())
     assert list(tmp_path.iterdir()) == []

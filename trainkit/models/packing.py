@@ -21,8 +21,6 @@ from trainkit.models.attention import MaskPlan, attend
 from trainkit.models.closeness import SAME_STATES, probe, relative_difference
 from trainkit.models.loading import quiet
 
-__all__ = ["AttentionLayer", "Packing", "pack_encoder"]
-
 NAME = "trainkit"
 
 

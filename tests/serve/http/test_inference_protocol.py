@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.inference_protocol import (
-    ProtocolError,
-    Request,
-    Signature,
-    decode,
-    encode,
-)
+from trainkit.serve.http.inference_protocol import ProtocolError, Request, Signature, decode, encode
 
 SIGNATURE = Signature(vocabulary_size=177, max_length=24, token_types=False, texts=64)
 WITH_TYPES = SIGNATURE._replace(token_types=True)
