@@ -19,7 +19,7 @@ from trainkit.data.splits import Splits, load
 from trainkit.export.bundle_writer import export_all, make_target
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
-from trainkit.serve.bundle import Format
+from trainkit.serve.formats import Format
 from trainkit.tables import Table
 from trainkit.trainer import checkpoint
 
