@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,18 +25,11 @@ from trainkit.serve.files import (
     remove_empty,
     write_atomically,
 )
+from trainkit.serve.formats import MODEL_FILES, Format, Precision
 from trainkit.serve.postprocess import ProblemType
 
 FORMAT_VERSION = 2
 MANIFEST = "trainkit.json"
-Format = Literal["onnx", "torchscript", "pt2", "aoti"]
-MODEL_FILES: dict[Format, str] = {
-    "onnx": "model.onnx",
-    "torchscript": "model.pt",
-    "pt2": "model.pt2",
-    "aoti": "model.aoti.pt2",
-}
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,9 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from trainkit.serve.bundle import MANIFEST, Format, read_manifest
+from trainkit.serve.bundle import MANIFEST, read_manifest
 from trainkit.serve.encoding import Text
 from trainkit.serve.errors import InputError
+from trainkit.serve.formats import Format
 from trainkit.serve.types import FloatArray, Runner
 
 __all__ = [

@@ -27,9 +27,9 @@ from trainkit.data.splits import Splits, load
 from trainkit.export.bundle_writer import export_all, make_target
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
-from trainkit.serve.bundle import Format
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.serve.formats import Format
 from trainkit.trainer import checkpoint
 
 __all__ = ["Figures", "load_figures", "main", "parity_markdown", "start_markdown"]

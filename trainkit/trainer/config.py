@@ -22,7 +22,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             gt=0,
             description="Peak learning rate of the encoder or its prefix; auto runs a range test "
             "first (Smith 2017).",
-            extra={"option": "--learning-rate/--lr", "metavar": "RATE|auto"},
+            extra={
+                "option": "--learning-rate/--lr",
+                "metavar": "RATE|auto",
+                "words": ("auto",),
+            },
         ),
     ] = 1e-3
     head_learning_rate: Annotated[

@@ -30,7 +30,7 @@ from trainkit.trainer.setup import seed_everything
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest
 
-__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "Run", "train", "train_worker"]
+__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "RunResult", "train", "train_worker"]
 
 VALIDATION = "valid.json"
 VALIDATED = "validated"  # the model that validation scores, where the kept one is a refit
@@ -39,7 +39,7 @@ REPORTED_TEXTS = 20_000  # of train, which are looked through for wrong labels
 COMPARED_TEXTS = 16  # of the test set, between a prefix and its PEFT adapter
 
 
-class Run(NamedTuple):
+class RunResult(NamedTuple):
     """A finished run: its folder, what training gave, scores on validation and test, and notes.
 
     ``no_temperature`` says why none was kept, else it is empty.
@@ -66,7 +66,7 @@ def train(
     tested: "RangeTest | None" = None,
     report: bool = False,
     group: ProcessGroup = SINGLE,
-) -> Run:
+) -> RunResult:
     """Train into ``folder``, score the test set once, and point ``latest`` at the folder.
 
     ``folder`` must not exist, or with ``resume`` hold an unfinished run of the same settings and
@@ -149,7 +149,7 @@ def _fit_models(
 
 def _finish(
     models: _Models, splits: Splits, run_config: RunConfig, folder: Path, report: bool
-) -> Run:
+) -> RunResult:
     """Calibrate and score the models, and write the rest of the run's folder."""
     result, labels = models.result, models.kept.labels
     valid_logits = _logits(models.validated, splits.valid)
@@ -174,7 +174,7 @@ def _finish(
     texts = [example.text for example in splits.test[:COMPARED_TEXTS]]
     note = write_adapter(folder, result.model, models.kept.encoder, texts)
     notes = () if note is None else (note,)
-    run = Run(folder, result, valid, test, no_temperature, notes)
+    run = RunResult(folder, result, valid, test, no_temperature, notes)
     if report:
         _write_report(run, run_config, splits, models.kept, (valid_logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
@@ -187,7 +187,7 @@ def _finish(
 
 
 def _write_report(
-    run: Run,
+    run: RunResult,
     run_config: RunConfig,
     splits: Splits,
     model: Classifier,

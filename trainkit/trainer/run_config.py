@@ -23,7 +23,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Meta(
             description="Model from scratch (simple), frozen encoder with trained prefixes "
             "(prefix), or all weights of an encoder (finetune).",
-            extra={"option": "--model"},
+            extra={"option": "--model", "parameter": "model"},
         ),
     ]
     backbone: Annotated[
