@@ -29,11 +29,11 @@ from trainkit.bench.load.result import (
     TIMEOUT,
     LoadResult,
     LoadRun,
-    LoadSettings,
     Sample,
     summarise,
 )
 from trainkit.bench.load.search import find_rate, hopeless
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure import environment
 from trainkit.bench.measure.arrivals import arrivals, arrivals_within
 from trainkit.serve.errors import InputError

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from trainkit.bench.load import generator
-from trainkit.bench.load.result import LoadSettings
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure.statistics import bootstrap_interval
 from trainkit.bench.studies.serving.process import memory_watched, started
 from trainkit.bench.studies.serving.result import AddedTime, ServerInfo, ServingPlan, Soak, growth
