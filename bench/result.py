@@ -14,7 +14,7 @@ from trainkit.bench import files
 from trainkit.bench.measure.environment import Environment
 from trainkit.bench.measure.roofline import Roofline
 from trainkit.bench.measure.statistics import Interval, Ratio
-from trainkit.export.parity import Report
+from trainkit.export.parity import ParityReport
 from trainkit.serve.errors import CheckFailedError, InputError
 
 __all__ = [
@@ -149,7 +149,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     p50_interval_ms: Interval | None = None
     p99_interval_ms: Interval | None = None
     ratio: Ratio | None
-    outputs: Report | None
+    outputs: ParityReport | None
     wrong: bool
     accuracy: float | None
     cores_used: float
@@ -261,7 +261,7 @@ def upgrade(document: Any) -> Any:
                     measured["p50_ms"], measured["p99_ms"], [turn["batch_s"] for turn in turns]
                 )
             if measured["outputs"] is not None:
-                outputs = msgspec.convert(measured["outputs"], Report)
+                outputs = msgspec.convert(measured["outputs"], ParityReport)
                 measured["outputs"] = msgspec.to_builtins(without_examples(outputs))
     return document
 
@@ -293,7 +293,7 @@ def percentile_intervals(
 RESAMPLES = 400
 
 
-def without_examples(outputs: Report) -> Report:
+def without_examples(outputs: ParityReport) -> ParityReport:
     """Return a parity report without its examples, but for the case that explains a failure."""
     return msgspec.structs.replace(
         outputs, worst=outputs.worst[:1] if outputs.failed else (), worst_row=None

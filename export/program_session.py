@@ -33,7 +33,7 @@ def compiled_runner(path: Path) -> Runner:
 
 
 def check_machine(folder: Path, compiled_for: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` where ``folder`` was compiled for another kind of machine."""
+    """Raise InputError if ``folder`` was compiled for another kind of machine."""
     from trainkit.export.program import this_machine
 
     here = this_machine()

@@ -1,6 +1,6 @@
-"""Open whatever computes logits: a bundle in the runtime of its format, or its source in PyTorch.
+"""Open a bundle in the runtime of its format, or its source in PyTorch.
 
-Each runtime is imported only where it is needed: an ONNX bundle opens without PyTorch.
+Each runtime is imported only if it is needed: an ONNX bundle opens without PyTorch.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainkit.serve.types import Runner
 def runner(bundle: Bundle, threads: int | None = None) -> Runner:
     """Return the bundle's model as a function from a padded batch to logits.
 
-    ``InputError`` where its machine code was compiled for another kind of machine.
+    Raises InputError if its machine code was compiled for another kind of machine.
     """
     if bundle.manifest.machine is not None:
         from trainkit.export.program_session import check_machine
@@ -45,7 +45,7 @@ def open_model(path: Path, format: Format, threads: int | None = None) -> Runner
 def open_classifier(folder: Path, base: str | None = None) -> Classifier:
     """Open a bundle of any format, a run, a PEFT adapter or a Hugging Face folder.
 
-    ``base`` is the model that an adapter belongs to, where it moved.
+    ``base`` is the model that an adapter belongs to, if it moved.
     """
     kind = detect(folder)
     if base is not None and kind != "adapter":

@@ -17,7 +17,7 @@ OPSETS = range(18, 24)
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How to export: format, precision and graph, and the limits of the accuracy gate.
 
-    In fp32 every decision on the user's texts must be the same, whatever the limits are.
+    In fp32 every decision on the user's texts must be the same; the limits do not apply.
     """
 
     format: Annotated[

@@ -65,7 +65,7 @@ EXPORTS = (
 def measure(prepared: PreparedSource, family: str, settings: ExportSettings) -> Row:
     """Export in a scratch folder; a refusal is a row too."""
     source = prepared.source
-    report: parity.Report | None = None
+    report: parity.ParityReport | None = None
     refused = ""
     with tempfile.TemporaryDirectory() as scratch:
         try:
