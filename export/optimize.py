@@ -22,6 +22,7 @@ from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError, first_line
+from trainkit.serve.onnx_session import open_session
 from trainkit.serve.types import FloatArray, Runner
 
 BATCH_SIZES = (1, 2, 7)
@@ -171,13 +172,7 @@ def _runner(path: Path, roles: Roles) -> Runner:
     """Open ``path`` on the CPU: a function from batch to logits, by the roles of the inputs."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
-        raise InputError(
-            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({first_line(error)}); "
-            "export it again."
-        ) from None
+    session = open_session(path, options=options)
 
     def run(batch: Batch) -> FloatArray:
         logits: FloatArray = session.run(None, _feeds(batch, roles))[0]

@@ -18,7 +18,7 @@ def runner(bundle: Bundle, threads: int | None = None) -> Runner:
     Raises InputError if its machine code was compiled for another kind of machine.
     """
     if bundle.manifest.machine is not None:
-        from trainkit.export.program_session import check_machine
+        from trainkit.export.torch_sessions import check_machine
 
         check_machine(bundle.folder, bundle.manifest.machine)
     return open_model(bundle.model_path, bundle.manifest.format, threads)
@@ -33,13 +33,9 @@ def open_model(path: Path, format: Format, threads: int | None = None) -> Runner
         from trainkit.serve.onnx_session import onnx_runner
 
         return onnx_runner(path, threads=threads)
-    if format == "torchscript":
-        from trainkit.export.torchscript_session import torchscript_runner
+    from trainkit.export.torch_sessions import torch_runner
 
-        return torchscript_runner(path)
-    from trainkit.export.program_session import compiled_runner, program_runner
-
-    return program_runner(path) if format == "pt2" else compiled_runner(path)
+    return torch_runner(path, format)
 
 
 def open_classifier(folder: Path, base: str | None = None) -> Classifier:
