@@ -26,10 +26,11 @@ from trainkit.export.source import ExportSource
 from trainkit.models.closeness import TOLERANCES
 from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
-from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
+from trainkit.serve.bundle import Bundle, Manifest, Tensor
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.formats import Format
 from trainkit.serve.types import Runner
 
 PARITY_TEXTS = 64

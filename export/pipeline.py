@@ -30,9 +30,9 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.runtimes import open_model
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import ExportSource
-from trainkit.serve.bundle import MODEL_FILES, Format, Precision
 from trainkit.serve.classifier import BATCH_SIZE
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.formats import MODEL_FILES, Format, Precision
 from trainkit.serve.types import FloatArray
 
 # Of the user's texts, for static activations; calibration never sees a label.

@@ -6,9 +6,10 @@ Each runtime is imported only if it is needed: an ONNX bundle opens without PyTo
 from pathlib import Path
 
 from trainkit.models.sources import detect, is_kind
-from trainkit.serve.bundle import Bundle, Format, open_bundle, read_manifest
+from trainkit.serve.bundle import Bundle, open_bundle, read_manifest
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
+from trainkit.serve.formats import Format
 from trainkit.serve.types import Runner
 
 

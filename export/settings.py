@@ -1,15 +1,17 @@
 """How to export: format, precision, opset, and what a lower precision may cost."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
-from trainkit.export.accuracy_gate import AccuracyLimits
 from trainkit.serve import fields
-from trainkit.serve.bundle import Format, Precision
 from trainkit.serve.errors import InputError
-from trainkit.serve.postprocess import ProblemType
+from trainkit.serve.formats import Format, Precision
+
+if TYPE_CHECKING:
+    from trainkit.export.accuracy_gate import AccuracyLimits
+    from trainkit.serve.postprocess import ProblemType
 
 OPSET = 23  # the first with a standard Attention operator, which SDPA becomes
 OPSETS = range(18, 24)
@@ -77,8 +79,10 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True):
         if faults:
             raise InputError("; ".join(faults) + ".")
 
-    def limits(self) -> AccuracyLimits:
+    def limits(self) -> "AccuracyLimits":
         """Return the limits of the accuracy gate."""
+        from trainkit.export.accuracy_gate import AccuracyLimits
+
         if self.precision == "fp32":
             return AccuracyLimits(max_drop_points=0, min_label_agreement=1)
         return AccuracyLimits(
@@ -87,7 +91,7 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def check_settings(settings: ExportSettings, problem_type: ProblemType, *, data: bool) -> None:
+def check_settings(settings: ExportSettings, problem_type: "ProblemType", *, data: bool) -> None:
     """Raise InputError if int8 is requested and its cost cannot be measured."""
     if settings.precision != "int8":
         return

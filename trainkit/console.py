@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trainkit.serve.bundle import Manifest, Tensor
     from trainkit.trainer.callbacks import Epoch
     from trainkit.trainer.metrics import Evaluation
-    from trainkit.trainer.run import Run
+    from trainkit.trainer.run import RunResult
 
 __all__ = [
     "TrainingBar",
@@ -177,7 +177,7 @@ def _tensor(tensor: "Tensor") -> str:
     return f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.axes))})"
 
 
-def calibration_line(run: "Run") -> str:
+def calibration_line(run: "RunResult") -> str:
     """Say what the temperature does to the calibration error, or why there is none."""
     if run.no_temperature:
         return f"No temperature was kept: {run.no_temperature}"

@@ -22,10 +22,8 @@ from trainkit.bench.engines.base import (
 from trainkit.bench.engines.bundles import of_bundle, onnx_on, onnx_workers, openvino_bundle
 from trainkit.bench.engines.peers import CONVERSIONS
 from trainkit.bench.engines.pytorch import compiled, eager, huggingface, pipeline
-from trainkit.serve.bundle import Format
 from trainkit.serve.errors import InputError, TrainkitError
-
-__all__ = ["RUNTIMES", "Spec", "applicable", "open_engine", "parse", "peers_folder", "python_of"]
+from trainkit.serve.formats import Format
 
 
 class Spec(NamedTuple):

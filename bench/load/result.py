@@ -12,25 +12,8 @@ import msgspec
 import numpy as np
 
 from trainkit.bench import files
-from trainkit.bench.load.protocols import PROTOCOLS
-from trainkit.bench.measure.arrivals import Arrivals
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure.statistics import MIN_SAMPLES, percentile
-from trainkit.serve.errors import InputError
-
-__all__ = [
-    "MIN_FOR_P99",
-    "OK",
-    "TIMEOUT",
-    "LoadResult",
-    "LoadRun",
-    "LoadSettings",
-    "Sample",
-    "Search",
-    "load",
-    "percentile_ms",
-    "save",
-    "summarise",
-]
 
 OK = "ok"
 TIMEOUT = "timeout"
@@ -40,51 +23,6 @@ MIN_FOR_P99 = MIN_SAMPLES[99]
 # Beyond these the generator measures itself.
 NOISY_START_DELAY_MS = 5.0
 NOISY_CPU_SHARE = 0.9
-
-
-class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to load a server.
-
-    ``rate`` is in requests a second, where a search begins when there is ``p99_below_ms``. A run
-    ends after ``duration_s`` or ``max_requests``, whichever is first; those of the first
-    ``warm_up_s`` are not counted. ``timeout_s`` counts from the moment that a request was due, as
-    latency does. A search ends after ``max_seconds``.
-    """
-
-    protocol: str = "classify"
-    arrivals: Arrivals = "poisson"
-    rate: float = 50.0
-    duration_s: float = 10.0
-    warm_up_s: float = 2.0
-    max_requests: int = 100_000
-    timeout_s: float = 10.0
-    connections: int = 256
-    texts_per_request: int = 1
-    seed: int = 0
-    p99_below_ms: float | None = None
-    max_seconds: float = 300.0
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be above 0, not {value:g}"
-            for name in ("rate", "duration_s", "timeout_s", "p99_below_ms", "max_seconds")
-            if (value := getattr(self, name)) is not None and not 0 < value < float("inf")
-        ]
-        faults += [
-            f"{name} must be at least 1, not {value}"
-            for name in ("max_requests", "connections", "texts_per_request")
-            if (value := getattr(self, name)) < 1
-        ]
-        if not 0 <= self.warm_up_s < float("inf"):
-            faults.append(f"warm_up_s must be 0 or more, not {self.warm_up_s:g}")
-        if self.seed < 0:
-            faults.append(f"seed must be 0 or more, not {self.seed}")
-        if self.protocol not in PROTOCOLS:
-            faults.append(f"protocol must be one of {', '.join(PROTOCOLS)}, not {self.protocol}")
-        if self.p99_below_ms is not None and self.max_requests < MIN_FOR_P99:
-            faults.append(f"a p99 takes max_requests of {MIN_FOR_P99} at least")
-        if faults:
-            raise InputError("These load settings do not work: " + "; ".join(faults) + ".")
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):

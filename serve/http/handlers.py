@@ -40,13 +40,14 @@ from trainkit.serve.http.middleware import (
 from trainkit.serve.http.model import Model, Models
 from trainkit.serve.http.operations import Call
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.http.tensors import Signature
 from trainkit.serve.postprocess import probabilities
 from trainkit.serve.types import FloatArray
 
 T = TypeVar("T")
 LONG = 1 << 16  # bytes of a body: reading more takes longer than the hop to a thread
 MANY = 64  # rows: likewise
-AT_HAND_S = 0.1  # a body that came with the request is read, whatever the deadline
+AT_HAND_S = 0.1  # to read a body that came with the request, even with a shorter deadline
 BINARY = "application/octet-stream"
 
 
@@ -86,7 +87,7 @@ class Handlers:
         self._note(model)
 
     def _note(self, model: Model) -> None:
-        """Set the gauges where they changed; a model is asked after each batch."""
+        """Set the gauges that changed; called after each batch."""
         stats = model.stats()
         if self._noted.get(model) == stats:
             return
@@ -101,16 +102,16 @@ class Handlers:
         return json_response(self.server)
 
     async def live(self, call: Call) -> Response:
-        """Tell that the process answers."""
+        """Report that the process answers."""
         return json_response(Live(True))
 
     async def ready(self, call: Call) -> Response:
-        """Tell whether every model takes requests."""
+        """Report whether every model takes requests."""
         ready = not self.draining() and all(model.ready for model in self.models.values())
         return json_response(Ready(ready), 200 if ready else 503)
 
     async def model_ready(self, call: Call) -> Response:
-        """Tell whether one model takes requests."""
+        """Report whether one model takes requests."""
         model = self._model(call)
         ready = model.ready and not self.draining()
         return json_response(ModelReady(model.name, ready), 200 if ready else 503)
@@ -230,7 +231,7 @@ class Handlers:
             )
 
     async def _body(self, call: Call, timeout_s: float) -> bytes:
-        """Read the body; who sends it slowly has until the request's deadline."""
+        """Read the body, before the request's deadline."""
         deadline = call.log.started + min(timeout_s, self.settings.timeout_s)
         try:
             async with asyncio.timeout(max(deadline - time.perf_counter(), AT_HAND_S)):
@@ -251,7 +252,7 @@ class Handlers:
 
 
 async def _threaded(wanted: bool, function: Callable[..., T], *arguments: Any) -> T:
-    """Call ``function``, in a thread where that is wanted: the event loop goes on meanwhile."""
+    """Call ``function``, in a thread if ``wanted``."""
     return await asyncio.to_thread(function, *arguments) if wanted else function(*arguments)
 
 
@@ -264,12 +265,9 @@ def _header_length(scope: Any) -> int | None:
     return int(sent)
 
 
-def _signature(model: Model, texts: int) -> protocol.Signature:
-    return protocol.Signature(
-        model.vocabulary_size,
-        model.max_length,
-        model.classifier.encoder.token_types,
-        texts,
+def _signature(model: Model, texts: int) -> Signature:
+    return Signature(
+        model.vocabulary_size, model.max_length, model.classifier.encoder.token_types, texts
     )
 
 

@@ -21,7 +21,7 @@ class ClassifyRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Classified(msgspec.Struct, omit_defaults=True):
-    """What is said of a text: ``scores`` best first where ``top_k`` was given.
+    """The prediction of a text: ``scores`` best first if ``top_k`` was given.
 
     ``labels``, only with thresholds: those above theirs, best first.
     """

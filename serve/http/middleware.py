@@ -19,13 +19,13 @@ from trainkit.serve.http.messages import Error
 
 T = TypeVar("T")
 
-OTHER = "other"  # the route of every path that is none: labels stay few
-GONE = 499  # nginx's number for a client that went away; nobody receives it
+OTHER = "other"  # the route of unknown paths: labels stay few
+GONE = 499  # nginx's status for a client that went away; only the log has it
 LOGGER = logging.getLogger("trainkit.serve.http")
 
 
 class RequestLog(msgspec.Struct):
-    """What is known of one request, for its log line and the metrics; times in seconds."""
+    """One request's log line and metrics; times in seconds."""
 
     request_id: str
     method: str
@@ -43,7 +43,7 @@ class RequestLog(msgspec.Struct):
     total_s: float = 0.0
 
     def fields(self) -> dict[str, Any]:
-        """Return what the log line says; no part of it comes from a text."""
+        """Return the fields of the log line; none contains text of the request."""
         found: dict[str, Any] = {}
         for name, value in msgspec.structs.asdict(self).items():
             if name == "started" or value in ("", None):
@@ -101,7 +101,7 @@ class RequestMiddleware:
                 await json_response(Error(message), 401, headers)(scope, receive, answer)
         except ClientGoneError:
             log.status, log.error = GONE, "client gone"
-        except Exception:  # the last place where a traceback can be kept from the client
+        except Exception:  # a traceback must not reach the client
             LOGGER.exception("unexpected error", extra={"fields": {"request_id": log.request_id}})
             log.error = "unexpected"
             if not log.status:
@@ -145,7 +145,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def header_timeout_s(scope: Scope) -> float:
-    """Return what X-Request-Timeout-Ms asks for, in seconds; infinity where it is not there."""
+    """Return what X-Request-Timeout-Ms asks for, in seconds; infinity without it."""
     sent = header(scope, b"x-request-timeout-ms")
     if sent is None:
         return math.inf
@@ -171,10 +171,7 @@ def _decompressor(scope: Scope) -> Any:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Read a body in pieces, and decompress it; refused where it passes ``limit`` bytes.
-
-    Both as sent and decompressed, and before anything is read where Content-Length says so.
-    """
+    """Read and decompress a body of at most ``limit`` bytes, as sent and decompressed."""
     too_large = HTTPError(413, f"the body is larger than {limit} bytes; send fewer texts.")
     decompressor = _decompressor(scope)
     length = header(scope, b"content-length")
@@ -209,9 +206,9 @@ def _decompressed(decompressor: Any, piece: bytes, limit: int) -> bytes:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``; cancel it and raise ``ClientGoneError`` where the client goes away first.
+    """Await ``work``; cancel it and raise ``ClientGoneError`` if the client disconnects first.
 
-    The body must have been read: what is received after it says that the client is gone.
+    The body must have been read before.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(receive))

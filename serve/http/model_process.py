@@ -12,48 +12,22 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileInfo
 from trainkit.serve.http.exceptions import InferenceError, UnavailableError
-from trainkit.serve.http.model_worker import LENGTH, Reply, RowBatch, WorkerSpec, frame
+from trainkit.serve.http.model_worker import LENGTH, ProcessSpec, Reply, RowBatch, frame
 from trainkit.serve.types import FloatArray
 
 logger = logging.getLogger("trainkit.serve")
 
-# -P: a file of the working directory must not be imported in place of a library.
-PROGRAM = (sys.executable, "-P", "-m", "trainkit.serve.http.model_worker")
 LATE_S = 0.05
 TRIES = 2  # a batch whose process dies runs again: it need not be the cause
-
-
-class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run, how, and how long to wait; times in seconds."""
-
-    model: Path
-    files: dict[str, FileInfo] = {}
-    """With external weights, which a descriptor cannot name, both files: they are opened by path
-    if they are still the same."""
-    pad_id: int
-    token_types: bool
-    threads: int
-    providers: tuple[str, ...]
-    start_s: float = 120.0  # for the model to load
-    hang_s: float = 30.0  # for one batch
-    return_s: float = 30.0  # that a batch waits for a new process
-    ping_s: float = 0.2  # between heartbeats
-    silent_s: float = 0.6  # without a heartbeat: not ready
-    kill_s: float = 2.0  # without a heartbeat: killed; a busy machine is back before that
-    pauses_s: tuple[float, float] = (0.1, 5.0)  # between restarts in a row; the first comes at once
-    program: tuple[str, ...] = PROGRAM
 
 
 class LostError(Exception):
@@ -189,24 +163,14 @@ class _Process:
         self.silent_s = 0.0  # since the last heartbeat, while this process was awake
         batches, their_batches = socket.socketpair()
         heartbeat, their_heartbeat = socket.socketpair()
-        command = WorkerSpec(
-            batches=their_batches.fileno(),
-            heartbeat=their_heartbeat.fileno(),
-            model=str(spec.model),
-            file=file,
-            files=spec.files,
-            threads=spec.threads,
-            providers=spec.providers,
-            pad_id=spec.pad_id,
-            ping_s=spec.ping_s,
-        )
-        inherited = [command.batches, command.heartbeat, *([] if file is None else [file])]
+        inherited = [their_batches.fileno(), their_heartbeat.fileno()]
+        inherited += [] if file is None else [file]
         self._batches, self._heartbeat = batches, heartbeat
         heartbeat.setblocking(False)
         with their_batches, their_heartbeat:
             try:
                 self.popen = subprocess.Popen(
-                    [*spec.program, msgspec.json.encode(command).decode()],
+                    [*spec.program, msgspec.json.encode(spec).decode(), *map(str, inherited)],
                     pass_fds=inherited,
                     stdin=subprocess.DEVNULL,
                 )
@@ -318,7 +282,7 @@ class _Process:
             timer.cancel()
 
     def kill(self, reason: str) -> None:
-        """Kill it, in whatever state it is; ``lost`` follows."""
+        """Kill it, even if it is stopped; ``lost`` follows."""
         if self.alive:
             self.reason = reason
             self.popen.kill()

@@ -24,14 +24,9 @@ from trainkit.serve.http.exceptions import (
     QueueFullError,
     UnavailableError,
 )
-from trainkit.serve.http.inference_protocol import ProtocolError
 from trainkit.serve.http.messages import Error
-from trainkit.serve.http.middleware import (
-    LOGGER,
-    RequestLog,
-    RequestMiddleware,
-    json_response,
-)
+from trainkit.serve.http.middleware import LOGGER, RequestLog, RequestMiddleware, json_response
+from trainkit.serve.http.tensors import ProtocolError
 
 
 class Call(NamedTuple):

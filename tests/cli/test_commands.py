@@ -189,7 +189,7 @@ def test_inspect_shows_what_the_bundle_is(format, trainkit, tiny_bundles):
     manifest = bundle.open_bundle(tiny_bundles[format]).manifest
     for part in (f"{format}, fp32", "simple", "ABBR, DESC", "input_ids int64", "of each filter"):
         assert part in result.stdout
-    assert f"temperature │ {manifest.temperature:.3f}" in " ".join(result.stdout.split())
+    assert f"temperature {manifest.temperature:.3f}" in " ".join(result.stdout.split())
     found = document(trainkit("inspect", tiny_bundles[format], "--json"))
     assert found == json.loads((tiny_bundles[format] / bundle.MANIFEST).read_text())
 

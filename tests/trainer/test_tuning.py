@@ -203,7 +203,7 @@ def test_the_command_says_what_is_wrong(tmp_path):
     for more, told in (
         (["--model", "simple"], "is no SQLite file"),
         ([], "no kind of model is named"),
-        (["--model", "simple", "--epochs", "0"], "epochs must be at least 1"),
+        (["--model", "simple", "--epochs", "0"], "--epochs must be at least 1"),
     ):
         done = CliRunner().invoke(cli, [*arguments, *more])
         assert done.exit_code == 2

@@ -37,7 +37,7 @@ from trainkit.trainer.setup import (
     make_schedule,
     seed_everything,
 )
-from trainkit.trainer.state import Step
+from trainkit.trainer.state import TrainingPosition
 from trainkit.trainer.train_step import DivergedError, make_context, train_step
 
 __all__ = ["Epoch", "TrainingCallback", "TrainingResult", "fit"]
@@ -142,7 +142,7 @@ class _Loop:
         result = self._scored()
         self._keep(result)
         self.history.append(result)
-        self.position = Step(result.epoch + 1)
+        self.position = TrainingPosition(result.epoch + 1)
         self._save()
         self.progress.epoch(result)
 
