@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit.serve.bundle import Format
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError, first_line
+from trainkit.serve.formats import Format
 from trainkit.serve.types import FloatArray, Runner
 
 
