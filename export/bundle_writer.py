@@ -81,7 +81,7 @@ class ExportResult(NamedTuple):
 
     folder: Path
     manifest: Manifest
-    parity: parity.Report
+    parity: parity.ParityReport
     accuracy: AccuracyReport | None
 
 
@@ -134,7 +134,7 @@ def prepare(
 ) -> PreparedSource:
     """Compute what every export must compute.
 
-    ``CheckFailedError`` where the source itself gives NaN.
+    Raises CheckFailedError if the source itself gives NaN.
     """
     cases = parity_cases.run_reference(
         source.reference,
@@ -166,9 +166,9 @@ def write_bundle(
 ) -> ExportResult:
     """Write the prepared source as a bundle to ``out``.
 
-    ``ParityError`` or ``CheckFailedError`` where the export computes something else or its
-    accuracy falls by more than ``settings`` allow, ``InputError`` where ``out`` exists and
-    ``force`` is not set; no bundle is written then, and nothing that existed is lost.
+    Raises ParityError or CheckFailedError if the export computes something else or its accuracy
+    falls by more than ``settings`` allow, and InputError if ``out`` exists and ``force`` is not
+    set; no bundle is written then, and nothing that existed is lost.
     """
     source = prepared.source
     check_settings(settings, source.problem_type, data=prepared.gate is not None)
@@ -205,7 +205,7 @@ def write_bundle(
 
 def _compare(
     made: Bundle, run: Runner, cases: Sequence[parity_cases.Case], on_progress: ProgressCallback
-) -> parity.Report:
+) -> parity.ParityReport:
     manifest = made.manifest
     return parity.compare(
         cases,
@@ -218,7 +218,7 @@ def _compare(
 
 def _prove(
     prepared: PreparedSource, made: Bundle, settings: ExportSettings, on_progress: ProgressCallback
-) -> tuple[parity.Report, tuple[InvarianceCheck, ...], AccuracyReport | None]:
+) -> tuple[parity.ParityReport, tuple[InvarianceCheck, ...], AccuracyReport | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
     check_same_texts(prepared.source, made)
     run = runner(made)
@@ -245,7 +245,7 @@ def _prove(
 
 
 def check_same_texts(source: ExportSource, made: Bundle) -> None:
-    """Raise ``CheckFailedError`` where the bundle has other labels or other token ids."""
+    """Raise CheckFailedError if the bundle has other labels or other token ids."""
     if source.labels != made.manifest.labels:
         raise CheckFailedError(
             f"{made.folder} names the labels {list(made.manifest.labels)}, its source "

@@ -1,4 +1,4 @@
-"""Repeat a bundle's proof: on this machine, and, where asked, against the run that it came from."""
+"""Verify a bundle again on this machine, or against the run that it came from."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ def verify(
     against: str | None = None,
     base: str | None = None,
     on_progress: ProgressCallback = lambda step: None,
-) -> parity.Report:
+) -> parity.ParityReport:
     """Run the bundle over its parity matrix and compare; the caller judges ``report.passed``.
 
     The reference is the logits that the bundle keeps from its export, or, with ``against``, those
     that the source of this name computes now; its labels and token ids must be the bundle's too.
-    ``base`` is the model that an adapter belongs to, where it moved.
+    ``base`` is the model that an adapter belongs to, if it moved.
     """
     if base is not None and against is None:
         raise InputError("--base goes with --against ADAPTER; give both.")
