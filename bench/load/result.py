@@ -180,5 +180,5 @@ def save(result: LoadResult, path: Path) -> None:
 
 
 def load(path: Path) -> LoadResult:
-    """Read what :func:`save` wrote; ``InputError`` where it is something else."""
+    """Read what :func:`save` wrote; raises ``InputError`` for any other file."""
     return files.read(path, LoadResult, "trainkit bench load")

@@ -13,7 +13,7 @@ import msgspec
 from trainkit.bench.load.result import OK, LoadRun, Sample, Search
 
 MAX_PROBES = 24
-LOWEST = 1.0  # requests a second: a p99 of fewer takes minutes
+LOWEST = 1.0  # requests/s: a p99 of fewer takes minutes
 PRECISION = 1.05  # a rate that passes and one that fails are at last as close as this
 
 Ended: TypeAlias = Literal["", "time", "probes", "interrupt"]
@@ -76,7 +76,7 @@ def find_rate(
 
 
 def hopeless(p99_below_ms: float, requests: int) -> Callable[[Sample], bool]:
-    """Return a watch that tells when a run of so many ``requests`` has failed for sure."""
+    """Return a watch that ends a run of ``requests`` once it has failed for sure."""
     allowed = 0.01 * (requests - 1) + 1  # more above the limit, and the p99 is above it too
     late = 0
 

@@ -57,7 +57,7 @@ class Figure(NamedTuple):
 
 
 def markdown(results: Mapping[str, Result]) -> str:
-    """Return a table with one row a run and batch size; a figure that misses its goal says so."""
+    """Return a table with a row per run and batch size; a figure that misses its goal is marked."""
     rows = []
     found: list[Figure] = []
     wrong, noisy = [], []
