@@ -309,7 +309,7 @@ def answers_in(
     )
 
 
-def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.Search]:
+def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.RateSearch]:
     late_s = changed.pop("late_s", 0.0)
 
     def probe(rate: float) -> LoadRun:
