@@ -171,7 +171,7 @@ def _share(share: float | None, goal: float | None) -> SpeedupCell:
     wanted = "" if goal is None else f"{100 * goal:g}%"
     if share is None or share > 1:  # which cannot be, so that it shows nothing
         shown = f"{100 * share:.0f}%, so the peak was measured too low" if share else "not measured"
-        return SpeedupCell(told, wanted, goal is not None)
+        return SpeedupCell(shown, wanted, goal is not None)
     return SpeedupCell(f"{_down(100 * share)}%", wanted, goal is not None and share < goal)
 
 
