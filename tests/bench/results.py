@@ -14,7 +14,6 @@ import numpy as np
 
 from trainkit.bench.measure import environment
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.measure.roofline import MachinePeak, Roofline
 from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.race.protocol import Turn
 from trainkit.bench.result import (
@@ -28,7 +27,7 @@ from trainkit.bench.result import (
     percentile_intervals,
     summarize,
 )
-from trainkit.export.parity import CaseResult, Report, Tolerance
+from trainkit.export.parity import CaseResult, ParityReport, Tolerance
 
 TOKENS = 12  # of a text
 CUDA = Unavailable(
@@ -102,12 +101,12 @@ def engine(truth: Truth) -> EngineInfo:
     )
 
 
-def report(failed: int) -> Report:
+def report(failed: int) -> ParityReport:
     reason = "3 of 32 labels changed"
     case = CaseResult(
         case="batch 1", passed=False, max_abs=0.3, max_rel=0.1, changed_labels=3, reason=reason
     )
-    return Report(
+    return ParityReport(
         precision="fp32",
         tolerance=Tolerance(2e-5, 2e-5),
         cases=2,
@@ -230,7 +229,7 @@ def result(
         settings=BenchmarkSettings(threads=tuple(sorted({truth.threads for truth in truths}))),
         environment=here,
         environment_after=here,
-        roofline=Roofline(points=(MachinePeak(2, 1.2e11, 2.1e10),)),
+        peak_flops={2: 1.2e11},
         noisy=False,
         noisy_because=(),
         engines=tuple(engine(truth) for truth in truths),
