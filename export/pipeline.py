@@ -18,7 +18,7 @@ from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import operators, save_graph
 from trainkit.export.graph_session import graph_runner
 from trainkit.export.onnx_graph import export_graph
-from trainkit.export.parity import Report
+from trainkit.export.parity import ParityReport
 from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.overflow import overflowing
@@ -46,14 +46,14 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One step from the untouched export to the finished file.
 
     ``rewritten`` counts the places that it changed, ``declined`` gives reasons for the others;
-    ``parity`` is None where nothing changed. ``operators`` counts the nodes of an ONNX graph.
+    ``parity`` is None if nothing changed. ``operators`` counts the nodes of an ONNX graph.
     """
 
     name: str
     rewritten: int
     declined: tuple[str, ...] = ()
     operators: dict[str, int] | None = None
-    parity: Report | None = None
+    parity: ParityReport | None = None
 
 
 class ExportedModel(NamedTuple):
@@ -83,7 +83,7 @@ class _StageVerifier(NamedTuple):
         outcome: RewriteResult | None = None,
         graph: ir.Model | None = None,
     ) -> Stage:
-        """Run the matrix, or its ``few`` cheap cases; ``ParityError`` where a case fails.
+        """Run the matrix, or its ``few`` cheap cases; raises ParityError if a case fails.
 
         An ONNX ``graph`` is run as it is in memory, anything else from the file.
         """

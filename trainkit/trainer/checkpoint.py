@@ -168,7 +168,7 @@ def weights_path(folder: Path) -> Path:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read what a run's folder says of its checkpoint; ``InputError`` where it is damaged."""
+    """Read ``checkpoint.json``; raises ``InputError`` if it is missing or damaged."""
     path = folder / CHECKPOINT
     try:
         content = path.read_bytes()

@@ -34,7 +34,7 @@ FIELDS = _model | {field.name: field for field in msgspec.structs.fields(TrainCo
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelSpec, TrainConfig]:
     """Return the settings of ``file`` with ``given``, which win, and the defaults.
 
-    ``InputError`` where no kind of model is named, or a value does not work.
+    Raises ``InputError`` if no kind of model is named, or a value does not work.
     """
     settings = ({} if file is None else read(file)) | dict(given)
     if MODEL not in settings:
