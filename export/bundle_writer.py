@@ -26,7 +26,7 @@ from trainkit.export.source import ExportSource
 from trainkit.models.closeness import TOLERANCES
 from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
-from trainkit.serve.bundle import Bundle, Manifest, Tensor
+from trainkit.serve.bundle import BundleFiles, Manifest, Tensor
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
@@ -189,7 +189,7 @@ def write_bundle(
         _write_tokenizer(stage, source.encoder)
         _write_config(stage, source)
         parity_cases.save_cases(stage / parity_cases.PARITY_FILE, prepared.cases)
-        made = Bundle(stage, _manifest(source, settings, written))
+        made = BundleFiles(stage, _manifest(source, settings, written))
         report, checks, accuracy = _prove(prepared, made, settings, on_progress)
         manifest = bundle.write_manifest(
             stage,
@@ -204,7 +204,10 @@ def write_bundle(
 
 
 def _compare(
-    made: Bundle, run: Runner, cases: Sequence[parity_cases.Case], on_progress: ProgressCallback
+    made: BundleFiles,
+    run: Runner,
+    cases: Sequence[parity_cases.Case],
+    on_progress: ProgressCallback,
 ) -> parity.ParityReport:
     manifest = made.manifest
     return parity.compare(
@@ -217,7 +220,10 @@ def _compare(
 
 
 def _prove(
-    prepared: PreparedSource, made: Bundle, settings: ExportSettings, on_progress: ProgressCallback
+    prepared: PreparedSource,
+    made: BundleFiles,
+    settings: ExportSettings,
+    on_progress: ProgressCallback,
 ) -> tuple[parity.ParityReport, tuple[InvarianceCheck, ...], AccuracyReport | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
     check_same_texts(prepared.source, made)
@@ -244,7 +250,7 @@ def _prove(
     return report, checks, result.report
 
 
-def check_same_texts(source: ExportSource, made: Bundle) -> None:
+def check_same_texts(source: ExportSource, made: BundleFiles) -> None:
     """Raise CheckFailedError if the bundle has other labels or other token ids."""
     if source.labels != made.manifest.labels:
         raise CheckFailedError(

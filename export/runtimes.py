@@ -6,14 +6,14 @@ Each runtime is imported only if it is needed: an ONNX bundle opens without PyTo
 from pathlib import Path
 
 from trainkit.models.sources import detect, is_kind
-from trainkit.serve.bundle import Bundle, open_bundle, read_manifest
+from trainkit.serve.bundle import BundleFiles, open_bundle, read_manifest
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.formats import Format
 from trainkit.serve.types import Runner
 
 
-def runner(bundle: Bundle, threads: int | None = None) -> Runner:
+def runner(bundle: BundleFiles, threads: int | None = None) -> Runner:
     """Return the bundle's model as a function from a padded batch to logits.
 
     Raises InputError if its machine code was compiled for another kind of machine.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.data.splits import load_sample
-from trainkit.serve.bundle import MANIFEST, Bundle, Tensor, check_target, staged
+from trainkit.serve.bundle import MANIFEST, BundleFiles, Tensor, check_target, staged
 from trainkit.serve.encoding import IntArray
 from trainkit.serve.errors import InputError
 
@@ -38,7 +38,7 @@ class _Enum(str):
 
 
 def write_repository(
-    bundle: Bundle, out: Path, *, name: str, max_batch_size: int = 64, force: bool = False
+    bundle: BundleFiles, out: Path, *, name: str, max_batch_size: int = 64, force: bool = False
 ) -> Path:
     """Write ``bundle`` as model ``name`` into the repository ``out``; returns the model's folder.
 
@@ -85,7 +85,7 @@ def check_repository(out: Path, name: str, labels: Sequence[str], *, force: bool
             )
 
 
-def _example(bundle: Bundle) -> dict[str, IntArray]:
+def _example(bundle: BundleFiles) -> dict[str, IntArray]:
     """Encode a real question: each input of the model, (1, S)."""
     return bundle.encoder().encode([load_sample()[0].text]).tensors()
 
@@ -97,7 +97,7 @@ def _write_warmup(folder: Path, example: Mapping[str, IntArray]) -> None:
 
 
 def _config(
-    bundle: Bundle, name: str, max_batch_size: int, example: Mapping[str, IntArray]
+    bundle: BundleFiles, name: str, max_batch_size: int, example: Mapping[str, IntArray]
 ) -> dict[str, Any]:
     """Return Triton's ``ModelConfig`` as fields, for a model whose first axis is the batch."""
     manifest = bundle.manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 from trainkit.export import parity, parity_cases
 from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.runtimes import runner
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.errors import InputError
 
 
@@ -42,7 +42,7 @@ def verify(
 
 
 def _fresh_cases(
-    bundle: Bundle, against: str, base: str | None, on_progress: ProgressCallback
+    bundle: BundleFiles, against: str, base: str | None, on_progress: ProgressCallback
 ) -> list[parity_cases.Case]:
     from trainkit.export.bundle_writer import check_same_texts, prepare
     from trainkit.export.source import open_source

@@ -28,6 +28,8 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.onnx_session import onnx_runner
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 FAMILIES = {
     "bert": transformers.BertConfig,
