@@ -119,8 +119,7 @@ def benchmark(
     ``lengths`` (tokens), one at a time (``single_stream``), and with Poisson arrivals at ``rates``
     (requests/s). ``threads`` are those of each engine, by default one per core. A workload ends
     after ``min_seconds`` and ``min_rounds``. ``samples`` is an .npz file for every batch's time.
-
-    All outputs are compared with the first engine's: see :meth:`Benchmark.check`.
+    :meth:`Benchmark.check` compares all outputs with the first engine's.
     """
     from trainkit.bench.race import runner
     from trainkit.bench.result import BenchmarkSettings
@@ -137,12 +136,11 @@ def benchmark(
     )
     specs = _specs([folder_of(source) for source in sources] or latest(), all_runtimes)
     columns = Columns(trec_labels, text_column, label_column)
-    examples = examples_of(data, labels, columns, split, specs[0].source)
     name = Path(data).name if isinstance(data, str | os.PathLike) else "texts in memory"
     with progress(on_progress) as report:
         result = runner.run(
             specs,
-            examples,
+            examples_of(data, labels, columns, split, specs[0].source),
             settings,
             data=name,
             on_progress=report,
