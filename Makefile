@@ -76,18 +76,18 @@ format: $(BIN)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Some minutes on two cores if the models are trained already (python -m trainkit.bench.studies.accuracy),
+# Some minutes on two cores if the models are trained already (python -m trainkit.bench.studies accuracy),
 # half an hour more if not.
 DATA ?= data
 figures: $(BIN)/.installed-dev
-	$(BIN)/python -m trainkit.bench.studies.trec --data $(DATA)
-	$(BIN)/python -m trainkit.bench.studies.publish
+	$(BIN)/python -m trainkit.bench.studies trec --data $(DATA)
+	$(BIN)/python -m trainkit.bench.studies publish
 
 # Twenty minutes on two cores; the first five need a quiet machine.
 export-figures: $(BIN)/.installed
-	$(BIN)/python -m trainkit.bench.studies.export_cost
-	$(BIN)/python -m trainkit.bench.studies.families
-	$(BIN)/python -m trainkit.bench.studies.publish
+	$(BIN)/python -m trainkit.bench.studies export_cost
+	$(BIN)/python -m trainkit.bench.studies families
+	$(BIN)/python -m trainkit.bench.studies publish
 
 # Its report is build/fuzz.json: nine minutes on two busy cores.
 fuzz: $(BIN)/.installed-dev

@@ -1,6 +1,5 @@
 """Results as JSON files: written whole or not at all, and read back as the same struct."""
 
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,8 +9,6 @@ import msgspec
 from trainkit.bench.measure.environment import Environment
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import write_atomically
-
-__all__ = ["ReportHead", "json_lines", "read", "write"]
 
 T = TypeVar("T")
 LINE_LENGTH = 2000
@@ -64,21 +61,13 @@ def write(path: Path, content: bytes) -> None:
         ) from None
 
 
-def read(
-    path: Path,
-    kind: type[T],
-    command: str,
-    upgrade: Callable[[Any], Any] = lambda document: document,
-) -> T:
-    """Read a JSON report, which ``command`` creates; raises ``InputError`` for any other file.
-
-    ``upgrade`` turns a document of an older schema into one of today's.
-    """
+def read(path: Path, kind: type[T], command: str) -> T:
+    """Read a JSON report, which ``command`` creates; raises ``InputError`` for any other file."""
     try:
-        return msgspec.convert(upgrade(msgspec.json.decode(path.read_bytes())), type=kind)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a report.") from None
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, KeyError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is not a report of this trainkit ({error}); make one with: {command}"
         ) from None

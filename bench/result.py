@@ -5,31 +5,16 @@ docs/bench.md describes the fields; ``schema`` changes whenever they do.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
 from trainkit.bench import files
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.measure.roofline import Roofline
 from trainkit.bench.measure.statistics import Interval, Ratio
 from trainkit.export.parity import Report
 from trainkit.serve.errors import CheckFailedError, InputError
-
-__all__ = [
-    "BenchmarkSettings",
-    "EngineInfo",
-    "Measurement",
-    "Result",
-    "Round",
-    "Scenario",
-    "Unavailable",
-    "WorkloadResult",
-    "check",
-    "load",
-    "save",
-]
 
 Scenario: TypeAlias = Literal["offline", "single-stream", "server", "grid"]
 """MLPerf Inference's scenarios (Reddi et al. 2020), and full batches of one length.
@@ -197,13 +182,16 @@ class WorkloadResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Result(files.ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole benchmark; ``environment`` is the machine before it began."""
+    """A whole benchmark; ``environment`` is the machine before it began.
+
+    ``peak_flops`` is the machine's peak in operations/s, by number of threads, if it was measured.
+    """
 
     schema: Literal["trainkit-bench/3"] = "trainkit-bench/3"
     data: str
     settings: BenchmarkSettings
     environment_after: Environment
-    roofline: Roofline | None
+    peak_flops: dict[int, float] = msgspec.field(default_factory=dict)
     engines: tuple[EngineInfo, ...]
     unavailable: tuple[Unavailable, ...]
     workloads: tuple[WorkloadResult, ...]
@@ -234,36 +222,7 @@ def save(result: Result, path: Path) -> None:
 
 def load(path: Path) -> Result:
     """Read what :func:`save` wrote; raises ``InputError`` if the file is something else."""
-    return files.read(path, Result, "trainkit bench run", upgrade=upgrade)
-
-
-def upgrade(document: Any) -> Any:
-    """Return a ``trainkit-bench/2`` document, which held every batch's time, as today's."""
-    if not isinstance(document, dict) or document.get("schema") != "trainkit-bench/2":
-        return document
-    document["schema"] = "trainkit-bench/3"
-    document["environment"] = document.pop("environment_before")
-    document["unavailable"] = document.pop("absent")
-    for engine in document["engines"]:
-        engine["includes_tokenization"] = engine.pop("tokenises", False)
-    for workload in document["workloads"]:
-        workload["unavailable"] = workload.pop("absent", [])
-        for measured in workload["measurements"]:
-            warm_up = measured.pop("warm_up")
-            measured["warm_up_s"] = warm_up["turn"]["seconds"]
-            measured["warm_up_stable"] = warm_up["stable"]
-            turns = measured["rounds"]
-            measured["rounds"] = [
-                summarize(turn["batch_s"], turn["seconds"], turn["cpu_s"]) for turn in turns
-            ]
-            if workload["rate"] is not None:
-                measured |= percentile_intervals(
-                    measured["p50_ms"], measured["p99_ms"], [turn["batch_s"] for turn in turns]
-                )
-            if measured["outputs"] is not None:
-                outputs = msgspec.convert(measured["outputs"], Report)
-                measured["outputs"] = msgspec.to_builtins(without_examples(outputs))
-    return document
+    return files.read(path, Result, "trainkit bench run")
 
 
 def summarize(batch_s: Sequence[Sequence[float]], seconds: float, cpu_s: float) -> Round:

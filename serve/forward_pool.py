@@ -17,7 +17,7 @@ from trainkit.serve.types import FloatArray, Runner
 # unequal lengths up to 512 tokens, 17% up to 128; 4096 gave 28% and 2%.
 MAX_TOKENS = 2048
 # The same for ONNX Runtime on a CPU, where a small pass stays in the cache and its attention has
-# less padding: :mod:`trainkit.bench.studies.token_budget` measures it.
+# less padding: the study `ablation` measures it.
 CPU_TOKENS = 512
 CPU = "CPUExecutionProvider"
 PROVIDERS = (CPU,)

@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
     line: int
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """One text and the number of its (first) line, counted from 1."""
 
     line: int
@@ -81,7 +81,7 @@ class TextFile:
                 if isinstance(row, _Fault):
                     faulty += 1
                     faults += [row] if faulty <= FIRST_FAULTS else []
-                count += isinstance(row, Row)
+                count += isinstance(row, TextRow)
                 if count == rows:
                     found.append(Chunk(begin, lines.position - begin, line))
                     begin, line, count = lines.position, lines.number + 1, 0
@@ -95,14 +95,14 @@ class TextFile:
             raise InputError(f"{self.path} has no texts; expected one per line.")
         return found
 
-    def read(self, chunk: Chunk) -> list[Row]:
+    def read(self, chunk: Chunk) -> list[TextRow]:
         """Return the rows of one chunk; ``InputError`` if the file changed since."""
         with self._open() as file:
             file.seek(chunk.start)
             rows = list(self._rows(_Lines(file, chunk)))
         if not rows or any(isinstance(row, _Fault) for row in rows):
             raise InputError(f"{self.path} was changed while it was read; start again.")
-        return [row for row in rows if isinstance(row, Row)]
+        return [row for row in rows if isinstance(row, TextRow)]
 
     def _open(self) -> BinaryIO:
         try:
@@ -122,14 +122,14 @@ class TextFile:
                 raise InputError(f"the header of {self.path} cannot be read: {error}.") from None
         raise InputError(f"{self.path} is empty; expected a header with a column of texts.")
 
-    def _rows(self, lines: "_Lines") -> Iterator[Row | _Fault]:
+    def _rows(self, lines: "_Lines") -> Iterator[TextRow | _Fault]:
         if self.delimiter:
             yield from self._separated_rows(lines)
             return
         for number, content in lines:
             if content.strip() or not self.is_json:
                 row = _decoded(content, self.column) if self.is_json else _text(content)
-                yield Row(number, row) if isinstance(row, str) else _Fault(number, row.args[0])
+                yield TextRow(number, row) if isinstance(row, str) else _Fault(number, row.args[0])
 
     def _separated(self, lines: "_Lines") -> Iterator[list[str]]:
         csv.field_size_limit(MOST_FIELD)  # of the process; the module's own is 131,072 characters
@@ -137,7 +137,7 @@ class TextFile:
         decoded = (content.decode() for _, content in lines)
         return csv.reader(decoded, delimiter=self.delimiter or ",", strict=True)
 
-    def _separated_rows(self, lines: "_Lines") -> Iterator[Row | _Fault]:
+    def _separated_rows(self, lines: "_Lines") -> Iterator[TextRow | _Fault]:
         is_header = lines.begins_file
         begin = lines.number + 1  # a quoted text may span lines: this is the row's first
         try:
@@ -149,7 +149,7 @@ class TextFile:
                     yield _Fault(begin, reason)
                 elif fields:
                     text = fields[self.field].strip()
-                    yield Row(begin, text) if text else _Fault(begin, "empty text")
+                    yield TextRow(begin, text) if text else _Fault(begin, "empty text")
                 begin = lines.number + 1
         except (csv.Error, UnicodeDecodeError) as error:
             is_text = isinstance(error, csv.Error)

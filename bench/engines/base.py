@@ -15,17 +15,6 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.formats import Format
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = [
-    "KINDS",
-    "ON_TORCH",
-    "Engine",
-    "EngineUnavailableError",
-    "Kind",
-    "kind_of",
-    "limit_torch",
-    "versions_of",
-]
-
 Kind: TypeAlias = Format | Literal["run", "classifier", "adapter"]
 """What a source is: a bundle by its format, a trainkit run, or a folder of Hugging Face's."""
 

@@ -13,15 +13,6 @@ from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = [
-    "import_openvino",
-    "of_bundle",
-    "onnx_on",
-    "onnx_workers",
-    "openvino_bundle",
-    "openvino_runner",
-]
-
 
 def of_bundle(source: Path, threads: int, title: str, package: str) -> Engine:
     """Open a bundle in the runtime of its format."""

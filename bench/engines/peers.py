@@ -17,8 +17,6 @@ from trainkit.bench.measure.procfs import processor_flags
 from trainkit.serve.encoding import Batch, Text
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["CONVERSIONS"]
-
 EXAMPLE = ("How far is it from Denver to Aspen ?", "Who was Galileo ?")
 
 Level: TypeAlias = Literal["", "O2", "int8"]

@@ -21,8 +21,6 @@ from trainkit.serve.types import FloatArray, Runner
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["compiled", "eager", "huggingface", "pipeline"]
-
 
 def eager(source: Path, threads: int, device: str = "cpu") -> Engine:
     """Open the forward that trainkit runs and exports."""

@@ -25,8 +25,6 @@ from trainkit.bench.engines.pytorch import compiled, eager, huggingface, pipelin
 from trainkit.serve.errors import InputError, TrainkitError
 from trainkit.serve.formats import Format
 
-__all__ = ["RUNTIMES", "Spec", "applicable", "open_engine", "parse", "peers_folder", "python_of"]
-
 
 class Spec(NamedTuple):
     """What to measure: a runtime's name, and the folder it is to compute."""

@@ -29,16 +29,14 @@ from trainkit.bench.load.result import (
     TIMEOUT,
     LoadResult,
     LoadRun,
-    LoadSettings,
     Sample,
     summarise,
 )
 from trainkit.bench.load.search import find_rate, hopeless
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure import environment
 from trainkit.bench.measure.arrivals import arrivals, arrivals_within
 from trainkit.serve.errors import InputError
-
-__all__ = ["Target", "generate", "run", "schedule"]
 
 # Below uvicorn's 5 s: the side that sends must be the one that drops an idle connection, or now and
 # then a request meets a connection that the server is just closing.

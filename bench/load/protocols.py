@@ -11,8 +11,6 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["PROTOCOLS", "Protocol", "guess_protocol", "public_url", "split_url"]
-
 
 class Protocol(NamedTuple):
     """``body`` makes the JSON of a request; ``answers`` counts the answers in one of a response.

@@ -15,21 +15,6 @@ from trainkit.bench import files
 from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure.statistics import MIN_SAMPLES, percentile
 
-__all__ = [
-    "MIN_FOR_P99",
-    "OK",
-    "TIMEOUT",
-    "LoadResult",
-    "LoadRun",
-    "LoadSettings",
-    "Sample",
-    "Search",
-    "load",
-    "percentile_ms",
-    "save",
-    "summarise",
-]
-
 OK = "ok"
 TIMEOUT = "timeout"
 

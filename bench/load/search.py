@@ -12,8 +12,6 @@ import msgspec
 
 from trainkit.bench.load.result import OK, LoadRun, Sample, Search
 
-__all__ = ["MAX_PROBES", "find_rate", "hopeless"]
-
 MAX_PROBES = 24
 LOWEST = 1.0  # requests a second: a p99 of fewer takes minutes
 PRECISION = 1.05  # a rate that passes and one that fails are at last as close as this

@@ -6,8 +6,6 @@ from trainkit.bench.load.result import LoadResult, LoadRun
 from trainkit.bench.report.tables import noise
 from trainkit.tables import Table
 
-__all__ = ["table"]
-
 COLUMNS = (
     "requests/s",
     "answered/s",

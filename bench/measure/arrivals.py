@@ -10,8 +10,6 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrivals", "arrivals", "arrivals_within"]
-
 Arrivals: TypeAlias = Literal["constant", "poisson"]
 
 

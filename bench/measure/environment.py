@@ -18,12 +18,6 @@ from trainkit import __version__
 from trainkit.bench.measure.procfs import colon_separated, processor_flags
 from trainkit.serve.cores import affinity_cores, quota_cores
 
-__all__ = [
-    "Environment",
-    "cpu_steal_monitor",
-    "describe",
-]
-
 NOISY_THEFT = 0.05
 
 # What decides how fast a matrix product is on x86: vector width, and dot products of bytes.

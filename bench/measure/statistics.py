@@ -6,8 +6,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-__all__ = ["MIN_SAMPLES", "Interval", "Ratio", "bootstrap_interval", "percentile", "spread"]
-
 # Smaller samples do not carry the percentile. 459 is the smallest n with 1 - 0.99**n >= 0.99: only
 # then does the sample reach beyond the true p99 with 99% confidence; the others by the same rule.
 MIN_SAMPLES = {50: 20, 90: 50, 95: 90, 99: 459, 99.9: 4603}

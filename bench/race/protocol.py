@@ -15,27 +15,6 @@ import numpy.typing as npt
 from trainkit.serve.encoding import Batch, Text
 from trainkit.serve.types import FloatArray
 
-__all__ = [
-    "Done",
-    "EngineFailed",
-    "EngineReady",
-    "EngineUnavailable",
-    "LoadEngine",
-    "Measured",
-    "Reply",
-    "Request",
-    "TakeBatches",
-    "TakeTurn",
-    "Turn",
-    "Warm",
-    "Work",
-    "WriteLogits",
-    "load_logits",
-    "load_work",
-    "save_logits",
-    "save_work",
-]
-
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Passes over all batches: the seconds of each batch, one tuple per pass.

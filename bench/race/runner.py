@@ -9,7 +9,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import Spec, python_of
-from trainkit.bench.measure import environment, roofline
+from trainkit.bench.measure import environment
 from trainkit.bench.measure.arrivals import arrivals
 from trainkit.bench.race.protocol import (
     Done,
@@ -49,8 +49,6 @@ from trainkit.data.readers import Example
 from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.errors import InputError
 
-__all__ = ["load_samples", "run", "run_on", "worker_command"]
-
 # Threads of OpenMP and ONNX Runtime spin for some milliseconds after their work; the next engine
 # must not share the cores with them.
 PAUSE_SECONDS = 0.03
@@ -77,13 +75,15 @@ def run(
     on_progress: ProgressCallback = lambda step: None,
     command: Sequence[str] = (),
     worker: WorkerCommand = worker_command,
-    with_roofline: bool = True,
+    peak_flops: Mapping[int, float] | None = None,
     samples: Path | None = None,
 ) -> Result:
     """Measure each of ``specs`` with each number of threads; the first is the baseline.
 
     ``examples`` come in their order of arrival and are called ``data`` in the report; ``command``
     is what the user typed. ``samples`` names an ``.npz`` file for the time of every batch.
+    ``peak_flops`` is the machine's peak in operations/s, by number of threads, for the column
+    "roofline share".
 
     Raises ``InputError`` for input that cannot be measured and ``CheckFailedError`` if a worker
     dies. An engine with wrong outputs is marked in the result, and
@@ -99,7 +99,7 @@ def run(
         on_progress=on_progress,
         command=command,
         worker=worker,
-        with_roofline=with_roofline,
+        peak_flops=peak_flops,
         samples=samples,
     )
 
@@ -113,7 +113,7 @@ def run_on(
     on_progress: ProgressCallback = lambda step: None,
     command: Sequence[str] = (),
     worker: WorkerCommand = worker_command,
-    with_roofline: bool = True,
+    peak_flops: Mapping[int, float] | None = None,
     samples: Path | None = None,
 ) -> Result:
     """Do the same on given workloads; of ``settings`` only durations and threads are used.
@@ -121,22 +121,15 @@ def run_on(
     All ``specs`` must be of one model.
     """
     before, steal = environment.describe(), environment.cpu_steal_monitor()
-    roof = None
-    if with_roofline:
-        on_progress("measure the machine's peak")
-        roof = roofline.measure(settings.threads)
     # The workers end before the folder with their logs and arrays is removed.
     with tempfile.TemporaryDirectory(prefix="trainkit-bench-") as folder, ExitStack() as workers:
         scratch = Path(folder)
         engines, unavailable = _open_all(specs, settings, worker, scratch, workers, on_progress)
         raced = [_race_on(one, engines, settings, scratch, on_progress) for one in workloads]
-    if roof is not None:  # other work on the machine may have held the first measurement down
-        on_progress("measure the machine's peak again")
-        roof = roof.or_better(roofline.measure(settings.threads))
     if samples is not None:
         _save_samples(raced, samples)
     std = logit_std([runs[0] for _, runs, _ in raced])
-    results = [result_of(*one, roof, std) for one in raced]
+    results = [result_of(*one, peak_flops or {}, std) for one in raced]
     everything = [one for _, runs, _ in raced for one in runs]
     infos = tuple(finished(engine, everything) for engine in engines)
     noise = (*noise_of(results, infos, before), *steal())
@@ -147,7 +140,7 @@ def run_on(
         settings=settings,
         environment=before,
         environment_after=environment.describe(),
-        roofline=roof,
+        peak_flops=dict(peak_flops or {}),
         noisy=bool(noise),
         noisy_because=noise,
         engines=infos,

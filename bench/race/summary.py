@@ -4,14 +4,13 @@ Ratios are against the first engine of a workload, inside each round; outputs ar
 those of the same engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.measure.roofline import Roofline
 from trainkit.bench.measure.statistics import Ratio, percentile, spread
 from trainkit.bench.race.protocol import Turn
 from trainkit.bench.race.worker_process import WorkerProcess
@@ -27,8 +26,6 @@ from trainkit.bench.result import (
 )
 from trainkit.export import parity, parity_cases
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = ["EngineRun", "OpenEngine", "finished", "logit_std", "noise_of", "result_of"]
 
 NOISY_SPREAD = 0.15
 NOISY_LOAD_SHARE = 0.5
@@ -62,7 +59,7 @@ def result_of(
     workload: Workload,
     runs: Sequence[EngineRun],
     unavailable: Sequence[Unavailable],
-    roof: Roofline | None,
+    peak_flops: Mapping[int, float],
     logits_std: float,
 ) -> WorkloadResult:
     """Summarize one workload; the first of ``runs`` is the baseline."""
@@ -95,7 +92,7 @@ def result_of(
                 cases, _replay(run.logits), run.engine.info.precision, noise_against=noise_against
             )
             ratio = Ratio.of_rounds(_texts_per_s(result, run), baseline)
-        share = _roofline_share(result, run, roof)
+        share = _roofline_share(result, run, peak_flops)
         accuracy = _accuracy(run.logits, workload.expected)
         measurements.append(_measurement(result, run, ratio, outputs, share, accuracy))
     return msgspec.structs.replace(result, measurements=tuple(measurements))
@@ -112,12 +109,13 @@ def _texts_per_s(workload: WorkloadResult, run: EngineRun) -> list[float]:
 
 
 def _roofline_share(
-    workload: WorkloadResult, run: EngineRun, roof: Roofline | None
+    workload: WorkloadResult, run: EngineRun, peak_flops: Mapping[int, float]
 ) -> float | None:
-    if roof is None or workload.useful_flop is None:
+    peak = peak_flops.get(run.engine.info.threads)
+    if peak is None or workload.useful_flop is None:
         return None
     rate = float(np.median(_texts_per_s(workload, run)))
-    return workload.useful_flop / workload.texts * rate / roof.peak(run.engine.info.threads)
+    return workload.useful_flop / workload.texts * rate / peak
 
 
 def _accuracy(logits: Sequence[FloatArray], expected: Sequence[int] | None) -> float | None:

@@ -39,8 +39,6 @@ from trainkit.bench.race.protocol import (
 )
 from trainkit.serve.errors import TrainkitError
 
-__all__ = ["is_stable", "scheduled_turn", "speak", "take_turn"]
-
 # Engines allocate, choose kernels and optimise (TorchScript: by shape) in their first passes.
 STABLE_PASSES = 3
 STABLE_SPREAD = 0.1

@@ -13,8 +13,6 @@ from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.race.protocol import EngineFailed, EngineUnavailable, Measured, Reply, Request
 from trainkit.serve.errors import CheckFailedError, InputError
 
-__all__ = ["WorkerProcess", "last_line"]
-
 STOP_SECONDS = 5.0
 
 Kind = TypeVar("Kind", bound=Reply)

@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainkit.bench.measure.roofline import useful_flop
+from trainkit.bench.race.flops import useful_flop
 from trainkit.bench.race.protocol import Work
 from trainkit.bench.result import BenchmarkSettings, Scenario
 from trainkit.data.readers import Example
 from trainkit.serve.bundle import MANIFEST, open_bundle
 from trainkit.serve.encoding import Batch, Text, TextEncoder
 from trainkit.serve.errors import InputError
-
-__all__ = ["Workload", "prepare"]
 
 TOKENISATIONS = 5
 GRID_BATCHES = 4

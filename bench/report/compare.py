@@ -20,15 +20,6 @@ from trainkit.bench.result import (
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.tables import RowStyle, Table
 
-__all__ = [
-    "Comparison",
-    "Pair",
-    "check",
-    "compare",
-    "parse_share",
-    "table",
-]
-
 Verdict: TypeAlias = Literal["faster", "slower", "no difference", "wrong outputs"]
 METHOD = (
     f"ratio of the median speeds over rounds, B by A; 95% percentile bootstrap interval, "

@@ -12,8 +12,6 @@ from trainkit.bench.result import Result
 from trainkit.html import Block, Bullets, Code, Figure, Page, Section, render
 from trainkit.tables import Table
 
-__all__ = ["html"]
-
 METHOD = (
     "Each engine runs in a process of its own, alive and idle between its turns; turns are "
     "interleaved in rounds, in an order that rotates, after a warm-up.",
@@ -107,13 +105,5 @@ def _method(result: Result) -> Iterator[Block]:
         f"workload; warm-up of at most {settings.warm_up_max_seconds:g} s; seed {settings.seed}."
     )
     yield Bullets(METHOD)
-    if result.roofline is None:
-        yield "The machine's peak was not measured."
-        return
-    for point in result.roofline.points:
-        yield (
-            f"This machine's measured peak with {point.threads} "
-            f"thread{'s' if point.threads > 1 else ''}: {point.gemm_flops_per_s / 1e9:,.0f} "
-            f"GFLOP/s in a float32 matrix product, {point.bandwidth_bytes_per_s / 1e9:,.1f} GB/s "
-            "of memory. A roofline share is the useful operations per second divided by the peak."
-        )
+    for threads, flops in result.peak_flops.items():
+        yield f"Peak of a float32 matrix product, {threads} threads: {flops / 1e9:,.0f} GFLOP/s."

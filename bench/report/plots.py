@@ -19,8 +19,6 @@ from trainkit.bench.report.tables import engine_labels
 from trainkit.bench.result import Measurement, Result, WorkloadResult
 from trainkit.svg import COLOURS, plain_axes
 
-__all__ = ["Missing", "Panel", "Plot", "PlotPoint", "Series", "plots", "svg"]
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 COLUMNS = 3

@@ -16,17 +16,6 @@ from trainkit.bench.result import EngineInfo, Measurement, Result, WorkloadResul
 from trainkit.serve.bundle import MANIFEST, Manifest, Serving, open_bundle, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
 
-__all__ = [
-    "Choice",
-    "Recommendation",
-    "Rival",
-    "Wanted",
-    "check",
-    "recommend",
-    "text",
-    "write",
-]
-
 # The runtimes that Classifier.load can open just as they were measured, and what ONNX Runtime
 # calls where they run.
 PROVIDERS = {

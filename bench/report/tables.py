@@ -18,21 +18,6 @@ from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.result import EngineInfo, Measurement, Result, Unavailable, WorkloadResult
 from trainkit.tables import Table
 
-__all__ = [
-    "csv",
-    "engine_labels",
-    "engine_table",
-    "footer",
-    "machine",
-    "markdown",
-    "noise",
-    "not_measured",
-    "rate_text",
-    "ratio_text",
-    "sheets",
-    "table",
-]
-
 RATIO = "ratio (95% interval)"
 PERCENTILES = (50, 90, 95, 99)
 # Notes below a table, on the engines for which the condition holds.

@@ -1,8 +1,7 @@
-"""The variants of :mod:`trainkit.bench.studies.ablation`, one a process.
+"""The variants of :mod:`trainkit.bench.studies.ablation`, one in a process.
 
-``python -m trainkit.bench.studies ablation_worker VARIANT BUNDLE THREADS`` owns one variant and
-speaks as :mod:`trainkit.bench.race.worker` does. Needs neither torch nor the exporter: what it has
-resident is what serving has.
+``python -m trainkit.bench.studies.ablation_worker VARIANT BUNDLE THREADS`` speaks the protocol of
+:mod:`trainkit.bench.race.worker`. It imports only what serving imports, as its memory is measured.
 """
 
 import sys
@@ -17,8 +16,6 @@ from trainkit.serve.bundle import Bundle, open_bundle
 from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import Runner
-
-__all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "open_variant"]
 
 SHIPPED = "as shipped"
 
@@ -42,9 +39,9 @@ AHEAD = {"optimised ahead": "ONNX", "optimised ahead, .ort": "ORT"}
 
 
 def open_variant(name: str, source: Path, threads: int) -> Engine:
-    """Open a bundle as a variant says; a name of a graph alone opens its bundle as shipped.
+    """Open a bundle as a variant; the name of a graph opens its bundle as shipped.
 
-    ``EngineUnavailableError`` where the bundle cannot have the variant.
+    Raises ``EngineUnavailableError`` if the bundle cannot have the variant.
     """
     bundle = open_bundle(source)
     if name in BATCHINGS:
@@ -81,11 +78,16 @@ def _a_worker_a_core(model: Path, threads: int) -> Runner:
     return split_batches(onnx_runner(model, threads=1), workers=threads)
 
 
+def _budget(tokens: int) -> Callable[[Path, int], Runner]:
+    return lambda model, threads: split_batches(onnx_runner(model, threads=threads), tokens)
+
+
 BATCHINGS: dict[str, Callable[[Path, int], Runner]] = {
     "batches whole": _whole,
     "a worker a core": _a_worker_a_core,
+    # Serving's own budget on a CPU is forward_pool.CPU_TOKENS.
+    **{f"at most {tokens} tokens": _budget(tokens) for tokens in (128, 512, 1024, 4096)},
 }
-
 
 if __name__ == "__main__":
     variant, folder, threads = sys.argv[1:]

@@ -18,8 +18,6 @@ from trainkit.bench.race.worker_process import last_line
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
 
-__all__ = ["ColdRun", "ColdStart", "HelpTime", "help_seconds", "measure"]
-
 # The first line it prints stops the clock; the second is about itself, and looked up afterwards.
 PROGRAM = """
 import sys

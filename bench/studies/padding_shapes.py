@@ -14,8 +14,6 @@ from trainkit.bench.race.workload import Workload
 from trainkit.serve.encoding import Batch, TextEncoder, pad
 from trainkit.serve.errors import InputError
 
-__all__ = ["MEAN_LENGTH", "SHARES", "Shape", "shapes", "workload"]
-
 MAX_LENGTH = 512
 ROWS = 32
 SHARES = (0.0, 0.5, 0.75, 0.875)

@@ -91,7 +91,7 @@ def _worth(length: int) -> float:
     return length + length**2 / ATTENTION
 
 
-class _Load:
+class _BatchCost:
     """What is in a batch so far."""
 
     def __init__(self, policy: BatchingPolicy) -> None:
@@ -254,7 +254,7 @@ class Batcher:
         so is the first of a later batch at the latest: no length waits for ever.
         """
         now = perf_counter()
-        load, batch, kept = _Load(self.policy), list[_Row](), list[_Request]()
+        load, batch, kept = _BatchCost(self.policy), list[_Row](), list[_Request]()
         # Not all of a long queue is tried for the last free tokens of a batch.
         while self._ring and max(load.rows, len(kept)) < self.policy.batch_rows:
             request, _ = self._ring.popitem(last=False)

@@ -65,7 +65,7 @@ class InferResponse(msgspec.Struct, omit_defaults=True):
     id: str | None = None
 
 
-class Request(NamedTuple):
+class DecodedRequest(NamedTuple):
     """N texts, or the N rows they were encoded to elsewhere; one of both is None.
 
     ``outputs`` holds the name of each output wanted and whether it is to be binary.
@@ -81,7 +81,7 @@ class Request(NamedTuple):
 _DECODER = msgspec.json.Decoder(InferRequest)
 
 
-def decode(body: bytes, header_length: int | None, signature: Signature) -> Request:
+def decode(body: bytes, header_length: int | None, signature: Signature) -> DecodedRequest:
     """Read a request.
 
     ``header_length`` is Inference-Header-Content-Length; None without it: the body is JSON.
@@ -107,7 +107,7 @@ def decode(body: bytes, header_length: int | None, signature: Signature) -> Requ
             f"inputs must be text alone, or {', '.join(signature.id_inputs)}; got "
             f"{', '.join(map(quoted, names)) or 'none'}."
         )
-    return Request(
+    return DecodedRequest(
         texts,
         rows,
         _outputs(request.outputs, _flag(parameters, "binary_data_output")),
@@ -195,7 +195,7 @@ def _timeout(parameters: Mapping[str, Any]) -> float | None:
 
 
 def encode(
-    request: Request,
+    request: DecodedRequest,
     model: tuple[str, str],
     labels: Sequence[str],
     logits: FloatArray,

@@ -3,8 +3,9 @@
 :func:`run` is all of ``trainkit serve`` with one worker. With several,
 :mod:`trainkit.serve.http.supervisor` starts this module once for each. Such a worker inherits the
 listening socket and a *control channel* of JSON lines: it reads its :class:`WorkerConfig`, then
-:class:`Load` orders; it writes a :class:`Report` for the start and for each order, and empty lines
-as heartbeats of its event loop. When the channel closes the supervisor is gone, and it exits too.
+each :class:`LoadOrder`; it writes a :class:`WorkerReport` for the start and for each order, and
+empty lines as heartbeats of its event loop. When the channel closes the supervisor is gone, and it
+exits too.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from trainkit.serve.http.exceptions import UnavailableError
 from trainkit.serve.http.logs import config as log_config
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.settings import Settings
-from trainkit.serve.http.sockets import Server, first, listen, url
+from trainkit.serve.http.sockets import DrainingServer, first, listen, url
 
 Result = TypeVar("Result")
 
@@ -54,14 +55,14 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     silent_s: float = 10.0  # without one: killed; a worker on a busy machine is back before that
 
 
-class Load(msgspec.Struct, frozen=True):
+class LoadOrder(msgspec.Struct, frozen=True):
     """Load one model again; ``folder`` None is the folder it came from."""
 
     name: str
     folder: str | None = None
 
 
-class Report(msgspec.Struct, frozen=True):
+class WorkerReport(msgspec.Struct, frozen=True):
     """The result of the start or of a load: an error, or the versions now served, by name."""
 
     versions: dict[str, str] = {}
@@ -137,7 +138,7 @@ class ModelReloader:
             model = await self.models.reload(name, folder)
         return model.version
 
-    async def obey(self, order: Load) -> Report:
+    async def obey(self, order: LoadOrder) -> WorkerReport:
         """Load one model; an error is logged and reported, and the old version stays."""
         error, exit_code = None, 0
         try:
@@ -149,7 +150,7 @@ class ModelReloader:
             expected = isinstance(refusal, TrainkitError | UnavailableError)
             message = "model %s: the new version is refused: %s"
             log.error(message, order.name, refusal, exc_info=None if expected else refusal)
-        return Report(self.versions(), error, exit_code)
+        return WorkerReport(self.versions(), error, exit_code)
 
     def versions(self) -> dict[str, str]:
         """Return the version served under each name."""
@@ -160,7 +161,7 @@ class ModelReloader:
 
         async def load_all() -> None:
             for name in list(self.models):
-                await self.obey(Load(name))
+                await self.obey(LoadOrder(name))
 
         task = asyncio.ensure_future(load_all())
         self.tasks.add(task)
@@ -179,9 +180,9 @@ class Control:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
-        self.orders: asyncio.Queue[Load] = asyncio.Queue()
+        self.orders: asyncio.Queue[LoadOrder] = asyncio.Queue()
 
-    async def send(self, report: Report) -> None:
+    async def send(self, report: WorkerReport) -> None:
         """Answer the supervisor; ``listen`` notices if it is gone."""
         with contextlib.suppress(ConnectionError):
             self.writer.write(msgspec.json.encode(report) + b"\n")
@@ -195,7 +196,7 @@ class Control:
 
     async def listen(self, stop: Shutdown) -> None:
         """Queue orders until the supervisor is gone; then shut down."""
-        decoder = msgspec.json.Decoder(Load)
+        decoder = msgspec.json.Decoder(LoadOrder)
         with contextlib.suppress(ConnectionError):
             while line := await self.reader.readline():
                 self.orders.put_nowait(decoder.decode(line))
@@ -229,10 +230,10 @@ async def serve(
             app = application(
                 models, config.settings, token=config.token, draining=draining, otel=config.otel
             )
-            servers = [Server(app, listener, config.grace_s)]
+            servers = [DrainingServer(app, listener, config.grace_s)]
             if admin_listener:
                 admin_app = admin.application(reloader.index, reloader.load, config.token)
-                servers.append(Server(admin_app, admin_listener, config.grace_s))
+                servers.append(DrainingServer(admin_app, admin_listener, config.grace_s))
             for server in servers:
                 listen(server.listener)
             async with asyncio.TaskGroup() as group:
@@ -241,7 +242,7 @@ async def serve(
                     group.create_task(one.run_until(stop.leave, stop.now)) for one in servers
                 ]
                 if control:
-                    await control.send(Report(reloader.versions()))
+                    await control.send(WorkerReport(reloader.versions()))
                 else:
                     announce(listener, admin_listener)
                 await stop.wait()
@@ -290,7 +291,7 @@ async def serve_supervised(channel: socket.socket) -> int:
         with socket.socket(fileno=config.listener) as listener, traces.exported(config.otel):
             return await serve(config, stop, listener, control=control)
     except InputError as error:
-        await control.send(Report(error=str(error), exit_code=error.exit_code))
+        await control.send(WorkerReport(error=str(error), exit_code=error.exit_code))
         return error.exit_code
     finally:
         for task in tasks:

@@ -78,7 +78,7 @@ def joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class Server(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """uvicorn on a socket that listens; :meth:`run_until` is its whole life."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket, grace_s: float) -> None:

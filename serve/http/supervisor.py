@@ -27,14 +27,14 @@ from trainkit.serve.http import admin
 from trainkit.serve.http.logs import config as log_config
 from trainkit.serve.http.run import (
     LINE_BYTES,
-    Load,
-    Report,
+    LoadOrder,
     Shutdown,
     WorkerConfig,
+    WorkerReport,
     announce,
     run_loop,
 )
-from trainkit.serve.http.sockets import Server, first, listen
+from trainkit.serve.http.sockets import DrainingServer, first, listen
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 LASTED_S = 60.0  # a worker that lived longer is restarted without a pause
@@ -76,7 +76,7 @@ class HTTPWorker:
         self._turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, config: WorkerConfig, listener: socket.socket) -> Report:
+    async def start(self, config: WorkerConfig, listener: socket.socket) -> WorkerReport:
         """Start the process; its error, or its end, is in the report.
 
         Raises ``OSError`` if the system cannot start a process.
@@ -99,7 +99,7 @@ class HTTPWorker:
         except OSError:
             self.writer.close()
             raise
-        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._reports: asyncio.Queue[WorkerReport] = asyncio.Queue()
         self._silent_s = 0.0  # since the last heartbeat, while this process was awake
         self._bound_s = config.settings.start_s  # until the interpreter is up
         self._send(self.config(config, listener))
@@ -119,23 +119,23 @@ class HTTPWorker:
             config, settings=settings, cores=self.cores, listener=listener.fileno()
         )
 
-    async def load(self, order: Load) -> Report:
+    async def load(self, order: LoadOrder) -> WorkerReport:
         """Have one model loaded again."""
         async with self._turn:
             self._send(order)
             return await self._report()
 
-    def _send(self, message: WorkerConfig | Load) -> None:
+    def _send(self, message: WorkerConfig | LoadOrder) -> None:
         self.writer.write(msgspec.json.encode(message) + b"\n")
 
-    async def _report(self) -> Report:
+    async def _report(self) -> WorkerReport:
         """Wait for the next report, or for the end of the channel."""
         report = asyncio.ensure_future(self._reports.get())
         try:
             await asyncio.wait({report, self._tasks[0]}, return_when=asyncio.FIRST_COMPLETED)
             if report.done():
                 return report.result()
-            return Report(error=f"worker {self.number} ended unexpectedly.", exit_code=1)
+            return WorkerReport(error=f"worker {self.number} ended unexpectedly.", exit_code=1)
         finally:
             report.cancel()
 
@@ -145,7 +145,7 @@ class HTTPWorker:
             while line := await self.reader.readline():
                 self._silent_s, self._bound_s = 0.0, silent_s
                 if line != b"\n":
-                    self._reports.put_nowait(msgspec.json.decode(line, type=Report))
+                    self._reports.put_nowait(msgspec.json.decode(line, type=WorkerReport))
 
     async def _watch(self, ping_s: float) -> None:
         """Kill the worker when its heartbeats stop."""
@@ -271,7 +271,7 @@ class Supervisor:
             if self.stop.drain.is_set():  # it started after the others got their signal
                 worker.terminate()
 
-    async def _restart(self, worker: HTTPWorker) -> Report | None:
+    async def _restart(self, worker: HTTPWorker) -> WorkerReport | None:
         """Start it with the current models; None if the server shuts down or it fails for now."""
         async with self.changing:
             if self.stop.drain.is_set():
@@ -292,7 +292,7 @@ class Supervisor:
 
         If the first refuses it, its error is raised and nothing changed.
         """
-        order = Load(name, None if folder is None else str(folder))
+        order = LoadOrder(name, None if folder is None else str(folder))
         async with self.changing:
             running = [worker for worker in self.workers if worker.ready]
             if not running:
@@ -355,7 +355,7 @@ class Supervisor:
                     if admin_listener:
                         listen(admin_listener)
                         app = admin.application(self.index, self.load, self.config.token)
-                        server = Server(app, admin_listener, self.config.grace_s)
+                        server = DrainingServer(app, admin_listener, self.config.grace_s)
                         group.create_task(server.run_until(stop.drain, stop.now))
                     announce(self.listener, admin_listener)
                     await stop.drain.wait()
@@ -368,7 +368,7 @@ class Supervisor:
         return 1 if stop.now.is_set() else 0
 
 
-def _error(report: Report) -> InputError | CheckFailedError:
+def _error(report: WorkerReport) -> InputError | CheckFailedError:
     refused = report.exit_code == InputError.exit_code
     return (InputError if refused else CheckFailedError)(report.error)
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from trainkit.bench.measure import environment
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.measure.roofline import MachinePeak, Roofline
 from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.race.protocol import Turn
 from trainkit.bench.result import (
@@ -230,7 +229,7 @@ def result(
         settings=BenchmarkSettings(threads=tuple(sorted({truth.threads for truth in truths}))),
         environment=here,
         environment_after=here,
-        roofline=Roofline(points=(MachinePeak(2, 1.2e11, 2.1e10),)),
+        peak_flops={2: 1.2e11},
         noisy=False,
         noisy_because=(),
         engines=tuple(engine(truth) for truth in truths),

@@ -39,7 +39,7 @@ class Packing(NamedTuple):
     declined: str | None
 
 
-class _Running:
+class _PackedForward:
     """One forward of a packed encoder: its mask plan, and the layer that runs."""
 
     def __init__(self, attention_mask: Tensor) -> None:
@@ -58,7 +58,7 @@ class _Running:
         return attend(query, key, value, self.plan, prefix=prefix, scale=scale, dropout=dropout)
 
 
-_running: ContextVar[_Running] = ContextVar("packed forward that runs")
+_running: ContextVar[_PackedForward] = ContextVar("packed forward that runs")
 
 
 def _attention(
@@ -83,8 +83,8 @@ AttentionMaskInterface.register(NAME, _no_mask)
 
 
 @contextmanager
-def _packed(attention_mask: Tensor) -> Iterator[_Running]:
-    running = _Running(attention_mask)
+def _packed(attention_mask: Tensor) -> Iterator[_PackedForward]:
+    running = _PackedForward(attention_mask)
     token = _running.set(running)
     try:
         yield running

@@ -129,7 +129,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 # Those of prefix and finetune are from runs on TREC whose validation and test scores were both in
-# view, so no unbiased spec; `trainkit train --help` shows how to change them. Fewer epochs do for
+# view, so no unbiased choice; `trainkit train --help` shows how to change them. Fewer epochs do for
 # simple where there are thousands of texts, and early stopping finds it; hundreds need these.
 DEFAULTS: dict[Kind, TrainConfig] = {
     "simple": TrainConfig(

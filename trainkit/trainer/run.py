@@ -67,21 +67,21 @@ def train(
     report: bool = False,
     group: ProcessGroup = SINGLE,
 ) -> RunResult:
-    """Train into ``folder``, score test once, point ``latest`` at it.
+    """Train into ``folder``, score the test set once, and point ``latest`` at the folder.
 
-    ``folder`` must not exist, or with ``resume`` hold a run of the same settings and data that did
-    not come to its end. An error or interrupt before the first saved state leaves no new folder.
-    ``source`` is kept beside the settings, for whoever resumes, and the curve of ``tested``, by
-    which the rate in ``config`` was chosen, in the folder. ``report`` writes ``report.html`` too.
+    ``folder`` must not exist, or with ``resume`` hold an unfinished run of the same settings and
+    data. An error or interrupt before the first saved state leaves no new folder. ``source`` (for
+    ``--resume``) and the curve of ``tested``, by which the learning rate in ``config`` was chosen,
+    are kept in the folder; with ``report`` it gets ``report.html`` too.
 
-    In a ``group`` it is for the process that leads; the others :func:`follow`.
+    Of a ``group`` the main process calls this, the others :func:`train_worker`.
     """
     if report:
-        import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
+        import trainkit.trainer.report  # noqa: F401  # missing packages are reported now, not later
     run_config = RunConfig(
         model=spec, training=config, data_sha256=fingerprint(splits), source=source
     )
-    with nullcontext() if resume else _fresh(folder):
+    with nullcontext() if resume else _new_folder(folder):
         if resume:
             _check_unfinished(folder)
             run_folder.check_resumed(folder, run_config)
@@ -89,122 +89,98 @@ def train(
             run_folder.write(folder, run_config)
             if tested is not None:
                 tested.write(folder)
-        fitting = _Fitting(spec, config, folder, progress or NoCallback(), save_every_s, group)
-        answer, trained = fitting.validated(splits)
-        validated = _validate(answer, splits.valid)
-        if config.refit:
-            answer, kept = fitting.refit(splits, trained)
-            trained = trained._replace(model=kept.model)
-        return _finish(answer, trained, validated, splits, run_config, folder, report)
+        callback = progress or NoCallback()
+        models = _fit_models(spec, splits, config, folder, callback, save_every_s, group)
+        return _finish(models, splits, run_config, folder, report)
 
 
 def train_worker(
     spec: ModelSpec, splits: Splits, config: TrainConfig, folder: Path, group: ProcessGroup
 ) -> None:
-    """Train along with the process of ``group`` that leads, which writes ``folder``."""
-    fitting = _Fitting(spec, config, folder, NoCallback(), math.inf, group)
-    trained = fitting.validated(splits)[1]
-    if config.refit:
-        fitting.refit(splits, trained)
+    """Train along with the main process of ``group``, which writes ``folder``."""
+    _fit_models(spec, splits, config, folder, NoCallback(), math.inf, group)
 
 
-class _Fitting(NamedTuple):
-    """How the one or two trainings of a run are made: each into a folder of its own."""
+class _Models(NamedTuple):
+    """The classifier that validation scores and the one that is kept: the same without a refit.
 
-    spec: ModelSpec
-    config: TrainConfig
-    folder: Path
-    progress: TrainingCallback
-    save_every_s: float
-    group: ProcessGroup
+    ``result`` has the history of the first and the model of the second.
+    """
 
-    def validated(self, splits: Splits) -> tuple[Classifier, TrainingResult]:
-        """Train the model that the validation texts score and calibrate."""
-        if self.config.refit is not True:
-            return self._fit(splits, self.folder)
-        answer, trained = self._fit(splits, self.folder / VALIDATED)
-        if trained.interrupted:  # the model that is to be kept has not begun
-            raise KeyboardInterrupt
-        return answer, trained
+    validated: Classifier
+    kept: Classifier
+    result: TrainingResult
 
-    def refit(self, splits: Splits, validated: TrainingResult) -> tuple[Classifier, TrainingResult]:
-        """Train anew on the validation texts too, up to the epoch that the first model was kept at.
 
-        That is the last one, or the best one where the first training was stopped early. Between
-        epochs of a whole schedule none is chosen: by few texts, that is to choose by chance, and
-        before the last one the rates have not fallen yet.
-        """
-        self.progress.refit()
-        both = Splits(splits.train + splits.valid, (), splits.test)
-        return self._fit(both, self.folder, validated.best.epoch)
-
-    def _fit(
-        self, splits: Splits, folder: Path, until: int | None = None
+def _fit_models(
+    spec: ModelSpec,
+    splits: Splits,
+    config: TrainConfig,
+    folder: Path,
+    callback: TrainingCallback,
+    save_every_s: float,
+    group: ProcessGroup,
+) -> _Models:
+    def fit_into(
+        home: Path, splits: Splits, until: int | None = None
     ) -> tuple[Classifier, TrainingResult]:
-        if self.group.is_main:
-            folder.mkdir(exist_ok=True)
-        seed_everything(self.config.seed)
-        new = make_model(self.spec, splits, self.config)
-        trained = fit(
-            new, splits, self.config, folder, self.progress, self.save_every_s, self.group, until
-        )
-        runner = classifier.torch_runner(trained.model)
-        return Classifier(new.encoder, runner, new.model.config.labels), trained
+        if group.is_main:
+            home.mkdir(exist_ok=True)
+        seed_everything(config.seed)
+        new = make_model(spec, splits, config)
+        result = fit(new, splits, config, home, callback, save_every_s, group, until)
+        runner = classifier.torch_runner(result.model)
+        return Classifier(new.encoder, runner, new.model.config.labels), result
 
-
-class _Validated(NamedTuple):
-    """What the validation texts said: (N, C) logits, their scores, and the fitted temperature."""
-
-    logits: FloatArray
-    scores: Evaluation
-    temperature: float
-    no_temperature: str
-
-
-def _validate(answer: Classifier, examples: Sequence[Example]) -> _Validated:
-    logits = _logits(answer, examples)
-    columns = [answer.labels.index(example.label) for example in examples]
-    temperature, no_temperature = 1.0, ""
-    try:
-        temperature = fit_temperature(logits, columns)
-    except NoBestTemperatureError as error:
-        no_temperature = str(error)
-    scores = _evaluate(answer, logits, examples, temperature)
-    return _Validated(logits, scores, temperature, no_temperature)
+    if not config.refit:
+        model, result = fit_into(folder, splits)
+        return _Models(model, model, result)
+    validated, result = fit_into(folder / VALIDATED, splits)
+    if result.interrupted:  # the model that is to be kept has not been started
+        raise KeyboardInterrupt
+    callback.refit()
+    # Up to the epoch that was kept: the last one, or the best one if the training stopped early.
+    # Choosing between the epochs of a whole schedule by few texts would be choosing by chance, and
+    # before the last one the rates have not fallen yet.
+    both = Splits(splits.train + splits.valid, (), splits.test)
+    kept, refitted = fit_into(folder, both, result.best.epoch)
+    return _Models(validated, kept, result._replace(model=refitted.model))
 
 
 def _finish(
-    answer: Classifier,
-    trained: TrainingResult,
-    validated: _Validated,
-    splits: Splits,
-    run_config: RunConfig,
-    folder: Path,
-    report: bool,
+    models: _Models, splits: Splits, run_config: RunConfig, folder: Path, report: bool
 ) -> RunResult:
-    """Score and calibrate what was trained, and write what the run's folder holds beside it."""
-    _, valid, temperature, no_temperature = validated
+    """Calibrate and score the models, and write the rest of the run's folder."""
+    result, labels = models.result, models.kept.labels
+    valid_logits = _logits(models.validated, splits.valid)
+    temperature, no_temperature = 1.0, ""
+    try:
+        columns = [labels.index(example.label) for example in splits.valid]
+        temperature = fit_temperature(valid_logits, columns)
+    except NoBestTemperatureError as error:
+        no_temperature = str(error)
+    valid = _evaluate(valid_logits, splits.valid, labels, temperature)
     checkpoint.calibrate(
         folder,
         None if no_temperature else temperature,
         {
-            **trained.best.validation,
+            **result.best.validation,
             "valid_raw_calibration_error": valid.raw_calibration_error,
             "valid_calibration_error": valid.calibration_error,
         },
     )
-    test_logits = _logits(answer, splits.test)
-    test = _evaluate(answer, test_logits, splits.test, temperature)
+    test_logits = _logits(models.kept, splits.test)
+    test = _evaluate(test_logits, splits.test, labels, temperature)
     texts = [example.text for example in splits.test[:COMPARED_TEXTS]]
-    note = write_adapter(folder, trained.model, answer.encoder, texts)
+    note = write_adapter(folder, result.model, models.kept.encoder, texts)
     notes = () if note is None else (note,)
-    run = RunResult(folder, trained, valid, test, no_temperature, notes)
+    run = RunResult(folder, result, valid, test, no_temperature, notes)
     if report:
-        _write_report(run, run_config, splits, answer, (validated.logits, test_logits))
+        _write_report(run, run_config, splits, models.kept, (valid_logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
-    if not trained.interrupted:
+    if not result.interrupted:
         state.delete(folder)
         state.delete(folder / VALIDATED)
     return run
@@ -214,7 +190,7 @@ def _write_report(
     run: RunResult,
     run_config: RunConfig,
     splits: Splits,
-    answer: Classifier,
+    model: Classifier,
     logits: tuple[FloatArray, FloatArray],
 ) -> None:
     from trainkit.trainer import report
@@ -226,10 +202,10 @@ def _write_report(
             spec=run_config.model,
             config=run_config.training,
             splits=splits,
-            labels=answer.labels,
+            labels=model.labels,
             history=run.trained.history,
             best=run.trained.best,
-            train=report.ScoredExamples("Training texts", train, _logits(answer, train)),
+            train=report.ScoredExamples("Training texts", train, _logits(model, train)),
             valid=report.ScoredExamples("Validation texts", splits.valid, logits[0]),
             test=report.ScoredExamples("Test texts", splits.test, logits[1]),
             scores=(run.valid, run.test),
@@ -239,25 +215,25 @@ def _write_report(
     write_atomically(run.folder / report.REPORT, page.encode())
 
 
-def _logits(answer: Classifier, examples: Sequence[Example]) -> FloatArray:
-    return answer.logits([example.text for example in examples])
+def _logits(model: Classifier, examples: Sequence[Example]) -> FloatArray:
+    return model.logits([example.text for example in examples])
 
 
 def _evaluate(
-    answer: Classifier, logits: FloatArray, examples: Sequence[Example], temperature: float
+    logits: FloatArray, examples: Sequence[Example], labels: Sequence[str], temperature: float
 ) -> Evaluation:
-    return evaluate(logits, [example.label for example in examples], answer.labels, temperature)
+    return evaluate(logits, [example.label for example in examples], labels, temperature)
 
 
 def _check_unfinished(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not a run (no {CONFIG}); name one with --resume.")
     if (folder / EVALUATION).is_file() and not (folder / state.STATE).is_file():
-        raise InputError(f"{folder} is finished; there is nothing to go on with.")
+        raise InputError(f"{folder} is finished; there is nothing to resume.")
 
 
 @contextmanager
-def _fresh(folder: Path) -> Iterator[None]:
+def _new_folder(folder: Path) -> Iterator[None]:
     """Make the run's folder; remove it again if nothing came to be in it that is worth keeping."""
     latest = folder.parent / checkpoint.LATEST
     if folder.name == checkpoint.LATEST or (latest.exists() and not latest.is_symlink()):

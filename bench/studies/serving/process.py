@@ -17,8 +17,6 @@ import psutil
 from trainkit.bench.race.worker_process import last_line
 from trainkit.serve.errors import CheckFailedError
 
-__all__ = ["MemorySeries", "cpu_share", "memory_watched", "started"]
-
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0

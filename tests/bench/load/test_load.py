@@ -27,8 +27,9 @@ from trainkit.bench.load import generator
 from trainkit.bench.load import result as results
 from trainkit.bench.load.generator import Target, generate, schedule
 from trainkit.bench.load.protocols import PROTOCOLS, guess_protocol, public_url
-from trainkit.bench.load.result import LoadRun, LoadSettings, Sample
+from trainkit.bench.load.result import LoadRun, Sample
 from trainkit.bench.load.search import MAX_PROBES, find_rate, hopeless
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.load.tables import table
 from trainkit.bench.measure.arrivals import arrivals
 from trainkit.cli import cli

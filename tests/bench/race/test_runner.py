@@ -85,9 +85,7 @@ def quick(**changes: object) -> BenchmarkSettings:
 def bench(folder: Path, names: Sequence[str], **changes: object) -> Result:
     specs = [Spec("onnx", bundle(folder / name)) for name in names]
     samples = folder / "samples.npz"
-    return runner.run(
-        specs, EXAMPLES, quick(**changes), worker=fake, with_roofline=False, samples=samples
-    )
+    return runner.run(specs, EXAMPLES, quick(**changes), worker=fake, samples=samples)
 
 
 def measurements(measured: Result) -> Sequence[Measurement]:
@@ -201,10 +199,10 @@ def test_accuracy_stands_beside_speed(tmp_path: Path) -> None:
     labels = ["A", "B", "A", "A", "B"]
     examples = [Example(text, label) for text, label in zip(TEXTS, labels, strict=True)]
     specs = [Spec("onnx", bundle(tmp_path / "sleep-0"))]
-    measured = runner.run(specs, examples, quick(), worker=fake, with_roofline=False)
+    measured = runner.run(specs, examples, quick(), worker=fake)
     assert measurements(measured)[0].accuracy == 0.6
     others = [Example(text, "Z") for text in TEXTS]
-    measured = runner.run(specs, others, quick(), worker=fake, with_roofline=False)
+    measured = runner.run(specs, others, quick(), worker=fake)
     assert measurements(measured)[0].accuracy is None
     with pytest.raises(InputError, match="no label 'Z'"):
         runner.run(specs, [*examples, *others], quick(), worker=fake)
@@ -286,7 +284,7 @@ def test_noise_on_rows_that_are_all_the_same_is_held_against_other_work(tmp_path
     examples = [example for example in EXAMPLES if example.text.startswith("What")]
     specs = [Spec("onnx", bundle(tmp_path / name)) for name in ("sleep-0", "int8-50", "int8-5000")]
     settings = quick(lengths=(1,), min_rounds=2)
-    texts, full = runner.run(specs, examples, settings, worker=fake, with_roofline=False).workloads
+    texts, full = runner.run(specs, examples, settings, worker=fake).workloads
     assert full.tokens == full.texts
     for workload in (texts, full):
         assert [measured.wrong for measured in workload.measurements] == [False, False, True]

@@ -72,9 +72,7 @@ def graph(spec):
 
 
 def raced(specs, absent=None):
-    return runner.run(
-        specs, EXAMPLES, QUICK, worker=ablation.worker(absent or {}), with_roofline=False
-    )
+    return runner.run(specs, EXAMPLES, QUICK, worker=ablation.worker(absent or {}))
 
 
 def test_every_rewrite_of_the_exporter_has_its_variant(made):
@@ -188,7 +186,7 @@ def test_the_program_writes_its_result(tiny_run, tmp_path, monkeypatch):
     arguments = [str(tiny_run), "--data", str(data), "--texts", "4", "--batch-size", "4"]
     arguments += ["--min-rounds", "1", "--min-seconds", "0"]
     arguments += ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
-    done = CliRunner().invoke(ablation.main, arguments)
+    done = CliRunner().invoke(ablation.STUDY.command, arguments)
     assert done.exit_code == 0, done.output
     measured = result.load(tmp_path / "ablation-questions.json")
     assert [engine.name for engine in measured.engines] == [SHIPPED, "no rewrites"]

@@ -47,7 +47,7 @@ def test_each_precision_stands_against_the_fastest_that_trainkit_did_not_make() 
         "2.50 (2.50 to 2.50), torch.compile; goal 2.5",
         "4.00 (4.00 to 4.00), torch.compile; goal 4",
         "3.00 (3.00 to 3.00), optimum int8; goal 2",
-        "90 %; goal 85 %",
+        "90%; goal 85%",
     ]
     assert speedups.markdown({NAME: made()}).endswith("0 of 4 goals are missed.")
 
@@ -59,16 +59,16 @@ def test_a_goal_that_is_just_missed_is_missed_and_reads_so() -> None:
     assert shown[1] == "2.49 (2.49 to 2.50), torch.compile; goal 2.5, **missed**"
     assert shown[2].endswith("goal 4, **missed**")
     assert shown[3].endswith("goal 2, **missed**")
-    assert shown[4] == "84 %; goal 85 %, **missed**"
+    assert shown[4] == "84%; goal 85%, **missed**"
 
 
 @pytest.mark.parametrize(
     ("data", "size", "goals"),
     [
-        ("trec", 32, ["2.2", "3", "", "85 %"]),
+        ("trec", 32, ["2.2", "3", "", "85%"]),
         ("trec", 1, ["1.15", "1.6", "", ""]),
         ("newsgroups20", 1, ["1.15", "1.6", "", ""]),
-        ("banking77", 32, ["", "", "", "85 %"]),
+        ("banking77", 32, ["", "", "", "85%"]),
     ],
 )
 def test_goals_are_those_of_the_texts_and_the_batch(data: str, size: int, goals: list[str]) -> None:
@@ -106,7 +106,7 @@ def test_workers_count_where_they_are_faster() -> None:
 
 def test_a_share_above_the_peak_shows_nothing() -> None:
     assert row(made(share=1.21))[4] == (
-        "121 %, so the peak was measured too low; goal 85 %, **missed**"
+        "121%, so the peak was measured too low; goal 85%, **missed**"
     )
 
 

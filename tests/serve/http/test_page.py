@@ -17,7 +17,7 @@ from trainkit.serve.classifier import Classifier
 from trainkit.serve.http.app import application
 from trainkit.serve.http.model import InferenceResult
 from trainkit.serve.http.settings import Limits, Settings
-from trainkit.serve.http.sockets import Server, bound, listen, url
+from trainkit.serve.http.sockets import DrainingServer, bound, listen, url
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
@@ -75,7 +75,7 @@ def serving():
         async def main():
             state.loop, state.leave = asyncio.get_running_loop(), asyncio.Event()
             up.set()
-            await Server(app, listener, 1.0).run_until(state.leave, asyncio.Event())
+            await DrainingServer(app, listener, 1.0).run_until(state.leave, asyncio.Event())
 
         thread = threading.Thread(target=lambda: asyncio.run(main()))
         address = url(listener)

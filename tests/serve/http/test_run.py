@@ -11,8 +11,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from trainkit.serve.errors import InputError
-from trainkit.serve.http.run import Control, Load, ModelReloader, Report, Shutdown
-from trainkit.serve.http.sockets import Server, bound, is_loopback, listen, url
+from trainkit.serve.http.run import Control, LoadOrder, ModelReloader, Shutdown, WorkerReport
+from trainkit.serve.http.sockets import DrainingServer, bound, is_loopback, listen, url
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -69,7 +69,7 @@ class Serving:
         self.listener = bound("127.0.0.1", 0)
         listen(self.listener)
         app = Starlette(routes=[Route("/", self.route)])
-        server = Server(app, self.listener, grace_s)
+        server = DrainingServer(app, self.listener, grace_s)
         self.address = self.listener.getsockname()
         self.running = asyncio.ensure_future(server.run_until(self.leave, self.now))
 
@@ -175,17 +175,17 @@ def test_an_order_that_fails_is_reported_and_the_next_one_is_obeyed(error, said,
         models = Models(one=SimpleNamespace(version="1"))
         obeying = asyncio.ensure_future(control.obey(ModelReloader(models)))
         for name in ("bad", "one"):
-            control.orders.put_nowait(Load(name))
+            control.orders.put_nowait(LoadOrder(name))
         answers = [
-            msgspec.json.decode(await reader.readline(), type=Report) for _ in ("bad", "one")
+            msgspec.json.decode(await reader.readline(), type=WorkerReport) for _ in ("bad", "one")
         ]
         obeying.cancel()
         await closed(writer, control.writer)
         return answers
 
     refused, done = asyncio.run(main())
-    assert refused == Report({"one": "1"}, said, exit_code)
-    assert done == Report({"one": "1"})
+    assert refused == WorkerReport({"one": "1"}, said, exit_code)
+    assert done == WorkerReport({"one": "1"})
     assert orders == ["bad", "one"]
     (told,) = [record for record in caplog.records if "is refused" in record.message]
     assert bool(told.exc_info) == (exit_code == 1)

@@ -17,7 +17,7 @@ from trainkit.serve.bundle import Serving, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.http import model
 from trainkit.serve.http import supervisor as supervisor_module
-from trainkit.serve.http.run import Report, WorkerConfig
+from trainkit.serve.http.run import WorkerConfig, WorkerReport
 from trainkit.serve.http.settings import Settings
 from trainkit.serve.http.sockets import bound, url
 from trainkit.serve.http.supervisor import Supervisor, shares
@@ -168,7 +168,7 @@ def test_a_front_that_hangs_while_it_starts_is_given_up(supervisor, golden, capl
 
 def test_fronts_that_opened_different_versions_are_not_served(supervisor, monkeypatch):
     async def start(self, plan, listener):
-        return Report({"golden": str(self.number)})
+        return WorkerReport({"golden": str(self.number)})
 
     monkeypatch.setattr(supervisor_module.HTTPWorker, "start", start)
     with pytest.raises(InputError, match="changed while the workers opened it"):
