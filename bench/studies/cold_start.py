@@ -73,8 +73,8 @@ class HelpTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def measure(bundle: Path, text: str, runs: int = 7) -> ColdStart:
     """Classify ``text`` in ``runs`` fresh processes.
 
-    ``InputError`` where ``bundle`` is not a sound ONNX bundle, ``CheckFailedError`` where a process
-    fails.
+    Raises ``InputError`` if ``bundle`` is not a sound ONNX bundle, ``CheckFailedError`` if a
+    process fails.
     """
     manifest = open_bundle(bundle).manifest
     if manifest.format != "onnx":
@@ -95,7 +95,7 @@ def measure(bundle: Path, text: str, runs: int = 7) -> ColdStart:
 
 
 def help_seconds(runs: int = 7) -> HelpTime:
-    """Time ``python -m trainkit --help``, to its end; ``CheckFailedError`` where it fails."""
+    """Time ``python -m trainkit --help``, to its end; raises ``CheckFailedError`` if it fails."""
     _check_runs(runs)
     command = [sys.executable, "-P", "-m", "trainkit", "--help"]
     seconds = []

@@ -51,7 +51,7 @@ def shapes(max_length: int) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
     By tokens: 32 rows; for each number of tokens one shape for each of ``SHARES``. By rows: half of
     the positions are padding, and a row has 16 tokens in the mean.
 
-    ``InputError`` where a model's texts are too short for them.
+    Raises ``InputError`` if a model's texts are too short for them.
     """
     if max_length < 128:
         raise InputError(f"the model's longest text has {max_length} tokens; take one with 128.")

@@ -115,7 +115,10 @@ def _timed(call: Callable[[str], object], texts: Sequence[str]) -> tuple[float, 
 
 
 def _post(connection: http.client.HTTPConnection, texts: Sequence[str]) -> None:
-    """Send one request and read its answer whole; ``CheckFailedError`` where it is no answer."""
+    """Send one request and read its answer whole.
+
+    Raises ``CheckFailedError`` if it is no answer.
+    """
     body = msgspec.json.encode({"texts": texts})
     connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
     response = connection.getresponse()

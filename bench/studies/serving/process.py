@@ -40,8 +40,8 @@ class MemorySeries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def started(command: Sequence[str], name: str) -> Iterator[tuple[str, psutil.Process]]:
     """Start a server; gives its base URL, as it prints it, and its process.
 
-    All it prints goes to a file, which cannot fill up as a pipe would. ``CheckFailedError`` where
-    it ends, or prints no address in time. At the end it gets SIGTERM; whatever of its processes
+    All it prints goes to a file, which cannot fill up as a pipe would. Raises ``CheckFailedError``
+    if it ends, or prints no address in time. At the end it gets SIGTERM; whatever of its processes
     is left then is killed.
     """
     with tempfile.NamedTemporaryFile() as log:
