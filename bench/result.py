@@ -13,7 +13,7 @@ import numpy as np
 from trainkit.bench import files
 from trainkit.bench.measure.environment import Environment
 from trainkit.bench.measure.statistics import Interval, Ratio
-from trainkit.export.parity import Report
+from trainkit.export.parity import ParityReport
 from trainkit.serve.errors import CheckFailedError, InputError
 
 Scenario: TypeAlias = Literal["offline", "single-stream", "server", "grid"]
@@ -134,7 +134,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     p50_interval_ms: Interval | None = None
     p99_interval_ms: Interval | None = None
     ratio: Ratio | None
-    outputs: Report | None
+    outputs: ParityReport | None
     wrong: bool
     accuracy: float | None
     cores_used: float
@@ -252,7 +252,7 @@ def percentile_intervals(
 RESAMPLES = 400
 
 
-def without_examples(outputs: Report) -> Report:
+def without_examples(outputs: ParityReport) -> ParityReport:
     """Return a parity report without its examples, but for the case that explains a failure."""
     return msgspec.structs.replace(
         outputs, worst=outputs.worst[:1] if outputs.failed else (), worst_row=None

@@ -1,7 +1,6 @@
-"""Proof that a row's answer is its own: not its neighbours', nor its padding's, nor its place's.
+"""Batch invariance: a row's logits must not depend on its neighbours, padding or position.
 
-Beside the parity matrix, and without a reference where the model itself has the property: each
-check runs the same sentences in two ways and compares the logits. Where the model itself does not
+Each check runs the same sentences in two ways and compares the logits. If the model itself does not
 have the property (absolute positions shift with padding on the left), the export need not either.
 """
 
@@ -24,7 +23,7 @@ RIGHT = "padding on the right"
 class InvarianceCheck(msgspec.Struct, frozen=True, kw_only=True):
     """How much the logits of the same texts differ between two ways of running them.
 
-    ``applies`` is False where the model itself gives other answers, and ``reason`` says so.
+    ``applies`` is False if the model itself gives other answers, which is then the ``reason``.
     """
 
     name: str

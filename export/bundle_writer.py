@@ -26,7 +26,7 @@ from trainkit.export.source import ExportSource
 from trainkit.models.closeness import TOLERANCES
 from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
-from trainkit.serve.bundle import Bundle, Manifest, Tensor
+from trainkit.serve.bundle import BundleFiles, Manifest, Tensor
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
@@ -81,7 +81,7 @@ class ExportResult(NamedTuple):
 
     folder: Path
     manifest: Manifest
-    parity: parity.Report
+    parity: parity.ParityReport
     accuracy: AccuracyReport | None
 
 
@@ -134,7 +134,7 @@ def prepare(
 ) -> PreparedSource:
     """Compute what every export must compute.
 
-    ``CheckFailedError`` where the source itself gives NaN.
+    Raises CheckFailedError if the source itself gives NaN.
     """
     cases = parity_cases.run_reference(
         source.reference,
@@ -166,9 +166,9 @@ def write_bundle(
 ) -> ExportResult:
     """Write the prepared source as a bundle to ``out``.
 
-    ``ParityError`` or ``CheckFailedError`` where the export computes something else or its
-    accuracy falls by more than ``settings`` allow, ``InputError`` where ``out`` exists and
-    ``force`` is not set; no bundle is written then, and nothing that existed is lost.
+    Raises ParityError or CheckFailedError if the export computes something else or its accuracy
+    falls by more than ``settings`` allow, and InputError if ``out`` exists and ``force`` is not
+    set; no bundle is written then, and nothing that existed is lost.
     """
     source = prepared.source
     check_settings(settings, source.problem_type, data=prepared.gate is not None)
@@ -189,7 +189,7 @@ def write_bundle(
         _write_tokenizer(stage, source.encoder)
         _write_config(stage, source)
         parity_cases.save_cases(stage / parity_cases.PARITY_FILE, prepared.cases)
-        made = Bundle(stage, _manifest(source, settings, written))
+        made = BundleFiles(stage, _manifest(source, settings, written))
         report, checks, accuracy = _prove(prepared, made, settings, on_progress)
         manifest = bundle.write_manifest(
             stage,
@@ -204,8 +204,11 @@ def write_bundle(
 
 
 def _compare(
-    made: Bundle, run: Runner, cases: Sequence[parity_cases.Case], on_progress: ProgressCallback
-) -> parity.Report:
+    made: BundleFiles,
+    run: Runner,
+    cases: Sequence[parity_cases.Case],
+    on_progress: ProgressCallback,
+) -> parity.ParityReport:
     manifest = made.manifest
     return parity.compare(
         cases,
@@ -217,8 +220,11 @@ def _compare(
 
 
 def _prove(
-    prepared: PreparedSource, made: Bundle, settings: ExportSettings, on_progress: ProgressCallback
-) -> tuple[parity.Report, tuple[InvarianceCheck, ...], AccuracyReport | None]:
+    prepared: PreparedSource,
+    made: BundleFiles,
+    settings: ExportSettings,
+    on_progress: ProgressCallback,
+) -> tuple[parity.ParityReport, tuple[InvarianceCheck, ...], AccuracyReport | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
     check_same_texts(prepared.source, made)
     run = runner(made)
@@ -244,8 +250,8 @@ def _prove(
     return report, checks, result.report
 
 
-def check_same_texts(source: ExportSource, made: Bundle) -> None:
-    """Raise ``CheckFailedError`` where the bundle has other labels or other token ids."""
+def check_same_texts(source: ExportSource, made: BundleFiles) -> None:
+    """Raise CheckFailedError if the bundle has other labels or other token ids."""
     if source.labels != made.manifest.labels:
         raise CheckFailedError(
             f"{made.folder} names the labels {list(made.manifest.labels)}, its source "

@@ -41,7 +41,7 @@ class WorstRow(msgspec.Struct, frozen=True, kw_only=True):
     found: list[float]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a parity matrix; ``worst`` holds its five worst cases, failed ones first.
 
     ``noise`` is the root mean square of all differences as a share of :func:`logit_std`.
@@ -77,27 +77,27 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             return ""
         if self.failed or self.noise is None or self.tolerance.noise is None:
             return f"{self.worst[0].case}: {self.worst[0].reason}" if self.worst else "no case"
-        said = (
-            f"the differences are {100 * self.noise:.1f} % of the logits' spread, not "
-            f"{100 * self.tolerance.noise:g} % at most"
+        message = (
+            f"the differences are {100 * self.noise:.1f}% of the logits' spread, not "
+            f"{100 * self.tolerance.noise:g}% at most"
         )
         changed = round((1 - self.label_agreement) * self.rows)
         if changed and self.near_ties is not None:
-            said += (
+            message += (
                 f"; of {changed} changed labels {self.near_ties} changed only because the two "
                 "largest logits lie nearer together than the error"
             )
-        return said
+        return message
 
 
 class ParityError(CheckFailedError):
     """The candidate does not compute what the reference computes."""
 
-    def __init__(self, report: Report, stage: str = "") -> None:
+    def __init__(self, report: ParityReport, stage: str = "") -> None:
         super().__init__(
             f"parity failed{f' after {stage}' if stage else ''}: {report.failed} of {report.cases} "
             f"cases, largest difference {report.max_abs:.1e}, labels agree on "
-            f"{100 * report.label_agreement:.2f} % of rows; {report.why}."
+            f"{100 * report.label_agreement:.2f}% of rows; {report.why}."
         )
         self.report = report
 
@@ -109,7 +109,7 @@ def compare(
     on_progress: ProgressCallback = lambda name: None,
     problem_type: ProblemType = "single_label_classification",
     noise_against: float | None = None,
-) -> Report:
+) -> ParityReport:
     """Run the candidate over all cases and compare; every case is run, also after a failure.
 
     Noise is a share of ``noise_against``, by default of the spread of the cases' own logits.
@@ -127,7 +127,7 @@ def compare(
             furthest = (results[-1].max_rel or 0.0, _worst_row(case, found))
     rows = sum(len(case.expected) for case in cases)
     changed = sum(result.changed_labels for result in results)
-    return Report(
+    return ParityReport(
         precision=precision,
         tolerance=tolerance,
         cases=len(results),
@@ -184,7 +184,7 @@ def _run(case: Case, candidate: Runner) -> FloatArray | str:
     """Return the candidate's logits, or why they cannot be compared."""
     try:
         found = candidate(case.batch)
-    except Exception as error:  # whatever a runtime raises on a shape is a finding, not a crash
+    except Exception as error:  # an error of the runtime is a finding, not a crash
         return f"{type(error).__name__}: {first_line(error)}"
     if found.shape != case.expected.shape:
         return f"shape {found.shape}, expected {case.expected.shape}"

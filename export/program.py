@@ -27,7 +27,7 @@ def export_program(model: nn.Module, example: Sequence[Tensor], path: Path) -> N
 def compile_program(model: nn.Module, example: Sequence[Tensor], path: Path) -> None:
     """Compile ``model`` to machine code with AOTInductor; it runs on processors like this one.
 
-    ``InputError`` where there is no C++ compiler.
+    Raises InputError if there is no C++ compiler.
     """
     program = _program(model, example)
     with quiet_exporter(), tempfile.TemporaryDirectory() as scratch:

@@ -98,7 +98,7 @@ class Manifest(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     files: dict[str, FileInfo]
 
 
-class Bundle(NamedTuple):
+class BundleFiles(NamedTuple):
     """A bundle whose files match its manifest."""
 
     folder: Path
@@ -138,12 +138,12 @@ class _Version(msgspec.Struct):
     format_version: int
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path) -> BundleFiles:
     """Read a bundle and check every file; ``InputError`` says what is wrong with it."""
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         check_file(folder / name, expected)
-    return Bundle(folder, manifest)
+    return BundleFiles(folder, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:

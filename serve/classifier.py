@@ -143,7 +143,7 @@ class Classifier:
     @classmethod
     def of_bundle(
         cls,
-        opened: bundle.Bundle,
+        opened: bundle.BundleFiles,
         run: Runner,
         batch_size: int | None = None,
         *,

@@ -11,6 +11,7 @@ from trainkit import __version__
 from trainkit.cli_errors import CommandLine
 from trainkit.commands.bench import bench
 from trainkit.commands.data import data
+from trainkit.commands.env import env
 from trainkit.commands.evaluate import evaluate
 from trainkit.commands.export import export
 from trainkit.commands.inspect import inspect
@@ -49,6 +50,7 @@ for command in (
     predict,
     serve,
     bench,
+    env,
 ):
     cli.add_command(command)
 

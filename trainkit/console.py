@@ -11,7 +11,7 @@ from rich.text import Text
 from trainkit.tables import Table
 
 if TYPE_CHECKING:
-    from trainkit.export.parity import Report
+    from trainkit.export.parity import ParityReport
     from trainkit.serve.bundle import Manifest, Tensor
     from trainkit.trainer.callbacks import Epoch
     from trainkit.trainer.metrics import Evaluation
@@ -74,8 +74,8 @@ class TrainingBar:
         stderr.print(f"{result}{'  *' if result.best else ''}", highlight=False, soft_wrap=True)
 
     def refit(self) -> None:
-        """Say that it begins anew."""
-        stderr.print("Anew, on train and validation together:")
+        """Report that training starts again."""
+        stderr.print("Again, on train and validation together:")
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(Text(step))
 
 
-def parity_table(report: "Report") -> Table:
+def parity_table(report: "ParityReport") -> Table:
     """Lay out the worst cases of a parity report."""
     rows = [
         (

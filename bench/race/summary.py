@@ -128,7 +128,7 @@ def _measurement(
     workload: WorkloadResult,
     run: EngineRun,
     ratio: Ratio | None,
-    outputs: parity.Report | None,
+    outputs: parity.ParityReport | None,
     roofline_share: float | None,
     accuracy: float | None,
 ) -> Measurement:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from trainkit.bench.engines.base import Engine, EngineUnavailableError, versions_of
 from trainkit.bench.race.worker import speak
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import Runner
@@ -57,7 +57,7 @@ def open_variant(name: str, source: Path, threads: int) -> Engine:
     )
 
 
-def _with_options(bundle: Bundle, threads: int, changed: Mapping[str, object]) -> Runner:
+def _with_options(bundle: BundleFiles, threads: int, changed: Mapping[str, object]) -> Runner:
     options = ort.SessionOptions()
     for key, value in changed.items():
         if "." in key:

@@ -61,7 +61,7 @@ EXPORTS = (
 def measure_export(prepared: PreparedSource, family: str, settings: ExportSettings) -> FamilyExport:
     """Export in a scratch folder; a refusal is a row too."""
     source = prepared.source
-    report: parity.Report | None = None
+    report: parity.ParityReport | None = None
     refused = ""
     with tempfile.TemporaryDirectory() as scratch:
         try:

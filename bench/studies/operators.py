@@ -18,7 +18,7 @@ from trainkit.bench.files import ReportHead
 from trainkit.bench.studies.study import Session, Study, head
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
@@ -92,12 +92,12 @@ def measure(
     return Operators(**head(), profiles=tuple(profiles))
 
 
-def _batches(bundle: Bundle, texts: Sequence[str], size: int) -> list[Batch]:
+def _batches(bundle: BundleFiles, texts: Sequence[str], size: int) -> list[Batch]:
     encoder = bundle.encoder()
     return [encoder.encode(texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
-def profile(bundle: Bundle, batches: Iterable[Batch], data: str, batch_size: int) -> Profile:
+def profile(bundle: BundleFiles, batches: Iterable[Batch], data: str, batch_size: int) -> Profile:
     """Profile ``batches`` in an ONNX bundle; raises ``InputError`` for another format.
 
     One thread a core, and nothing else should run: an operator that waits is counted as busy.

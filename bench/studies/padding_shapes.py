@@ -1,7 +1,4 @@
-"""Batches of random ids whose padding is known: one long row, and the same number for each other.
-
-In goes the longest row that a model takes; out come shapes, and a workload of three batches each.
-"""
+"""Batches of random ids with known padding: one long row, and equal rows beside it."""
 
 from collections.abc import Sequence
 from itertools import chain

@@ -30,7 +30,7 @@ from trainkit.export.precision.calibration import calibrate
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.int8 import to_int8
 from trainkit.export.precision.int8_settings import Int8Settings
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Batch
 from trainkit.serve.onnx_session import onnx_runner
@@ -105,7 +105,7 @@ def _write(
     ir.save(model, path)
 
 
-def _score(bundle: Bundle, path: Path, texts: Sequence[str]) -> _Scored:
+def _score(bundle: BundleFiles, path: Path, texts: Sequence[str]) -> _Scored:
     run = onnx_runner(path, threads=1)
     together, alone = (
         Classifier(bundle.encoder(), run, bundle.manifest.labels, batch_size=size).logits(texts)
@@ -153,7 +153,7 @@ def measure(session: Session, bundle: Path, trec: Path) -> PrecisionFigures:
 
 
 def _race(
-    bundle: Bundle, paths: dict[str, Path], splits: Splits, size: int, session: Session
+    bundle: BundleFiles, paths: dict[str, Path], splits: Splits, size: int, session: Session
 ) -> dict[str, Ratio]:
     """Return each variant's speed relative to float32, in batches of ``size``."""
 

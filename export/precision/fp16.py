@@ -1,7 +1,7 @@
 """A graph in float16: weights and arithmetic in half the bytes, for GPUs above all.
 
-In goes a float32 graph, rewritten or as it was exported; it is changed in place. Inputs stay as
-they are, outputs float32. What cannot be in float16 stays in float32 and is reported, see
+Changes a float32 graph in place. Inputs stay as they are, outputs float32.
+What cannot be in float16 stays in float32 and is reported, see
 :mod:`trainkit.export.precision.fp32_nodes`.
 """
 
@@ -37,7 +37,7 @@ def to_fp16(model: ir.Model, keep: Collection[str] = ()) -> RewriteResult:
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_types(model)
-    return _Conversion(model, keep).run()
+    return _Fp16Conversion(model, keep).run()
 
 
 def _refused(model: ir.Model) -> str | None:
@@ -47,7 +47,7 @@ def _refused(model: ir.Model) -> str | None:
     return None if inner is None else "a node has a graph of its own inside"
 
 
-class _Conversion:
+class _Fp16Conversion:
     """One graph on its way to float16."""
 
     def __init__(self, model: ir.Model, keep: Collection[str]) -> None:

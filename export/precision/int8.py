@@ -1,9 +1,10 @@
 """A graph in int8: products in bytes, embeddings stored as bytes, everything else in float32.
 
-In goes a float32 graph of standard operators, rewritten or as it was exported; it is changed in
-place. ``y = x W + b`` becomes ``(q_x - z_x) (q_W - z_W) s_x s_W + b``, the product in 32-bit
-integers and therefore exact (Jacob et al. 2018, arXiv 1712.05877). An input that several products
-read is quantised once.
+Changes a float32 graph of standard operators in place.
+
+``y = x W + b`` becomes ``(q_x - z_x) q_W s_x s_W + b``, the product in 32-bit integers and
+therefore exact (Jacob et al. 2018, arXiv 1712.05877). An input that several products read is
+quantised once.
 """
 
 from collections.abc import Mapping
@@ -86,7 +87,7 @@ class _Quantization:
         return RewriteResult(name=NAME, rewritten=rewritten, declined=tuple(declined))
 
     def _rewrite(self, site: Product | Lookup | NotQuantizable, output: str) -> str | None:
-        """Replace the site's node; returns the reason where it stays."""
+        """Replace the site's node; returns the reason if it stays."""
         if isinstance(site, NotQuantizable):
             return site.reason
         if output in self.settings.keep:
@@ -168,7 +169,7 @@ class _Quantization:
         return initializer(self.model.graph, name, content)
 
     def _base(self, weight: Weight, role: str) -> str:
-        """Name a weight's constants: the same for each use of it, and nobody else's."""
+        """Name a weight's constants: the same for each use of it."""
         key = (weight.key, role)
         if key not in self.names:
             taken = set(self.names.values())

@@ -142,7 +142,7 @@ def _lookup(node: ir.Node) -> Iterator[QuantizableNode]:
 
 
 def _unfit(weight: Weight) -> str | None:
-    """Say why an array cannot be quantised; None where it can."""
+    """Say why an array cannot be quantised; None if it can."""
     array = weight.array
     if array.dtype != np.float32:
         return f"{weight.name} is {array.dtype}, not float32"

@@ -1,4 +1,4 @@
-"""Attention as one operator on one vector a token, whatever it was written in.
+"""Attention as one operator on one vector per token.
 
 From opset 23 on that is mostly the standard ``Attention`` with (B, L, H) operands; before, the
 ``MultiHeadAttention`` that ONNX Runtime brings itself. B batch, L queries, K keys, A heads, D head
@@ -84,7 +84,7 @@ def fuse_attention(model: ir.Model) -> RewriteResult:
 
 
 def _fuse(node: ir.Node, fusing: Fusing) -> bool:
-    """Fuse the attention around a Softmax; False where there is none."""
+    """Fuse the attention around a Softmax; False if there is none."""
     pattern = match_attention(node)
     if pattern is None:
         return False
@@ -93,8 +93,8 @@ def _fuse(node: ir.Node, fusing: Fusing) -> bool:
     build = Builder(pattern.node)
     heads, operands = _operands(pattern, build)
     masked = pattern.mask != Mask()
-    # On rows without a visible key the standard operator gives zeros in ONNX Runtime, whatever the
-    # mask is made of; the runtime's own averages all values. Each where it is right.
+    # On rows without a visible key the standard operator gives zeros in ONNX Runtime for
+    # any kind of mask; the runtime's own averages all values. Each where it is right.
     if fusing.version >= STANDARD and (pattern.mask.zeros or not masked):
         context = _standard(pattern, heads, operands, build, fusing.masks)
     else:

@@ -54,7 +54,7 @@ def find_attention(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def match_attention(softmax: ir.Node) -> AttentionPattern | None:
-    """Read the attention around a Softmax; None where it is none, ``Declined`` where it is odd."""
+    """Read the attention around a Softmax; None if it is none, ``Declined`` where it is odd."""
     if softmax.outputs[0].is_graph_output() or len(dims(softmax.outputs[0]) or ()) < 3:
         return None  # the probabilities of the labels, most likely
     weights, zeros = _after(softmax)

@@ -146,7 +146,7 @@ def _settle_sizes(model: ir.Model) -> None:
 
 
 def _settled(part: ir.Value | None, before: ir.Node) -> ir.Value | None:
-    """Return one size, 1 instead of -1; None where it may be -1 and is not known."""
+    """Return one size, 1 instead of -1; None if it may be -1 and is not known."""
     if (fixed := integers(part)) is not None:
         return Builder(before).constant([1 if size == -1 else size for size in fixed])
     value = part

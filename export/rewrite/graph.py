@@ -18,7 +18,7 @@ class Declined(Exception):  # noqa: N818  # not an error: the answer "not here",
 
 
 def array(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """Return the constant that ``value`` is, or None where it depends on the graph's inputs."""
+    """Return the constant that ``value`` is, or None if it depends on the graph's inputs."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     # An initializer that is an input too may be given another content at every run.
     if tensor is None or (value is not None and value.is_graph_input()):
@@ -33,7 +33,7 @@ def size(value: ir.Value | None) -> int | None:
 
 
 def integers(value: ir.Value | None) -> list[int] | None:
-    """Return a small constant of integers as a flat list; None where it is none."""
+    """Return a small constant of integers as a flat list; None if it is none."""
     if (count := size(value)) is None or count > SMALL:
         return None
     found = array(value)
@@ -43,7 +43,7 @@ def integers(value: ir.Value | None) -> list[int] | None:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """Return a constant of one element as a float; None where it is none."""
+    """Return a constant of one element as a float; None if it is none."""
     if size(value) != 1:
         return None
     found = array(value)
@@ -158,7 +158,7 @@ def same_rows(first: ir.Value, second: ir.Value) -> bool:
 def rename_axes(model: ir.Model, same: dict[str, int | str]) -> None:
     """Call an axis by the name or number that it was found to be the same as.
 
-    A sum of two values that have the same axes now has them too, whatever it was called before.
+    A sum of two values that have the same axes now has them too.
     """
     for node in model.graph:
         for value in node.outputs:

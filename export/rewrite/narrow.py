@@ -226,7 +226,7 @@ def _forget_tokens(node: ir.Node) -> None:
 
 
 def _rejoin(region: Region) -> None:
-    """One token a row needs no packing: (B, 1, H) is (1, B, H) in other words."""
+    """One token per row needs no packing: (B, 1, H) is (1, B, H) in memory."""
     for layout, packed in (
         *((([1, -1]), pack) for pack in region.packs),
         *((([-1, 1]), unpack) for unpack in region.unpacks),

@@ -1,4 +1,4 @@
-"""Chains of operators that only name the axes anew become one, or none."""
+"""Chains of reshaping operators become one, or none."""
 
 import onnx_ir as ir
 

@@ -1,6 +1,6 @@
 """Which operators treat each token by itself: a row is the vector along a value's last axis.
 
-Whatever only chooses or re-orders rows commutes with these operators.
+Choosing or re-ordering rows commutes with these operators.
 """
 
 import onnx_ir as ir
@@ -21,7 +21,7 @@ REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ReduceSumSqua
 def tokenwise_inputs(node: ir.Node) -> list[int] | None:
     """Return which inputs hold the rows that the output's rows are made from, one from one.
 
-    None where the operator mixes rows, or that is not known. All other inputs are constants that
+    None if the operator mixes rows, or that is not known. All other inputs are constants that
     every row shares.
     """
     output = node.outputs[0]
@@ -51,7 +51,7 @@ def _elementwise(node: ir.Node) -> list[int] | None:
 
 
 def _shared(value: ir.Value) -> bool:
-    """Tell a constant of at most one row, whatever the number of its axes."""
+    """Tell a constant of at most one row, of any rank."""
     if size(value) is None:
         return False
     known = dims(value)

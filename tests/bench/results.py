@@ -27,7 +27,7 @@ from trainkit.bench.result import (
     percentile_intervals,
     summarize,
 )
-from trainkit.export.parity import CaseResult, Report, Tolerance
+from trainkit.export.parity import CaseResult, ParityReport, Tolerance
 
 TOKENS = 12  # of a text
 CUDA = Unavailable(
@@ -101,12 +101,12 @@ def engine(truth: Truth) -> EngineInfo:
     )
 
 
-def report(failed: int) -> Report:
+def report(failed: int) -> ParityReport:
     reason = "3 of 32 labels changed"
     case = CaseResult(
         case="batch 1", passed=False, max_abs=0.3, max_rel=0.1, changed_labels=3, reason=reason
     )
-    return Report(
+    return ParityReport(
         precision="fp32",
         tolerance=Tolerance(2e-5, 2e-5),
         cases=2,

@@ -271,14 +271,14 @@ def test_the_model_itself_is_never_the_target(model, refused):
 
 
 def test_bad_files_are_refused_in_a_sentence(refused, tmp_path):
-    refused("optimize", tmp_path / "none.onnx", told=["none.onnx", "is no file"])
+    refused("optimize", tmp_path / "none.onnx", told=["none.onnx", "is not a file"])
     text = tmp_path / "text.onnx"
     text.write_text("Not a model at all, but a text that somebody named wrongly.\n" * 9)
     refused("optimize", text, told=["text.onnx", "ONNX"])
     empty = tmp_path / "empty.onnx"
     empty.write_bytes(b"")
     refused("optimize", empty, told=["empty.onnx", "ONNX"])
-    refused("optimize", text, "--out", tmp_path / "no" / "x.onnx", told=["is no folder"])
+    refused("optimize", text, "--out", tmp_path / "no" / "x.onnx", told=["is not a directory"])
 
 
 SMALL = {

@@ -18,8 +18,8 @@ from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.strip import strip_metadata
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
+from trainkit.export.torch_sessions import torch_runner
 from trainkit.export.torchscript import export_torchscript
-from trainkit.export.torchscript_session import torchscript_runner
 from trainkit.models import classifier
 from trainkit.models.backbone_classifier import BackboneClassifier
 from trainkit.models.config import BackboneConfig, ModelConfig
@@ -27,6 +27,8 @@ from trainkit.serve.bundle import open_bundle
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.onnx_session import onnx_runner
+
+pytestmark = pytest.mark.slow
 
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 FAMILIES = {
@@ -127,7 +129,7 @@ def test_torchscript_computes_the_same_on_the_whole_matrix(
 ):
     model = make(kind, word_encoder, family, prefix)
     export_torchscript(model, example_inputs(word_encoder), tmp_path / "model.pt")
-    run = torchscript_runner(tmp_path / "model.pt")
+    run = torch_runner(tmp_path / "model.pt", "torchscript")
     report = parity.compare(cases_of(model, word_encoder, splits), run)
     assert report.passed, report
 
@@ -209,7 +211,7 @@ def test_a_trace_with_a_baked_in_mask_is_refused(word_encoder, splits, tmp_path,
     model.forward = lambda ids, mask: forward(ids, torch.ones(ids.shape, dtype=torch.int64))
     export_torchscript(model, example_inputs(word_encoder), tmp_path / "model.pt")
     model.forward = forward
-    run = torchscript_runner(tmp_path / "model.pt")
+    run = torch_runner(tmp_path / "model.pt", "torchscript")
     assert not parity.compare(cases_of(model, word_encoder, splits), run).passed
 
 
@@ -412,9 +414,9 @@ def test_the_manifest_tells_every_stage(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"opset": 17}, "--opset must be 18 to 23, not 17"),
+        ({"opset": 17}, r"opset must be in \[18, 23\], not 17"),
         ({"format": "pt2", "precision": "int8"}, "--precision int8 goes with --format onnx"),
-        ({"max_accuracy_drop": -1}, "must be 0 or more, not -1"),
+        ({"max_accuracy_drop": -1}, "max_accuracy_drop must be at least 0, not -1"),
     ],
 )
 def test_settings_that_cannot_be(settings, said):

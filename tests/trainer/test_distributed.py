@@ -134,7 +134,7 @@ def test_killed_it_goes_on_to_the_same_weights(train, tmp_path):
     _kill_all(process)
     assert not (folder / "test.json").exists()
     alone = run("train", "--resume", folder, code=2)
-    assert "was started by 2 processes and can only be resumed by as many, not 1" in alone.stderr
+    assert "was started by 2 processes and cannot be resumed by 1" in alone.stderr
     run("train", "--resume", folder, launcher=TWO)
     first, second = weights(folder), weights(tmp_path / "whole")
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -103,7 +103,7 @@ def test_the_run_folder_holds_settings_history_and_test_score(few, tmp_path):
     assert run_folder.read(run.folder).training == SHORT
     assert str(quiet.epochs[2]).startswith("Epoch 003 | train loss ")
     assert " | train acc " in str(quiet.epochs[2])
-    assert str(quiet.epochs[2]).endswith(" %")
+    assert str(quiet.epochs[2]).endswith("%")
 
 
 def test_a_loss_that_is_no_number_ends_with_the_remedy(few, tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_ends_one_trial(few, tmp_path, monkeypatch):
         tune(FIXED, few, file, trials=1, told=lines.append)
     assert tune(FIXED, few, file, trials=2, told=lines.append).trial == 1
     assert "the loss became nan" in lines[0]
-    assert "val acc 50.0 %" in lines[1]
+    assert "val acc 50.0%" in lines[1]
 
 
 def test_an_interrupt_is_no_trial(few, tmp_path, monkeypatch):
@@ -160,9 +160,9 @@ def _other_study(file):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (_garbage, "is no SQLite file"),
-        (_empty, "is no study of Optuna's"),
-        (_other_tables, "is no study of Optuna's"),
+        (_garbage, "is not an SQLite file"),
+        (_empty, "is not an Optuna study"),
+        (_other_tables, "is not an Optuna study"),
         (_other_study, "holds no study of this trainkit"),
     ],
 )
@@ -201,7 +201,7 @@ def test_the_command_says_what_is_wrong(tmp_path):
     _garbage(file)
     arguments = ["tune", "--data", "sample", "--study", str(file)]
     for more, told in (
-        (["--model", "simple"], "is no SQLite file"),
+        (["--model", "simple"], "is not an SQLite file"),
         ([], "no kind of model is named"),
         (["--model", "simple", "--epochs", "0"], "--epochs must be at least 1"),
     ):

@@ -118,10 +118,9 @@ def benchmark(
     The texts are timed in batches of each of ``batch_sizes``; also in full batches of each of
     ``lengths`` (tokens), one at a time (``single_stream``), and with Poisson arrivals at ``rates``
     (requests/s). ``threads`` are those of each engine, by default one per core. A workload ends
-    after ``min_seconds`` and ``min_rounds`` of each engine. ``samples`` is an .npz file to write
-    the time of every batch to.
+    after ``min_seconds`` and ``min_rounds``. ``samples`` is an .npz file for every batch's time.
 
-    The outputs of all engines are compared with the first one's: see :meth:`Benchmark.check`.
+    All outputs are compared with the first engine's: see :meth:`Benchmark.check`.
     """
     from trainkit.bench.race import runner
     from trainkit.bench.result import BenchmarkSettings
@@ -139,13 +138,13 @@ def benchmark(
     specs = _specs([folder_of(source) for source in sources] or latest(), all_runtimes)
     columns = Columns(trec_labels, text_column, label_column)
     examples = examples_of(data, labels, columns, split, specs[0].source)
-    is_path = isinstance(data, str | os.PathLike)
+    name = Path(data).name if isinstance(data, str | os.PathLike) else "texts in memory"
     with progress(on_progress) as report:
         result = runner.run(
             specs,
             examples,
             settings,
-            data=Path(data).name if is_path else "texts in memory",
+            data=name,
             on_progress=report,
             samples=None if samples is None else Path(samples),
             command=command,

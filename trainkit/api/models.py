@@ -17,7 +17,7 @@ from trainkit.serve.formats import Format
 if TYPE_CHECKING:
     from trainkit.data.readers import Example
     from trainkit.export.bundle_writer import ExportFormat, ExportResult
-    from trainkit.export.parity import Report
+    from trainkit.export.parity import ParityReport
     from trainkit.export.parity_cases import ProgressCallback
     from trainkit.export.source import ExportSource
     from trainkit.serve.bundle import Manifest
@@ -185,7 +185,7 @@ class Bundle:
         *,
         base: str | None = None,
         on_progress: "ProgressCallback | None" = None,
-    ) -> "Report":
+    ) -> "ParityReport":
         """Repeat the parity matrix on this machine; see :func:`verify`."""
         return verify(self, against, base=base, on_progress=on_progress)
 

@@ -11,7 +11,7 @@ from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from trainkit.api.models import Bundle, TrainedModel
-    from trainkit.export.parity import Report
+    from trainkit.export.parity import ParityReport
     from trainkit.export.parity_cases import ProgressCallback
     from trainkit.trainer.metrics import Evaluation
 
@@ -72,7 +72,7 @@ def verify(
     *,
     base: str | None = None,
     on_progress: "ProgressCallback | None" = None,
-) -> "Report":
+) -> "ParityReport":
     """Run a bundle over its parity matrix on this machine; the report's ``passed`` is the verdict.
 
     The reference is the logits that the bundle keeps from its export, which needs no torch, or what

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from trainkit.trainer.callbacks import TrainingCallback
     from trainkit.trainer.range_test import RangeTest
 
-__all__ = ["Task", "new_task", "resumed_task", "run_task", "train"]
+__all__ = ["TrainingTask", "new_task", "resumed_task", "run_task", "train"]
 
 
-class Task(NamedTuple):
+class TrainingTask(NamedTuple):
     """A training to begin, or to resume; ``find_rate``: its learning rate is still to be found."""
 
     spec: ModelSpec
@@ -93,7 +93,7 @@ def new_task(
     config: Folder | None = None,
     runs: Path = Path("runs"),
     name: str | None = None,
-) -> Task:
+) -> TrainingTask:
     """Check the settings of a new training, of which None ones are not given, and read its data."""
     from trainkit.data.in_memory import splits_from
     from trainkit.trainer.settings import check_effect, resolve
@@ -113,10 +113,10 @@ def new_task(
         source = DataSpec(data=data, test=test, columns=columns)
     splits = splits_from(data, labels, columns=columns, test=test, seed=training.seed)
     folder = runs / (name or f"{spec.kind}-{datetime.now():%Y%m%d-%H%M%S}")
-    return Task(spec, training, splits, source, folder, find_rate=find_rate)
+    return TrainingTask(spec, training, splits, source, folder, find_rate=find_rate)
 
 
-def resumed_task(folder: Path) -> Task:
+def resumed_task(folder: Path) -> TrainingTask:
     """Read the settings and the data of a run that was cut off."""
     from trainkit.data.in_memory import splits_from
     from trainkit.trainer import run_folder
@@ -129,11 +129,11 @@ def resumed_task(folder: Path) -> Task:
             f"{folder} was trained on data in memory: it cannot be resumed; train again."
         )
     splits = splits_from(source.data, columns=source.columns, test=source.test, seed=training.seed)
-    return Task(earlier.model, training, splits, source, folder, resumed=True)
+    return TrainingTask(earlier.model, training, splits, source, folder, resumed=True)
 
 
 def run_task(
-    task: Task,
+    task: TrainingTask,
     save_every_s: float,
     tensorboard: bool,
     bar: "Callable[[int], AbstractContextManager[TrainingCallback]]",
@@ -175,7 +175,7 @@ def _absolute(path: "str | os.PathLike[str]") -> str:
     return "sample" if path == "sample" else str(Path(path).resolve())
 
 
-def _with_rate(task: Task) -> "tuple[TrainConfig, RangeTest]":
+def _with_rate(task: TrainingTask) -> "tuple[TrainConfig, RangeTest]":
     """Find the learning rate, and report it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise InputError(

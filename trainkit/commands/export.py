@@ -1,5 +1,6 @@
 """``trainkit export``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,12 +99,7 @@ def export(
     trainkit export cross-encoder/ms-marco-MiniLM-L6-v2
     trainkit export my-lora --base bert-base-uncased --precision int8 --data dev.csv
     """
-    if out is not None and len(formats) > 1:
-        raise InputError("--out names one bundle; export one --format at a time with it.")
-    if settings["precision"] == "int8" and data is None:
-        raise InputError(
-            "--precision int8 needs labelled texts to judge what it costs; give --data FILE."
-        )
+    _check(out, formats, settings["precision"], data)
     from trainkit.api.inputs import examples_of
     from trainkit.api.models import TrainedModel
     from trainkit.console import parity_table, stderr
@@ -134,6 +130,15 @@ def export(
     else:
         for made in exported:
             _report(made)
+
+
+def _check(out: Path | None, formats: Sequence[str], precision: str, data: str | None) -> None:
+    if out is not None and len(formats) > 1:
+        raise InputError("--out names one bundle; export one --format at a time with it.")
+    if precision == "int8" and data is None:
+        raise InputError(
+            "--precision int8 needs labelled texts to judge what it costs; give --data FILE."
+        )
 
 
 def _report(made: "ExportResult") -> None:

@@ -19,7 +19,7 @@ from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
     from trainkit.api.models import Run
-    from trainkit.api.training import Task
+    from trainkit.api.training import TrainingTask
 
 __all__ = ["train"]
 
@@ -122,7 +122,7 @@ def _report(run: "Run", as_json: bool) -> None:
         print_line(f"note: {note}", stderr=True)
 
 
-def _print_how_to_resume(task: "Task") -> None:
+def _print_how_to_resume(task: "TrainingTask") -> None:
     """Print how to continue a training that Ctrl-C ended, if anything of it was saved."""
     if task.folder.exists():
         print_line(f"To go on: trainkit train --resume {task.folder}", stderr=True)

@@ -58,9 +58,9 @@ def load_adapter(
     """Load an adapter's folder or hub id on its base, and fold it in.
 
     ``base`` (a folder, hub id or ``minilm``) goes before what the adapter names, which may be
-    relative to its folder. ``trust_remote_code`` is about the base: an adapter has no code.
-    ``InputError`` where PEFT is not installed, the base is not found or another one, the adapter is
-    for another task, or weights would be left at random. ``CheckFailedError`` where the folded
+    relative to its folder. ``trust_remote_code`` is about the base: an adapter has no code. Raises
+    ``InputError`` if PEFT is not installed, the base is not found or another one, the adapter is
+    for another task, or weights would be left at random. Raises ``CheckFailedError`` if the folded
     model does not compute what PEFT does.
     """
     _need_peft()
@@ -96,7 +96,8 @@ def adapter_effect(adapted: LoadedAdapter, batch: Batch) -> dict[str, float]:
     """Measure what the adapter does to a batch's logits, its trained head left in place.
 
     ``largest_logit_change`` is absolute, ``changed_label_share`` is of the rows whose largest logit
-    is another one. ``CheckFailedError`` where nothing changes: an adapter that was never trained.
+    is another one. Raises ``CheckFailedError`` if nothing changes: an adapter that was never
+    trained.
     """
     inputs = {name: torch.from_numpy(array) for name, array in batch.tensors().items()}
     with torch.inference_mode():
@@ -203,7 +204,7 @@ def _check_all_trained(model: nn.Module, adapter: str, base: str) -> None:
         raise InputError(
             f"neither adapter '{adapter}' nor its base model '{base}' has '{untrained[0]}' "
             f"({len(untrained)} such weights): they would be random, as they were in training, "
-            "where nobody saved them; train again with them in modules_to_save."
+            "and were not saved; train again with them in modules_to_save."
         )
 
 

@@ -64,7 +64,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> str:
 def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
     """Load an encoder with its weights in float32, and describe it.
 
-    ``InputError`` where there is no such encoder, weights are missing in it, or it is a decoder.
+    Raises ``InputError`` if there is no such encoder, weights are missing in it, or it is a
+    decoder.
     """
     remedy = "give 'minilm', or a complete Hugging Face folder or hub id"
     with as_input_error(f"backbone '{name}' cannot be loaded", remedy):

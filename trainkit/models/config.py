@@ -44,7 +44,7 @@ def kind_faults(kind: Kind, has_backbone: bool, head: Head) -> Iterator[str]:
 
 
 class TextCNNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of a ``TextCNN``: ``filters`` per window of so many tokens; ``pairs`` are bigrams."""
+    """Sizes of a ``TextCNN``: ``filters`` per window size in tokens; ``pairs`` are bigrams."""
 
     vocabulary_size: Size
     unknown_id: Count

@@ -1,8 +1,7 @@
-"""The training loop: AdamW, warm-up and cosine, clipping, early stopping, the best epoch kept.
+"""The training loop: epochs, early stopping, the best epoch kept, resumable state.
 
-In go a new model and its splits; out comes a run's folder with the best checkpoint, and the model
-with exactly those weights loaded. Several processes may do it together (see
-:mod:`trainkit.trainer.distributed`): all go through every step, and the one that leads writes.
+Several processes may train together (see :mod:`trainkit.trainer.distributed`): all make every step,
+and the main one writes.
 """
 
 import itertools
@@ -67,16 +66,15 @@ def fit(
 ) -> TrainingResult:
     """Train ``new`` and keep its best epoch in ``folder``.
 
-    Where the folder holds the state of an unfinished training of the same model, data and settings,
-    it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
-    Processes of a ``group`` come to the weights of one process that has no dropout, to rounding.
+    If the folder holds the state of an unfinished training of the same model, data and settings, it
+    is resumed, to the same weights to the bit (on a CPU, with the same number of threads).
+    Processes of a ``group`` reach the weights of one process that has no dropout, to rounding.
 
-    Best is the highest validation accuracy, then the lowest validation loss, or the last epoch of
-    all where a refit will go as far; with ``until``, it is that epoch, with which the training
-    ends, and no validation text is looked at. An interrupt (Ctrl-C) ends the training of one
-    process as if it were over. The state is kept: whoever has done what comes after the training
-    forgets it. ``DivergedError`` where the loss stops being a number, ``InputError`` where the
-    state cannot be written.
+    Best is the highest validation accuracy, then the lowest validation loss, or the last epoch if a
+    refit follows and gets there. With ``until`` it is that epoch, the training ends with it, and
+    validation texts are not used. An interrupt (Ctrl-C) ends the training of one process as if it
+    were finished. The state is kept: the caller deletes it when the run is complete. Raises
+    ``DivergedError`` if the loss is not finite, ``InputError`` if the state cannot be written.
     """
     # Not the same numbers in each process: dropout would drop the same units of their texts.
     seed_everything((config.seed + group.rank) % 2**32)
@@ -87,7 +85,7 @@ def fit(
         while loop.has_more():
             loop.epoch()
     except KeyboardInterrupt:
-        # Nothing to keep, or the others cannot be told; or the best weights are just replaced.
+        # Nothing to keep, other processes go on, or the best weights are being replaced.
         if loop.best is None or group.size > 1 or checkpoint.read(folder).epoch != loop.best.epoch:
             raise
         interrupted = True
@@ -129,7 +127,7 @@ class _Loop:
         return next((epoch for epoch in reversed(self.history) if epoch.best), None)
 
     def has_more(self) -> bool:
-        """Tell whether there is a next epoch; none after so many that were no better."""
+        """Tell whether to go on: not after ``patience_epochs`` without a better epoch."""
         best, ended = self.best, self.position.epoch - 1
         if self.until is not None:
             return ended < self.until

@@ -1,9 +1,8 @@
-"""A trained prefix as a PEFT adapter, for whoever goes on without trainkit.
+"""A trained prefix as a PEFT adapter, for use without trainkit.
 
-In goes a classifier with a prefix and the backbone's own head, out comes a folder for
-``PeftModel.from_pretrained(base, folder)``, which was loaded in just that way and gave the same
-logits before it got its name. A head over the mean of the states has no place in PEFT: its forward
-takes the head of transformers' sequence classifier, which pools the first position.
+Writes the folder of a prefix with the backbone's own head, for ``PeftModel.from_pretrained(base,
+folder)``; before it gets its name it is loaded that way and must give the same logits. PEFT has no
+place for a head over the mean of the states.
 """
 
 import importlib.util
@@ -111,7 +110,8 @@ def compare(
 ) -> None:
     """Load ``folder`` with PEFT on the backbone, and compare logits under padding of each kind.
 
-    ``InputError`` where PEFT cannot load or run it, ``CheckFailedError`` where the logits differ.
+    Raises ``InputError`` if PEFT cannot load or run it; raises ``CheckFailedError`` if the logits
+    differ.
     """
     assert model.config.backbone is not None
     reference = load_adapter(folder, model.config.backbone.name).reference

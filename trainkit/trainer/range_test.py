@@ -1,9 +1,9 @@
 """A learning-rate range test: the rate rises from step to step until the loss runs away.
 
 Smith (2017), "Cyclical learning rates for training neural networks", section 3.3, here with an
-exponential sweep. In go what a training takes, out come the curve and the rate at which the
-loss, smoothed, fell steepest. A model of its own is trained for it and thrown away, and the random
-numbers go on as if nothing had been: the training that follows is the one with that rate by hand.
+exponential sweep. Returns the curve and the rate at which the loss fell steepest. A model of its
+own is trained for it and thrown away, and the random numbers go on as if nothing had been: the
+training that follows is the one with that rate by hand.
 """
 
 import io
@@ -87,7 +87,7 @@ def choose(spec: ModelSpec, splits: Splits, config: TrainConfig) -> tuple[TrainC
 def range_test(new: UntrainedModel, splits: Splits, config: TrainConfig) -> RangeTest:
     """Sweep the rate of the encoder or its prefix; ``new`` is trained by it, so give one to lose.
 
-    The head stays as it is; all else is as in the training. ``InputError`` where the loss never
+    The head stays as it is; all else is as in the training. Raises ``InputError`` if the loss never
     falls.
     """
     with _random_numbers_kept():
@@ -96,7 +96,7 @@ def range_test(new: UntrainedModel, splits: Splits, config: TrainConfig) -> Rang
 
 
 def chosen(points: list[RatePoint]) -> float:
-    """Return the rate of the steepest fall, to two digits; ``InputError`` where there is none."""
+    """Return the rate of the steepest fall, to two digits; ``InputError`` if none."""
     smoothed = np.array([point.smoothed for point in points])
     # The mean of the first points is one of few losses.
     lowest = int(smoothed[WINDOW:].argmin()) + WINDOW if len(smoothed) > WINDOW else 0

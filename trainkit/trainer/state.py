@@ -112,8 +112,8 @@ def restore(
         saved = len(_part(tensors, RANDOM_CPU))
         if saved != group.size:
             raise InputError(
-                f"{folder} was started by {saved} processes and can only be resumed by as many, "
-                f"not {group.size}."
+                f"{folder} was started by {saved} processes and cannot be resumed by "
+                f"{group.size}; use the same number."
             )
         _load(context, tensors, group.rank)
         position, history = state.position, list(state.history)

@@ -126,7 +126,7 @@ def accumulate_gradients(context: TrainContext, shard: BatchShard) -> tuple[floa
     """Add up the gradients of this process's share of a batch, micro-batch by micro-batch.
 
     Returns what the share adds to the batch's mean loss, and its hits. All parts of all processes
-    add up to the mean, whatever the examples' weights.
+    add up to the mean, for any class weights.
     """
     total_weight = context.objective.weight(shard.whole)
     loss_sum, hits = 0.0, 0
