@@ -9,13 +9,14 @@
 # make kserve      KServe's own client and models against the server
 # make interop     bundles in optimum, transformers 4.57, transformers.js and Triton's client
 # make peers       competing runtimes, each in an environment of its own
+# make gpu         every CUDA path checked and timed, on a machine with an NVIDIA GPU (ten minutes)
 # make graphs      trace the small graphs of tests/graphs again
 # make figures     the README's figures (DATA=folder with TREC-6)
 # make export-figures  the tables of docs/parity.md
 # make docs        the site of docs/ in build/site; a broken link fails
 # make wheel       build the wheel into dist/
 # make clean       remove environments and build output
-.PHONY: demo test test-all quick check format fuzz kserve interop peers graphs figures \
+.PHONY: demo test test-all quick check format fuzz kserve interop peers gpu graphs figures \
 	export-figures docs wheel clean
 
 PYTHON ?= python3
@@ -146,6 +147,13 @@ build/peers/%/venv/bin/.installed: bench/studies/peers/%.txt pyproject.toml
 
 peers: $(BIN)/.installed-dev $(PEERS)
 	$(BIN)/python -m pytest -W error tests/bench/engines/test_peers.py
+
+# Skipped without a GPU. What is installed decides: see `trainkit env`. PYTHON_GPU=python3 takes an
+# environment of your own, DEVICE=cpu runs the same steps without a GPU.
+DEVICE ?= cuda
+PYTHON_GPU ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),$(BIN)/.installed)
+	$(PYTHON_GPU) -m trainkit.bench.studies.gpu --device $(DEVICE) --out build/gpu.json
 
 graphs: $(BIN)/.installed-dev
 	$(BIN)/python tests/graphs/make.py

@@ -32,12 +32,9 @@ LENGTHS = (1, 2, 17, 60)
 INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
 
-class OptimizeStep(msgspec.Struct, frozen=True, kw_only=True):
+class OptimizeStep(RewriteResult, frozen=True, kw_only=True):
     """One rewrite: what it did, and the largest difference of a logit from the original then."""
 
-    name: str
-    rewritten: int
-    declined: tuple[str, ...]
     max_abs: float | None
 
 
@@ -82,7 +79,7 @@ def optimize(
             worst = None
             if outcome.rewritten:
                 worst = _prove(f"rewrite {name}", model, staged, roles, cases, on_progress)
-            steps.append(_step(outcome, worst))
+            steps.append(OptimizeStep(**msgspec.structs.asdict(outcome), max_abs=worst))
         # Once more, whole: what counts no rewrite may have changed the graph all the same.
         _prove("all rewrites together", model, staged, roles, cases, on_progress)
         _check_moves(staged, target, weights, force)
@@ -95,12 +92,6 @@ def optimize(
         cases=len(cases),
         skipped=tuple(skipped),
         steps=tuple(steps),
-    )
-
-
-def _step(outcome: RewriteResult, worst: float | None) -> OptimizeStep:
-    return OptimizeStep(
-        name=outcome.name, rewritten=outcome.rewritten, declined=outcome.declined, max_abs=worst
     )
 
 

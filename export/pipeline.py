@@ -42,16 +42,12 @@ DEPRECATED = "PyTorch has deprecated TorchScript; its successor is --format pt2.
 COMPILED = "Compiled for this machine's kind of processor; the manifest names it under machine."
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True):
+class Stage(RewriteResult, frozen=True, kw_only=True):
     """One step from the untouched export to the finished file.
 
-    ``rewritten`` counts the places that it changed, ``declined`` gives reasons for the others;
     ``parity`` is None if nothing changed. ``operators`` counts the nodes of an ONNX graph.
     """
 
-    name: str
-    rewritten: int
-    declined: tuple[str, ...] = ()
     operators: dict[str, int] | None = None
     parity: ParityReport | None = None
 
@@ -96,10 +92,9 @@ class _StageVerifier(NamedTuple):
         )
         if not report.passed:
             raise parity.ParityError(report, name)
+        outcome = outcome or RewriteResult(name=name, rewritten=0)
         return Stage(
-            name=name,
-            rewritten=outcome.rewritten if outcome else 0,
-            declined=outcome.declined if outcome else (),
+            **msgspec.structs.asdict(outcome),
             operators=operators(graph) if graph else None,
             parity=report,
         )
@@ -152,7 +147,7 @@ def _write_onnx(
         with quiet_exporter():
             outcome = rewrite(graph)
         if not outcome.rewritten:
-            stages.append(Stage(name=name, rewritten=0, declined=outcome.declined))
+            stages.append(Stage(**msgspec.structs.asdict(outcome)))
             continue
         stages.append(verifier.stage(name, few=True, outcome=outcome, graph=graph))
     save_graph(graph, verifier.path, external_data=settings.external_data)

@@ -44,6 +44,8 @@ class ForwardPool:
         ``make_batch`` pads the rows with the given indices. A part has at most ``batch_size`` rows
         and ``max_tokens`` tokens, padding included; with ``equal_lengths``, rows of one length.
         """
+        if len(lengths) == 1:
+            return self.run(make_batch([0]))
         if self.workers > 1:  # a part as large as the whole would leave the other workers idle
             max_tokens = min(max_tokens, max(1, -(-sum(lengths) // self.workers)))
         size = batch_size or len(lengths)

@@ -74,8 +74,8 @@ class TrainingBar:
         stderr.print(f"{result}{'  *' if result.best else ''}", highlight=False, soft_wrap=True)
 
     def refit(self) -> None:
-        """Say that it begins anew."""
-        stderr.print("Anew, on train and validation together:")
+        """Report that training starts again."""
+        stderr.print("Again, on train and validation together:")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every engine of the benchmark is made of, whichever runtime computes it.
+"""What every engine of the benchmark has in common.
 
 The environments of the peers (:mod:`trainkit.bench.engines.peers`) import this: no more than
 serving's packages.
@@ -54,7 +54,7 @@ class EngineUnavailableError(Exception):
 
 
 def kind_of(source: Path) -> Kind:
-    """Return what a source is; ``InputError`` where it is nothing that an engine takes."""
+    """Return what a source is; raises ``InputError`` if no engine takes it."""
     if (source / MANIFEST).is_file():
         return read_manifest(source).format
     marks: dict[str, Kind] = {

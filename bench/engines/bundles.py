@@ -43,7 +43,7 @@ def _engine(title: str, bundle: BundleFiles, run: Runner, *packages: str) -> Eng
 
 
 def onnx_on(source: Path, threads: int, title: str, providers: tuple[str, ...]) -> Engine:
-    """Open it on a GPU; ``InputError`` where ONNX Runtime falls back to the CPU."""
+    """Open it on a GPU; raises ``InputError`` if ONNX Runtime falls back to the CPU."""
     import onnxruntime as ort
 
     if providers[0] not in ort.get_available_providers():
@@ -60,15 +60,15 @@ def onnx_on(source: Path, threads: int, title: str, providers: tuple[str, ...]) 
 
 
 def openvino_bundle(source: Path, threads: int) -> Engine:
-    """Open an ONNX bundle in OpenVINO; ``InputError`` where that cannot."""
+    """Open an ONNX bundle in OpenVINO; raises ``InputError`` if it cannot."""
     bundle = open_bundle(source)
     try:
         run = openvino_runner(str(bundle.model_path), threads)
     except RuntimeError as error:  # what its C++ exceptions become
-        said = " ".join(str(error).split())[-300:]
+        reason = " ".join(str(error).split())[-300:]
         raise InputError(
             f"{bundle.model_path} cannot be opened by OpenVINO {metadata.version('openvino')} "
-            f"({said}); export it in fp32, or with --opset 18."
+            f"({reason}); export it in fp32, or with --opset 18."
         ) from None
     return _engine("OpenVINO", bundle, run, "openvino")
 

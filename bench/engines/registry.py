@@ -49,7 +49,7 @@ class Runtime(NamedTuple):
 def parse(text: str) -> Spec:
     """Read ``RUNTIME:SOURCE``, or ``SOURCE`` alone, which gets the runtime made for it.
 
-    ``InputError`` where there is no such runtime or folder, or the one does not take the other.
+    Raises ``InputError`` for an unknown runtime or folder, or if the runtime does not take it.
     """
     name, colon, path = text.partition(":")
     # A folder may have a colon in its name; no runtime has a slash in its own.
@@ -76,9 +76,9 @@ def peers_folder() -> Path:
 
 
 def python_of(name: str) -> Path | None:
-    """Return the interpreter of a peer's environment; None where the runtime runs in this one.
+    """Return the interpreter of a peer's environment, or None for a runtime of this one.
 
-    ``EngineUnavailableError`` where that environment was not made.
+    Raises ``EngineUnavailableError`` if the environment does not exist.
     """
     peer = _known(name).peer
     if peer is None:
@@ -93,7 +93,7 @@ def python_of(name: str) -> Path | None:
 
 
 def open_engine(name: str, source: Path, threads: int) -> Engine:
-    """Open a source in a runtime with so many threads, once in a process.
+    """Open a source in a runtime with ``threads`` threads, once in a process.
 
     Raises ``EngineUnavailableError`` if the runtime is not installed, and ``InputError`` if it does
     not take the source or cannot open it.

@@ -1,9 +1,8 @@
 """An open-loop load generator for text classifiers over HTTP.
 
-In go a :class:`Target` and :class:`LoadSettings`; out comes a :class:`LoadResult`. A request is
-sent when it is due, whatever became of the others, and its latency counts from then: a server that
-stalls for a second is charged for every request that users would have sent in that second. A closed
-loop would wait with it and hide them ("coordinated omission", Gil Tene, in wrk2).
+A request is sent when it is due, even if others have no answer yet, and its latency counts from
+then: a server that stalls for a second is charged for every request that users would have sent in
+that second. A closed loop would hide them ("coordinated omission", Gil Tene, in wrk2).
 """
 
 import asyncio
@@ -69,11 +68,11 @@ def run(
     command: Sequence[str] = (),
     on_progress: ProgressCallback = lambda step: None,
 ) -> LoadResult:
-    """Load the server at one rate, or search for the highest where ``p99_below_ms`` is given.
+    """Load the server at one rate, or search for the highest if ``p99_below_ms`` is given.
 
-    ``data`` and ``command`` are for the report and must be free of secrets. ``InputError`` where
-    nothing listens, or where the first request shows that none will be accepted. An interrupt
-    ends it early, with what was measured.
+    ``data`` and ``command`` are for the report and must be free of secrets. An
+    interrupt ends it early, with what was measured. Raises ``InputError`` if nothing listens or the
+    first request is refused.
     """
     _check(target)
     before = environment.describe()
@@ -309,7 +308,7 @@ def _check(target: Target) -> None:
     for name, value in target.headers.items():
         if not (name + value).isprintable() or not name.isascii() or " " in name:
             raise InputError(
-                f"--header number {[*target.headers].index(name) + 1} is no HTTP "
+                f"--header number {[*target.headers].index(name) + 1} is not an HTTP "
                 "header; take blanks in the name, line breaks and control characters out of it."
             )
     if not target.texts:

@@ -77,7 +77,7 @@ class LoadRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     samples: tuple[Sample, ...]
 
 
-class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RateSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The highest rate that kept p99 under the limit without errors; None where none did.
 
     ``rate`` is that run's ``rate_offered``: few Poisson arrivals have not quite the rate asked for.
@@ -99,7 +99,7 @@ class LoadResult(files.ReportHead, frozen=True, kw_only=True, forbid_unknown_fie
     texts: int
     settings: LoadSettings
     runs: tuple[LoadRun, ...]
-    search: Search | None = None
+    search: RateSearch | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -180,5 +180,5 @@ def save(result: LoadResult, path: Path) -> None:
 
 
 def load(path: Path) -> LoadResult:
-    """Read what :func:`save` wrote; ``InputError`` where it is something else."""
+    """Read what :func:`save` wrote; raises ``InputError`` for any other file."""
     return files.read(path, LoadResult, "trainkit bench load")

@@ -10,10 +10,10 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from trainkit.bench.load.result import OK, LoadRun, Sample, Search
+from trainkit.bench.load.result import OK, LoadRun, RateSearch, Sample
 
 MAX_PROBES = 24
-LOWEST = 1.0  # requests a second: a p99 of fewer takes minutes
+LOWEST = 1.0  # requests/s: a p99 of fewer takes minutes
 PRECISION = 1.05  # a rate that passes and one that fails are at last as close as this
 
 Ended: TypeAlias = Literal["", "time", "probes", "interrupt"]
@@ -32,7 +32,7 @@ def find_rate(
     max_seconds: float,
     seconds_of: Callable[[float], float],
     on_progress: Callable[[str], None] = lambda step: None,
-) -> tuple[list[LoadRun], Search]:
+) -> tuple[list[LoadRun], RateSearch]:
     """Return every probe in order, and what they show; it begins with the rate ``start``.
 
     ``seconds_of`` tells how long a probe of a rate takes: none is begun that would end after
@@ -76,7 +76,7 @@ def find_rate(
 
 
 def hopeless(p99_below_ms: float, requests: int) -> Callable[[Sample], bool]:
-    """Return a watch that tells when a run of so many ``requests`` has failed for sure."""
+    """Return a watch that ends a run of ``requests`` once it has failed for sure."""
     allowed = 0.01 * (requests - 1) + 1  # more above the limit, and the p99 is above it too
     late = 0
 
@@ -102,7 +102,7 @@ def _judged(run: LoadRun, p99_below_ms: float) -> LoadRun:
 
 def _search(
     ended: Ended, passed: LoadRun | None, failed: LoadRun | None, p99_below_ms: float
-) -> Search:
+) -> RateSearch:
     """Say in one sentence what was found, and what stood in the way of more."""
     limited_by = ended or ("generator" if failed and failed.noisy_because else "server")
     goal = f"p99 below {p99_below_ms:g} ms without errors"
@@ -123,7 +123,7 @@ def _search(
             )
     if ended:
         found += f"; {WHY_ENDED[ended]} before the search was done"
-    return Search(
+    return RateSearch(
         p99_below_ms=p99_below_ms,
         rate=passed.rate_offered if passed else None,
         limited_by=limited_by,

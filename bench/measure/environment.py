@@ -1,7 +1,6 @@
 """The machine and the libraries that a measurement was made with, without naming the machine.
 
-Nothing goes in; out comes one :class:`Environment`, small enough to stand in every report. It holds
-no host name, user name or path, so that a report can be published as it is.
+It has no host name, user name or path, so that a report can be published as it is.
 """
 
 import os

@@ -47,7 +47,7 @@ STABLE_SPREAD = 0.1
 DIGITS = 7
 
 Call = Callable[[Any], Any]
-"""The engine, on whatever it takes: a padded batch of ids, or a list of texts."""
+"""An engine's function of a padded batch of ids, or of a list of texts."""
 
 
 def one_pass(call: Call, items: Sequence[Any]) -> tuple[float, ...]:

@@ -21,8 +21,7 @@ Kind = TypeVar("Kind", bound=Reply)
 class WorkerProcess:
     """One worker, as a context manager; ``name`` is what errors call it.
 
-    Its standard error goes to the file ``log``: a pipe that nobody reads would fill
-    up and block it.
+    Its standard error goes to the file ``log``: an unread pipe would fill up and block it.
     """
 
     def __init__(self, command: Sequence[str], name: str, log: Path) -> None:
@@ -48,7 +47,7 @@ class WorkerProcess:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: readline says so next
+        with contextlib.suppress(BrokenPipeError):  # it died, which readline shows next
             self._process.stdin.write(msgspec.json.encode(request) + b"\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -80,8 +79,8 @@ class WorkerProcess:
             how = f"killed by {signal.Signals(-status).name}"
             if -status == signal.SIGKILL:
                 how += ", for lack of memory perhaps"
-        said = last_line(self.log.read_text(encoding="utf-8", errors="replace"))
-        return CheckFailedError(f"the worker of {self.name} died ({how}): {said}")
+        reason = last_line(self.log.read_text(encoding="utf-8", errors="replace"))
+        return CheckFailedError(f"the worker of {self.name} died ({how}): {reason}")
 
     def stop(self) -> None:
         """Close its standard input, which ends it; kill it if it has not ended soon after."""
@@ -95,4 +94,4 @@ class WorkerProcess:
 def last_line(text: str) -> str:
     """Return the last line that is not blank: of a traceback, the error itself."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing on standard error"
+    return lines[-1] if lines else "no message on standard error"

@@ -70,8 +70,8 @@ def prepare(
 ) -> list[Workload]:
     """Make the workloads that ``settings`` ask for, with the tokenizer that all sources share.
 
-    ``InputError`` where there is nothing to run, a text is empty, a source is no classifier, or two
-    sources differ in labels or in token ids.
+    Raises ``InputError`` if there is nothing to run, a text is empty, a source is not a classifier,
+    or two sources differ in labels or in token ids.
     """
     if not sources or not examples:
         raise InputError("a benchmark needs at least one engine and one text; give it some.")

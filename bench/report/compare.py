@@ -30,9 +30,9 @@ METHOD = (
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """One engine on one workload in A and in B.
 
-    ``ratio`` is of speed, so that above 1 B is faster: of texts a second, and in the server
+    ``ratio`` is of speed, so that above 1 B is faster: of texts/s, and in the server
     scenario, where the load sets those, of the inverse median latency. ``p50_ratio`` and
-    ``p99_ratio`` are of latency, B by A: above 1 B is slower; None where one lacks the percentile.
+    ``p99_ratio`` are of latency, B by A: above 1 B is slower; None if one lacks the percentile.
     """
 
     engine_a: str

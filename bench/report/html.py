@@ -79,7 +79,7 @@ def _environment(result: Result) -> Table:
 
 
 def _described(environment: Environment) -> dict[str, str]:
-    """Return each field in words, whatever fields there are."""
+    """Return each field in words."""
     described = {}
     for name, value in msgspec.to_builtins(environment).items():
         words = _words(value)

@@ -213,7 +213,7 @@ def _choice(
 
 
 def _unsound(candidate: _Candidate, wanted: Wanted) -> str | None:
-    """Return why this is not even considered, whatever its speed."""
+    """Return why this is not considered, regardless of its speed."""
     choice = candidate.choice
     if candidate.measured.wrong:
         return "its outputs are WRONG"

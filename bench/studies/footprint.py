@@ -105,8 +105,8 @@ def measure_bundle(bundle: Path, runs: int, count: int) -> BundleFootprint:
     program = [sys.executable, "-P", "-m", "trainkit.bench.studies.random_requests"]
     ended = subprocess.run([*program, bundle, str(count)], capture_output=True, check=False)
     if ended.returncode:
-        said = last_line(ended.stderr.decode(errors="replace"))
-        raise CheckFailedError(f"serving {bundle} ended with status {ended.returncode}: {said}")
+        reason = last_line(ended.stderr.decode(errors="replace"))
+        raise CheckFailedError(f"serving {bundle} ended with status {ended.returncode}: {reason}")
     served = msgspec.json.decode(ended.stdout, type=_Served)
     opened = open_bundle(bundle)
     files = opened.model_files

@@ -101,7 +101,7 @@ def _shape(workload: WorkloadResult) -> tuple[int, int]:
 
 def markdown(result: Result) -> str:
     """Return a table with one row per shape; a figure that misses its goal is marked."""
-    found: list[speedups.Figure] = []
+    found: list[speedups.SpeedupCell] = []
     rows = []
     for workload in sorted(result.workloads, key=_shape):
         batch_size, length = _shape(workload)

@@ -42,7 +42,7 @@ class Goals(NamedTuple):
     peak_share: float | None = None
 
 
-class Figure(NamedTuple):
+class SpeedupCell(NamedTuple):
     """A cell of the table: what was reached, and against whom; the goal, empty without one."""
 
     reached: str
@@ -57,9 +57,9 @@ class Figure(NamedTuple):
 
 
 def markdown(results: Mapping[str, Result]) -> str:
-    """Return a table with one row a run and batch size; a figure that misses its goal says so."""
+    """Return a table with a row per run and batch size; a figure that misses its goal is marked."""
     rows = []
-    found: list[Figure] = []
+    found: list[SpeedupCell] = []
     wrong, noisy = [], []
     for name, result in results.items():
         model = name.removeprefix("suite-").removesuffix(f"-{result.data}")
@@ -114,7 +114,7 @@ def _goals(data: str, batch_size: int) -> Goals:
     return Goals(peak_share=0.85)
 
 
-def summary(found: Sequence[Figure]) -> str:
+def summary(found: Sequence[SpeedupCell]) -> str:
     """Say how many of the figures that have a goal miss it."""
     goals = [one for one in found if one.goal]
     return f"{sum(one.missed for one in goals)} of {len(goals)} goals are missed."
@@ -122,7 +122,7 @@ def summary(found: Sequence[Figure]) -> str:
 
 def figures(
     result: Result, workload: WorkloadResult, goals: Goals, runtimes: tuple[str, ...] = OURS
-) -> tuple[Figure, ...]:
+) -> tuple[SpeedupCell, ...]:
     """Return the figures under ``HEADINGS`` of one workload; ``runtimes`` are those of ours."""
     ours = _fastest(result, workload, runtimes, "fp32")
     ours8 = _fastest(result, workload, runtimes, "int8")
@@ -155,24 +155,24 @@ def _ratio(
     ours: Measurement | None,
     other: Measurement | None,
     goal: float | None,
-) -> Figure:
+) -> SpeedupCell:
     wanted = "" if goal is None else f"{goal:g}"
     if ours is None or other is None:
-        return Figure("not measured", wanted, goal is not None)
+        return SpeedupCell("not measured", wanted, goal is not None)
     ratio = Ratio.of_rounds(workload.speeds(ours), workload.speeds(other))
     median, low = (f"{_down(100 * value) / 100:.2f}" for value in (ratio.median, ratio.low))
     whom = engine_labels(result)[other.engine]
     how = " with workers" if result.engines[ours.engine].runtime == WORKERS else ""
     reached = f"{median} ({low} to {ratio.high:.2f}){how}, {whom}"
-    return Figure(reached, wanted, goal is not None and ratio.median < goal)
+    return SpeedupCell(reached, wanted, goal is not None and ratio.median < goal)
 
 
-def _share(share: float | None, goal: float | None) -> Figure:
+def _share(share: float | None, goal: float | None) -> SpeedupCell:
     wanted = "" if goal is None else f"{100 * goal:g}%"
     if share is None or share > 1:  # which cannot be, so that it shows nothing
-        told = f"{100 * share:.0f}%, so the peak was measured too low" if share else "not measured"
-        return Figure(told, wanted, goal is not None)
-    return Figure(f"{_down(100 * share)}%", wanted, goal is not None and share < goal)
+        shown = f"{100 * share:.0f}%, so the peak was measured too low" if share else "not measured"
+        return SpeedupCell(shown, wanted, goal is not None)
+    return SpeedupCell(f"{_down(100 * share)}%", wanted, goal is not None and share < goal)
 
 
 def _down(number: float) -> int:

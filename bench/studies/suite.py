@@ -192,7 +192,7 @@ def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
 
 
 def _export(folder: Path, splits: Splits) -> None:
-    """Export in every format; a precision that the gate refuses is left out, and said."""
+    """Export in every format; a precision that the gate refuses is logged and left out."""
     source = open_source(str(folder))
     prepared = prepare(source, (*splits.valid, *splits.train)[:GATE_TEXTS])
     for settings in EXPORTS:

@@ -103,8 +103,8 @@ def _timed(job: TrainingJob) -> Timed:
         [*command, msgspec.json.encode(job).decode()], capture_output=True, check=False
     )
     if done.returncode:
-        said = last_line(done.stderr.decode(errors="replace"))
-        raise CheckFailedError(f"the training with {job.engine} ended with an error: {said}")
+        reason = last_line(done.stderr.decode(errors="replace"))
+        raise CheckFailedError(f"the training with {job.engine} ended with an error: {reason}")
     return msgspec.json.decode(done.stdout, type=Timed)
 
 

@@ -1,4 +1,4 @@
-"""What a rewrite says about itself."""
+"""The result of a rewrite."""
 
 import msgspec
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -26,6 +27,7 @@ from trainkit.serve.types import FloatArray
 
 logger = logging.getLogger("trainkit.serve")
 
+DECODER = msgspec.msgpack.Decoder(Reply)
 LATE_S = 0.05
 TRIES = 2  # a batch whose process dies runs again: it need not be the cause
 
@@ -153,7 +155,7 @@ class ModelProcess:
             )
 
 
-class _Process:
+class _Process(asyncio.Protocol):
     """One started process and this end of its two sockets."""
 
     def __init__(self, spec: ProcessSpec, file: int | None) -> None:
@@ -161,6 +163,12 @@ class _Process:
         self.reason: str | None = None  # why it was killed from here
         self.has_replied = False  # to a batch
         self.silent_s = 0.0  # since the last heartbeat, while this process was awake
+        loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self._loaded: asyncio.Future[Reply] = loop.create_future()
+        self._replies = deque([self._loaded])  # in the order of the batches
+        self._received = bytearray()
+        self._transport: asyncio.WriteTransport | None = None
         batches, their_batches = socket.socketpair()
         heartbeat, their_heartbeat = socket.socketpair()
         inherited = [their_batches.fileno(), their_heartbeat.fileno()]
@@ -196,10 +204,7 @@ class _Process:
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        reader, self._writer = await asyncio.open_connection(sock=self._batches)
-        self._loaded: asyncio.Future[Reply] = loop.create_future()
-        self._replies = deque([self._loaded])  # in the order of the batches
-        self.lost = asyncio.ensure_future(self._receive(reader))
+        await loop.create_unix_connection(lambda: self, sock=self._batches)
         loop.add_reader(self._heartbeat, self._on_heartbeat)
 
     async def _load(self) -> None:
@@ -221,23 +226,31 @@ class _Process:
         if reply.error:
             raise InputError(reply.error)
 
-    async def _receive(self, reader: asyncio.StreamReader) -> None:
-        """Give each reply to the batch that waits for it, until the process is lost."""
-        decoder = msgspec.msgpack.Decoder(Reply)
-        try:
-            while True:
-                (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-                reply = decoder.decode(await reader.readexactly(size))
-                waiting = self._replies.popleft()
-                self.has_replied |= waiting is not self._loaded
-                if not waiting.done():  # its caller may be gone
-                    waiting.set_result(reply)
-        except (asyncio.IncompleteReadError, OSError):
-            pass
-        finally:
-            for waiting in self._replies:
-                if not waiting.done():
-                    waiting.set_exception(LostError())
+    # asyncio's streams would cost two more turns of the event loop per batch.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; uvloop's are not subclasses of asyncio's."""
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Give each reply to the batch that waits for it."""
+        self._received += data
+        while len(self._received) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._received)[0]
+            if len(self._received) < end:
+                return
+            reply = DECODER.decode(self._received[LENGTH.size : end])
+            del self._received[:end]
+            waiting = self._replies.popleft()
+            self.has_replied |= waiting is not self._loaded
+            if not waiting.done():  # its caller may be gone
+                waiting.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail every batch that waits."""
+        self.lost.set_result(None)
+        for waiting in self._replies:
+            if not waiting.done():
+                waiting.set_exception(LostError())
 
     def _on_heartbeat(self) -> None:
         with contextlib.suppress(OSError):
@@ -267,7 +280,8 @@ class _Process:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Reply] = loop.create_future()
         self._replies.append(reply)
-        self._writer.write(frame(batch))
+        assert self._transport
+        self._transport.write(frame(batch))
         hang_s = self.spec.hang_s
 
         def give_up() -> None:
@@ -294,9 +308,9 @@ class _Process:
         if self._heartbeat.fileno() >= 0:  # not ended before
             asyncio.get_running_loop().remove_reader(self._heartbeat)
             self._heartbeat.close()
-        if hasattr(self, "lost"):
-            self._writer.transport.abort()
-            await asyncio.wait({self.lost})
+        if self._transport:
+            self._transport.abort()
+            await self.lost
         else:
             self._batches.close()
 

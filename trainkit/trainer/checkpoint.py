@@ -42,7 +42,9 @@ LATEST = "latest"
 FORMAT_VERSION = 1
 
 
-class Checkpoint(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Checkpoint(
+    Checksummed, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """The content of ``checkpoint.json``. ``metrics`` are those of the epoch that it keeps.
 
     ``temperature`` is set at the end of the training, where one is best.

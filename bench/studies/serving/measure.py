@@ -115,7 +115,7 @@ def _timed(call: Callable[[str], object], texts: Sequence[str]) -> tuple[float, 
 
 
 def _post(connection: http.client.HTTPConnection, texts: Sequence[str]) -> None:
-    """Send one request and read its answer whole; ``CheckFailedError`` where it is no answer."""
+    """Send one request and read its answer whole; raises ``CheckFailedError`` for any but 200."""
     body = msgspec.json.encode({"texts": texts})
     connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
     response = connection.getresponse()

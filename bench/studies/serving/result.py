@@ -129,7 +129,7 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Idle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """CPU seconds a second of a warm server that nobody asks."""
+    """CPU seconds per second of a warm, idle server."""
 
     server: str
     seconds: float

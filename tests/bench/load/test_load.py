@@ -309,7 +309,7 @@ def answers_in(
     )
 
 
-def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.Search]:
+def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.RateSearch]:
     late_s = changed.pop("late_s", 0.0)
 
     def probe(rate: float) -> LoadRun:
@@ -429,8 +429,8 @@ def test_the_result_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (["--find-rate"], "belong together"),
         (["--header", "geheim"], "has no NAME"),
-        (["--header", "a b:geheim"], "number 1 is no HTTP header"),
-        (["--header", "a:ge\nheim"], "number 1 is no HTTP header"),
+        (["--header", "a b:geheim"], "number 1 is not an HTTP header"),
+        (["--header", "a:ge\nheim"], "number 1 is not an HTTP header"),
         (["--out", "/dev/null/x.json"], "cannot be written"),
     ],
 )

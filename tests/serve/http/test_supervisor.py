@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import shutil
 from pathlib import Path
 
@@ -131,7 +130,7 @@ def test_a_front_that_is_stopped_is_replaced_while_the_other_answers(supervisor,
 
 def test_without_the_watch_a_stopped_front_stays_as_it_is(supervisor, golden, caplog):
     async def main():
-        made = supervisor(silent_s=math.inf, golden=str(golden))
+        made = supervisor(silent_s=1e9, golden=str(golden))
         async with running(made):
             pids = [one.process.pid for one in made.workers]
             (stopped, _) = family(pids[0])
