@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
 from trainkit.models.config import MINILM
 from trainkit.serve.errors import InputError
@@ -117,4 +116,6 @@ def to_toml(spec: ModelSpec, config: TrainConfig) -> bytes:
             value = getattr(struct, name)
             if name != "kind" and value is not None:
                 settings[name] = value
+    import tomli_w  # of the extra `train`; reading settings needs only the base install
+
     return tomli_w.dumps(settings).encode()
