@@ -1,7 +1,7 @@
 # make demo        train, export, verify, predict and time a model on the project's own questions
 # make test        lint, types, import arrows and every test of behaviour: what CI runs first
 # make test-all    the same, and: full crosses, browser, Ray, peers, studies, KServe, other tools, fuzzing
-# make test-MARKER   the tests of one marker of pyproject.toml, such as test-cross or test-studies
+# make test-MARKER the tests of one marker of pyproject.toml, such as test-cross or test-studies
 # make quick       the tests that take seconds
 # make check       format, lint, types, import arrows
 # make format      format the code and fix what ruff can fix
@@ -12,11 +12,12 @@
 # make gpu         every CUDA path checked and timed, on a machine with an NVIDIA GPU (ten minutes)
 # make graphs      trace the small graphs of tests/graphs again
 # make figures     the README's figures (DATA=folder with TREC-6)
-# make export-figures   the tables of docs/parity.md
+# make export-figures  the tables of docs/parity.md
+# make docs        the site of docs/ in build/site; a broken link fails
 # make wheel       build the wheel into dist/
 # make clean       remove environments and build output
 .PHONY: demo test test-all quick check format fuzz kserve interop peers gpu graphs figures \
-	export-figures wheel clean
+	export-figures docs wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -158,7 +159,6 @@ graphs: $(BIN)/.installed-dev
 	$(BIN)/python tests/graphs/make.py
 
 # The site of docs/, in build/site; a broken link or anchor fails.
-.PHONY: docs
 docs: $(BIN)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 

@@ -1,4 +1,4 @@
-"""Fields of settings structs: their constraints checked, and said in words.
+"""Fields of settings structs: checks of their constraints, and sentences about them.
 
 A field declares its constraints and its meaning in one place, ``Annotated[int, Meta(ge=1,
 description="...")]``; the command line and the Python API are made from that. msgspec checks them
@@ -83,9 +83,9 @@ def choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def expectation(annotation: Any, value: Any = None) -> str:
-    """Say in words what a field takes, such as "at least 1" or "a whole number".
+    """Describe what a field takes, such as "at least 1" or "a whole number".
 
-    Bounds are said to a ``value`` that is a number, the kind to anything else.
+    For a numeric ``value`` these are its bounds, for anything else the kind of value.
     """
     found = base_type(annotation)
     if isinstance(found, inspect.LiteralType):

@@ -64,7 +64,7 @@ class ErrorReportingCommand(click.Command):
 
 
 class CommandLine(ErrorReportingCommand, click.Group):
-    """All commands; an error that nobody foresaw becomes a sentence that asks for a report."""
+    """All commands; an unexpected error becomes a sentence that asks for a report."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command; with ``--debug`` such an error keeps its traceback."""

@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from trainkit.serve.bundle import MANIFEST, read_manifest
+from trainkit.models.sources import detect
+from trainkit.serve.bundle import read_manifest
 from trainkit.serve.encoding import Text
-from trainkit.serve.errors import InputError
 from trainkit.serve.formats import Format
 from trainkit.serve.types import FloatArray, Runner
 
@@ -55,20 +55,11 @@ class EngineUnavailableError(Exception):
 
 def kind_of(source: Path) -> Kind:
     """Return what a source is; raises ``InputError`` if no engine takes it."""
-    if (source / MANIFEST).is_file():
+    kind = detect(source)
+    if kind == "bundle":
         return read_manifest(source).format
-    marks: dict[str, Kind] = {
-        "checkpoint.json": "run",
-        "adapter_config.json": "adapter",  # before config.json: some adapters have both
-        "config.json": "classifier",
-    }
-    for file, kind in marks.items():
-        if (source / file).is_file():
-            return kind
-    raise InputError(
-        f"{source} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json) nor a "
-        "Hugging Face folder (no config.json); give the folder that train or export named."
-    )
+    assert kind != "hub id"  # which is only looked for on request
+    return kind
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -17,7 +17,8 @@ from trainkit.bench.race.flops import useful_flop
 from trainkit.bench.race.protocol import Work
 from trainkit.bench.result import BenchmarkSettings, Scenario
 from trainkit.data.readers import Example
-from trainkit.serve.bundle import MANIFEST, open_bundle
+from trainkit.models.sources import detect
+from trainkit.serve.bundle import open_bundle
 from trainkit.serve.encoding import Batch, Text, TextEncoder
 from trainkit.serve.errors import InputError
 
@@ -103,15 +104,10 @@ def _common(sources: Sequence[Path], texts: Sequence[str]) -> _Facts:
 
 
 def _open(source: Path) -> _Facts:
-    if (source / MANIFEST).is_file():
+    if detect(source) == "bundle":
         bundle = open_bundle(source)
         architecture = json.loads((source / "config.json").read_bytes())
         return _Facts(bundle.encoder(), bundle.manifest.labels, architecture)
-    if not any((source / name).is_file() for name in ("checkpoint.json", "config.json")):
-        raise InputError(
-            f"{source} is neither a bundle (no {MANIFEST}), nor a run (no checkpoint.json), nor a "
-            "Hugging Face folder (no config.json); give one of them."
-        )
     from trainkit.export.source import open_source  # torch only where it is measured
 
     opened = open_source(str(source))

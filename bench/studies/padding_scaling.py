@@ -164,7 +164,7 @@ def curves(growth: PaddingScaling) -> list[Curve]:
     same = range(count - 2 * shares, count - shares)
     rows = range(count, len(growth.shapes))
     return [
-        _curve(growth, f"tokens, {100 * SHARES[-2]:.0f} % padding", padded, "tokens"),
+        _curve(growth, f"tokens, {100 * SHARES[-2]:.0f}% padding", padded, "tokens"),
         _curve(growth, f"texts of {MEAN_LENGTH} tokens, half padding", rows, "rows"),
         _curve(growth, f"positions of {growth.shapes[same[0]].tokens:,} tokens", same, "positions"),
     ]

@@ -53,8 +53,8 @@ VARIANTS: dict[str, Int8Settings | None] = {
     "per token": Int8Settings(activations="per token"),
     "per token, 7-bit weights": Int8Settings(activations="per token", weight_bits=7),
     "static": Int8Settings(activations="static"),
-    "static, 99.99 % of values": Int8Settings(activations="static", percentile=99.99),
-    "static, 99.9 % of values": Int8Settings(activations="static", percentile=99.9),
+    "static, 99.99% of values": Int8Settings(activations="static", percentile=99.99),
+    "static, 99.9% of values": Int8Settings(activations="static", percentile=99.9),
 }
 
 

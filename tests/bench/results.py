@@ -144,7 +144,7 @@ def turns(
 
 
 def rates(work: Work, rounds: Sequence[Turn]) -> list[float]:
-    """Return texts a second, one a round."""
+    """Return texts/s, one a round."""
     return [work.batch_size * sum(map(len, turn.batch_s)) / turn.seconds for turn in rounds]
 
 

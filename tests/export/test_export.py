@@ -341,7 +341,7 @@ def test_labels_on_the_users_data_must_survive(run_folder, splits, tmp_path, mon
     monkeypatch.setattr(
         bundle_writer, "runner", lambda bundle: lambda batch: right(bundle)(batch)[:, ::-1].copy()
     )
-    with pytest.raises(CheckFailedError, match=r"on your data, .* of labels agree, under 100 %"):
+    with pytest.raises(CheckFailedError, match=r"on your data, .* of labels agree, under 100%"):
         bundle_writer.write_bundle(prepared, tmp_path / "bad", TORCHSCRIPT)
     assert not (tmp_path / "bad").exists()
 

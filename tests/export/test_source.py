@@ -220,7 +220,7 @@ def answer(*arguments):
 
 @pytest.mark.parametrize("kind", ["prefix", "p-tuning", "lora", "prompt"])
 def test_the_commands_take_an_adapter(kind, hub_folder, questions, tmp_path):
-    """ExportResult, verified against PEFT afresh, and scored: the same before and after."""
+    """ExportResult, verified against PEFT again, and scored: the same before and after."""
     own = adapter(hub_folder, tmp_path / "adapter", ADAPTERS[kind])
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -382,7 +382,12 @@ def test_the_table_says_what_went_wrong() -> None:
     console.print(table(msgspec.structs.replace(result, noisy=True, noisy_because=("a reason",))))
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
-    for piece in ("At 100/s: 5 x HTTP 503.", "Noisy: a reason.", "1 of 3 texts a request", "100.0"):
+    for piece in (
+        "At 100/s: 5 x HTTP 503.",
+        "Noisy: a reason.",
+        "1 of 3 texts per request",
+        "100.0",
+    ):
         assert piece in printed
 
 

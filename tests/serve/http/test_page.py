@@ -153,7 +153,7 @@ def test_ctrl_enter_shows_every_label_with_its_share(opened, golden):
     ranked = sorted(expected.scores.items(), key=lambda item: -item[1])
     assert page.get_by_role("rowheader").all_inner_texts() == [label for label, _ in ranked]
     shown = page.locator("td.number").all_inner_texts()
-    assert shown == [f"{100 * score:.1f} %" for _, score in ranked]
+    assert shown == [f"{100 * score:.1f}%" for _, score in ranked]
     widths = page.locator(".fill").evaluate_all("bars => bars.map(b => b.offsetWidth)")
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 10 * widths[-1]
