@@ -1,7 +1,7 @@
 # make demo        train, export, verify, predict and time a model on the project's own questions
 # make test        lint, types, import arrows and every test of behaviour: what CI runs first
 # make test-all    the same, and: full crosses, browser, Ray, peers, studies, KServe, other tools, fuzzing
-# make test-MARKER   the tests of one marker of pyproject.toml, such as test-cross or test-studies
+# make test-MARKER the tests of one marker of pyproject.toml, such as test-cross or test-studies
 # make quick       the tests that take seconds
 # make check       format, lint, types, import arrows
 # make format      format the code and fix what ruff can fix
@@ -9,13 +9,15 @@
 # make kserve      KServe's own client and models against the server
 # make interop     bundles in optimum, transformers 4.57, transformers.js and Triton's client
 # make peers       competing runtimes, each in an environment of its own
+# make gpu         every CUDA path checked and timed, on a machine with an NVIDIA GPU (ten minutes)
 # make graphs      trace the small graphs of tests/graphs again
 # make figures     the README's figures (DATA=folder with TREC-6)
-# make export-figures   the tables of docs/parity.md
+# make export-figures  the tables of docs/parity.md
+# make docs        the site of docs/ in build/site; a broken link fails
 # make wheel       build the wheel into dist/
 # make clean       remove environments and build output
-.PHONY: demo test test-all quick check format fuzz kserve interop peers graphs figures \
-	export-figures wheel clean
+.PHONY: demo test test-all quick check format fuzz kserve interop peers gpu graphs figures \
+	export-figures docs wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -76,23 +78,23 @@ format: $(BIN)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Some minutes on two cores if the models are trained already (python -m trainkit.bench.studies.accuracy),
+# Some minutes on two cores if the models are trained already (python -m trainkit.bench.studies accuracy),
 # half an hour more if not.
 DATA ?= data
 figures: $(BIN)/.installed-dev
-	$(BIN)/python -m trainkit.bench.studies.trec --data $(DATA)
-	$(BIN)/python -m trainkit.bench.studies.publish
+	$(BIN)/python -m trainkit.bench.studies trec --data $(DATA)
+	$(BIN)/python -m trainkit.bench.studies publish
 
 # Twenty minutes on two cores; the first five need a quiet machine.
 export-figures: $(BIN)/.installed
-	$(BIN)/python -m trainkit.bench.studies.export_cost
-	$(BIN)/python -m trainkit.bench.studies.families
-	$(BIN)/python -m trainkit.bench.studies.publish
+	$(BIN)/python -m trainkit.bench.studies export_cost
+	$(BIN)/python -m trainkit.bench.studies families
+	$(BIN)/python -m trainkit.bench.studies publish
 
-# Its report is bench/results/fuzz.json: nine minutes on two busy cores.
+# Its report is build/fuzz.json: nine minutes on two busy cores.
 fuzz: $(BIN)/.installed-dev
 	TRAINKIT_FUZZ_EXAMPLES=200 TRAINKIT_FUZZ_BYTES_EXAMPLES=20000 \
-		TRAINKIT_FUZZ_REPORT=bench/results/fuzz.json \
+		TRAINKIT_FUZZ_REPORT=build/fuzz.json \
 		$(BIN)/python -m pytest -W error -q tests/serve/http/test_fuzz.py
 
 # A bundle opens in an environment with transformers 4.57 and optimum, in which trainkit can serve
@@ -146,11 +148,17 @@ build/peers/%/venv/bin/.installed: bench/studies/peers/%.txt pyproject.toml
 peers: $(BIN)/.installed-dev $(PEERS)
 	$(BIN)/python -m pytest -W error tests/bench/engines/test_peers.py
 
+# Skipped without a GPU. What is installed decides: see `trainkit env`. PYTHON_GPU=python3 takes an
+# environment of your own, DEVICE=cpu runs the same steps without a GPU.
+DEVICE ?= cuda
+PYTHON_GPU ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),$(BIN)/.installed)
+	$(PYTHON_GPU) -m trainkit.bench.studies.gpu --device $(DEVICE) --out build/gpu.json
+
 graphs: $(BIN)/.installed-dev
 	$(BIN)/python tests/graphs/make.py
 
 # The site of docs/, in build/site; a broken link or anchor fails.
-.PHONY: docs
 docs: $(BIN)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 

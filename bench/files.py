@@ -1,20 +1,57 @@
-"""Reports as files: written whole or not at all, read again as the struct that they were."""
+"""Results as JSON files: written whole or not at all, and read back as the same struct."""
 
+from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from trainkit.bench.measure.environment import Environment
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import write_atomically
 
-__all__ = ["read", "write"]
-
 T = TypeVar("T")
+LINE_LENGTH = 2000
+
+
+class ReportHead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every result begins with.
+
+    ``command`` is what the user typed. If ``noisy``, ``noisy_because`` gives the reasons to trust
+    the timings less.
+    """
+
+    schema: str
+    command: tuple[str, ...]
+    date: datetime
+    environment: Environment
+    noisy: bool = False
+    noisy_because: tuple[str, ...] = ()
+
+
+def json_lines(report: Any) -> bytes:
+    """Encode a struct as JSON in which every value that fits on a line has one of its own."""
+    return (_lines(msgspec.to_builtins(report), "") + "\n").encode()
+
+
+def _lines(value: Any, indent: str) -> str:
+    compact = msgspec.json.encode(value).decode()
+    if (len(compact) <= LINE_LENGTH and indent) or not isinstance(value, dict | list | tuple):
+        return compact
+    deeper = indent + " "
+    if isinstance(value, dict):
+        parts = [
+            f"{msgspec.json.encode(key).decode()}: {_lines(one, deeper)}"
+            for key, one in value.items()
+        ]
+    else:
+        parts = [_lines(one, deeper) for one in value]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    return f"{left}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{right}"
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that the user named, in a folder that is made; ``InputError`` where it fails."""
+    """Write a file, creating its folder; raises ``InputError`` if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -25,7 +62,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def read(path: Path, kind: type[T], command: str) -> T:
-    """Read a JSON report; ``InputError`` where it is no ``kind``, which ``command`` makes."""
+    """Read a JSON report, which ``command`` creates; raises ``InputError`` for any other file."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:

@@ -1,10 +1,9 @@
-"""The report of a benchmark: JSON is the source of truth, and every table is drawn from it.
+"""The result of a benchmark, as a JSON file; every table and plot is drawn from it.
 
 docs/bench.md describes the fields; ``schema`` changes whenever they do.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -13,42 +12,25 @@ import numpy as np
 
 from trainkit.bench import files
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.measure.roofline import Roofline
-from trainkit.bench.measure.statistics import bootstrap_interval
-from trainkit.export.parity import Report
+from trainkit.bench.measure.statistics import Interval, Ratio
+from trainkit.export.parity import ParityReport
 from trainkit.serve.errors import CheckFailedError, InputError
-
-__all__ = [
-    "Absent",
-    "Engine",
-    "Measurement",
-    "Ratio",
-    "Result",
-    "Scenario",
-    "Settings",
-    "Turn",
-    "WarmUp",
-    "WorkloadResult",
-    "check",
-    "load",
-    "save",
-    "texts_per_s",
-]
 
 Scenario: TypeAlias = Literal["offline", "single-stream", "server", "grid"]
 """MLPerf Inference's scenarios (Reddi et al. 2020), and full batches of one length.
 
 offline: batches of texts, one after the other. single-stream: one text after the other. server:
-single texts that arrive by a Poisson process, latency from the moment that each was due.
+single texts that arrive by a Poisson process, with latency counted from when each was due.
 """
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BenchmarkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to measure.
 
     Each engine is measured with each number of ``threads``. A workload ends when every engine has
-    run for ``min_seconds`` and in ``min_rounds`` rounds; a warm-up takes ``warm_up_max_seconds`` an
-    engine at most, but always one pass. ``rates`` are requests a second of the server scenario.
+    run for ``min_seconds`` and in ``min_rounds`` rounds. A warm-up takes at most
+    ``warm_up_max_seconds`` per engine, but always one pass. ``rates`` are requests/s of the server
+    scenario.
     """
 
     batch_sizes: tuple[int, ...] = (32,)
@@ -84,15 +66,15 @@ def _values(setting: int | tuple[int, ...]) -> tuple[int, ...]:
     return setting if isinstance(setting, tuple) else (setting,)
 
 
-class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was measured: a runtime on a source, with so many threads.
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was measured: a runtime on a source, with a number of threads.
 
-    ``name`` is what a reader calls it, as "ONNX Runtime int8"; ``runtime`` and ``source`` are what
-    the command line calls it. ``load_s`` is from the process's start to the open model,
-    ``cold_start_s`` to the first answer. ``peak_rss_bytes`` is the whole process's, at the end.
-    ``file_bytes`` counts the files of the source's folder, not those in folders below.
-    ``tokenises`` says that its times hold the texts' encoding, as in ``transformers``' pipeline.
-    ``model_sha256`` is that of a bundle's model file.
+    ``name`` is the title for readers, as "ONNX Runtime int8"; ``runtime`` and ``source`` are the
+    command line's. ``load_s`` is from the process's start to the open model, ``cold_start_s`` to
+    the first answer. ``peak_rss_bytes`` is the whole process's, at the end. ``file_bytes`` counts
+    the files of the source's folder, not those of its subfolders. If ``includes_tokenization``, its
+    times contain the encoding of the texts, as in transformers' pipeline. ``model_sha256`` is that
+    of a bundle's model file.
     """
 
     name: str
@@ -104,65 +86,43 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cold_start_s: float
     peak_rss_bytes: int | None
     file_bytes: int
-    tokenises: bool = False
+    includes_tokenization: bool = False
     versions: dict[str, str] = {}
     model_sha256: str | None = None
 
 
-class Absent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A runtime that was asked for and is not there, and why."""
+class Unavailable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A requested runtime that could not be measured, and the reason."""
 
     runtime: str
     source: str
     reason: str
 
 
-class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many texts an engine does while the baseline does one: above 1 is faster.
+class Round(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One engine's turn in one round: a JSON array ``[seconds, cpu_s, batches, median_s]``.
 
-    The median over rounds of the two rates of one round, and its 95 % bootstrap interval.
+    ``seconds`` is wall time, ``cpu_s`` the CPU time of all threads, ``batches`` the number of
+    batches that ran (in the server scenario, of requests) and ``median_s`` their median latency.
     """
 
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of_rounds(cls, rates: Sequence[float], baseline: Sequence[float]) -> "Ratio":
-        """Compare two rates a round; of durations, give the baseline's first."""
-        ratios = [rate / base for rate, base in zip(rates, baseline, strict=True)]
-        return cls(float(np.median(ratios)), *bootstrap_interval(ratios))
-
-
-class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Passes over all batches: the seconds of every batch, one tuple a pass.
-
-    Wall time of the call, or, where batches arrive by a schedule, from when each was due to its
-    end. ``seconds`` are the wall seconds of the passes, ``cpu_s`` their CPU seconds over all
-    threads.
-    """
-
-    batch_s: tuple[tuple[float, ...], ...]
     seconds: float
     cpu_s: float
-
-
-class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The turn before the measurement, and whether its passes had become equally fast."""
-
-    turn: Turn
-    stable: bool
+    batches: int
+    median_s: float
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One engine on one workload: what it did, and the raw turns it was computed from.
+    """One engine on one workload.
 
-    ``engine`` is its place among the result's engines. ``texts_per_s`` is the median over rounds,
-    without tokenisation. Percentiles are of a batch's wall time in milliseconds, in the server
-    scenario of a request's time since it was due; None where the sample does not carry them.
-    ``ratio`` and ``outputs`` are against the workload's first engine, and None for it. ``accuracy``
-    is the share of right labels where labels were given. ``cores_used`` is CPU time by wall time;
-    ``roofline_share`` is useful operations a second by the machine's measured peak.
+    ``engine`` is an index into the result's engines. ``texts_per_s`` is the median over rounds,
+    without tokenization. Percentiles are of a batch's wall time in milliseconds, in the server
+    scenario of a request's time since it was due; None if the sample is too small. There
+    ``p50_interval_ms`` and ``p99_interval_ms`` are 95% intervals from resampled rounds. ``ratio``
+    and ``outputs`` compare with the workload's first engine, and are None for it; ``outputs`` names
+    cases only if one failed. ``accuracy`` is the share of correct labels, if labels were given.
+    ``cores_used`` is CPU time divided by wall time; ``roofline_share`` is useful operations per
+    second divided by the machine's measured peak.
     """
 
     engine: int
@@ -171,23 +131,27 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     p90_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
+    p50_interval_ms: Interval | None = None
+    p99_interval_ms: Interval | None = None
     ratio: Ratio | None
-    outputs: Report | None
+    outputs: ParityReport | None
     wrong: bool
     accuracy: float | None
     cores_used: float
     roofline_share: float | None
-    warm_up: WarmUp
-    rounds: tuple[Turn, ...]
+    warm_up_s: float
+    warm_up_stable: bool
+    rounds: tuple[Round, ...]
 
 
 class WorkloadResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was computed, and how fast each engine did; the first measurement is the baseline.
+    """What was computed, and how fast each engine was; the first measurement is the baseline.
 
-    ``length`` is that of a grid's batches, ``rate`` the server scenario's requests a second.
-    ``padding_share`` is that of all positions; ``tokenisation_s`` holds each measured encoding of
-    all texts. ``useful_flop`` are the floating-point operations for one pass without padding, None
-    where the architecture does not tell. ``absent`` are engines that cannot do this workload.
+    ``length`` is that of a grid's batches, ``rate`` the server scenario's requests/s.
+    ``padding_share`` is a share of all positions; ``tokenisation_s`` holds each timed encoding of
+    all texts. ``useful_flop`` is the number of floating-point operations of one pass without
+    padding, or None for an unknown architecture. ``unavailable`` lists engines that cannot run this
+    workload.
     """
 
     name: str
@@ -202,44 +166,46 @@ class WorkloadResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tokenisation_s: tuple[float, ...]
     useful_flop: float | None
     measurements: tuple[Measurement, ...]
-    absent: tuple[Absent, ...] = ()
+    unavailable: tuple[Unavailable, ...] = ()
+
+    def texts_per_s(self, rounds: Sequence[Round]) -> list[float]:
+        """Return the throughput of each round."""
+        if self.rate is not None:
+            return [one.batches / one.seconds for one in rounds]
+        return [self.texts * (one.batches // self.batches) / one.seconds for one in rounds]
+
+    def speeds(self, measured: Measurement) -> list[float]:
+        """Return one speed per round: texts/s, or in the server scenario 1 / median latency."""
+        if self.rate is not None:
+            return [1 / one.median_s for one in measured.rounds]
+        return self.texts_per_s(measured.rounds)
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole benchmark.
+class Result(files.ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole benchmark; ``environment`` is the machine before it began.
 
-    Where ``noisy``, ``noisy_because`` says why the timings deserve less trust.
+    ``peak_flops`` is the machine's peak in operations/s, by number of threads, if it was measured.
     """
 
-    schema: Literal["trainkit-bench/2"] = "trainkit-bench/2"
-    command: tuple[str, ...]
-    date: datetime
+    schema: Literal["trainkit-bench/3"] = "trainkit-bench/3"
     data: str
-    settings: Settings
-    environment_before: Environment
+    settings: BenchmarkSettings
     environment_after: Environment
-    roofline: Roofline | None
-    noisy: bool
-    noisy_because: tuple[str, ...]
-    engines: tuple[Engine, ...]
-    absent: tuple[Absent, ...]
+    peak_flops: dict[int, float] = msgspec.field(default_factory=dict)
+    engines: tuple[EngineInfo, ...]
+    unavailable: tuple[Unavailable, ...]
     workloads: tuple[WorkloadResult, ...]
 
 
-def texts_per_s(rounds: Sequence[Turn], texts: int) -> list[float]:
-    """Return one rate a round, of rounds whose every pass has so many texts."""
-    return [texts * len(turn.batch_s) / turn.seconds for turn in rounds]
-
-
 def check(result: Result) -> None:
-    """Raise ``CheckFailedError`` where an engine computed something else than the baseline."""
+    """Raise ``CheckFailedError`` if an engine's outputs differ from the baseline's."""
     wrong: dict[str, str] = {}
     for workload in result.workloads:
         for measurement in workload.measurements:
             if measurement.wrong and measurement.outputs:
                 engine = result.engines[measurement.engine]
-                said = f"{measurement.outputs.why} ({workload.name})"
-                wrong.setdefault(f"{engine.name} ({engine.source})", said)
+                why = f"{measurement.outputs.why} ({workload.name})"
+                wrong.setdefault(f"{engine.name} ({engine.source})", why)
     if wrong:
         baseline = result.engines[0]
         reasons = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
@@ -250,10 +216,44 @@ def check(result: Result) -> None:
 
 
 def save(result: Result, path: Path) -> None:
-    """Write the report as JSON; never half of it."""
-    files.write(path, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    """Write the result as JSON, with one line for each measurement."""
+    files.write(path, files.json_lines(result))
 
 
 def load(path: Path) -> Result:
-    """Read what :func:`save` wrote; ``InputError`` where it is something else."""
+    """Read what :func:`save` wrote; raises ``InputError`` if the file is something else."""
     return files.read(path, Result, "trainkit bench run")
+
+
+def summarize(batch_s: Sequence[Sequence[float]], seconds: float, cpu_s: float) -> Round:
+    """Summarize a turn, given the seconds of each batch in each pass."""
+    times = [s for one_pass in batch_s for s in one_pass]
+    # Clocks are no finer than this, and more digits would double the file.
+    return Round(round(seconds, 7), round(cpu_s, 6), len(times), round(float(np.median(times)), 8))
+
+
+def percentile_intervals(
+    p50_ms: float | None, p99_ms: float | None, rounds: Sequence[Sequence[Sequence[float]]]
+) -> dict[str, Interval | None]:
+    """Return the 95% intervals of p50 and p99, from resamples of whole rounds of latencies."""
+    times = [1000 * np.concatenate([np.array(one) for one in passes]) for passes in rounds]
+
+    def interval(of_all: float | None, percent: int) -> Interval | None:
+        if of_all is None:
+            return None
+        drawn = np.random.default_rng(0).integers(len(times), size=(RESAMPLES, len(times)))
+        found = [np.percentile(np.concatenate([times[i] for i in row]), percent) for row in drawn]
+        low, high = np.quantile(found, [0.025, 0.975])
+        return Interval(min(float(low), of_all), max(float(high), of_all))
+
+    return {"p50_interval_ms": interval(p50_ms, 50), "p99_interval_ms": interval(p99_ms, 99)}
+
+
+RESAMPLES = 400
+
+
+def without_examples(outputs: ParityReport) -> ParityReport:
+    """Return a parity report without its examples, but for the case that explains a failure."""
+    return msgspec.structs.replace(
+        outputs, worst=outputs.worst[:1] if outputs.failed else (), worst_row=None
+    )

@@ -13,8 +13,6 @@ from trainkit.serve.postprocess import ProblemType, decisions
 from trainkit.serve.types import FloatArray
 from trainkit.trainer.metrics import Evaluation, evaluate
 
-__all__ = ["AccuracyGate", "AccuracyLimits", "AccuracyReport", "GateResult"]
-
 # 100 * (0.87 - 0.865) is 0.5000000000000004: a drop of exactly the limit passes.
 ROUNDING_POINTS = 1e-9
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["copy_archive"]
-
 # The writer adds these by itself.
 VERSIONS = ("version", ".data/version")
 OWN = (*VERSIONS, ".data/serialization_id", "byteorder")

@@ -1,7 +1,6 @@
-"""Proof that a row's answer is its own: not its neighbours', nor its padding's, nor its place's.
+"""Batch invariance: a row's logits must not depend on its neighbours, padding or position.
 
-Beside the parity matrix, and without a reference where the model itself has the property: each
-check runs the same sentences in two ways and compares the logits. Where the model itself does not
+Each check runs the same sentences in two ways and compares the logits. If the model itself does not
 have the property (absolute positions shift with padding on the left), the export need not either.
 """
 
@@ -10,11 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 import numpy as np
 
-from trainkit.export.parity import Tolerance
+from trainkit.models.closeness import Tolerance
 from trainkit.serve.encoding import Batch, IntArray, TextEncoder, Tokens
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = ["LEFT", "RIGHT", "InvarianceCheck", "check_invariance", "excuse_source", "reads_padding"]
 
 ROWS = 12
 EXTRA = 13  # positions of padding
@@ -26,7 +23,7 @@ RIGHT = "padding on the right"
 class InvarianceCheck(msgspec.Struct, frozen=True, kw_only=True):
     """How much the logits of the same texts differ between two ways of running them.
 
-    ``applies`` is False where the model itself gives other answers, and ``reason`` says so.
+    ``applies`` is False if the model itself gives other answers, which is then the ``reason``.
     """
 
     name: str
@@ -42,7 +39,7 @@ def check_invariance(
     """Run the first texts together, alone, reversed, and with more padding on either side."""
     rows = encoder.tokens(texts[:ROWS])
     together = run(encoder.pad(rows))
-    limit = tolerance.absolute + tolerance.relative * np.abs(together).max(axis=1, keepdims=True)
+    limit = tolerance.limit(together)
     checks = []
     for name, again in _variants(run, encoder, rows):
         difference = np.abs(again() - together)

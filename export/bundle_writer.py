@@ -23,26 +23,15 @@ from trainkit.export.pipeline import ExportedModel, write_model
 from trainkit.export.runtimes import runner
 from trainkit.export.settings import ExportSettings, check_settings
 from trainkit.export.source import ExportSource
+from trainkit.models.closeness import TOLERANCES
 from trainkit.models.sources import is_kind
 from trainkit.serve import bundle
-from trainkit.serve.bundle import Bundle, Format, Manifest, Tensor
+from trainkit.serve.bundle import BundleFiles, Manifest, Tensor
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Text, TextEncoder
 from trainkit.serve.errors import CheckFailedError
+from trainkit.serve.formats import Format
 from trainkit.serve.types import Runner
-
-__all__ = [
-    "ExportFormat",
-    "ExportResult",
-    "ExportTarget",
-    "PreparedSource",
-    "check_same_texts",
-    "export_all",
-    "make_target",
-    "parity_texts",
-    "prepare",
-    "write_bundle",
-]
 
 PARITY_TEXTS = 64
 READS_PADDING = (
@@ -92,7 +81,7 @@ class ExportResult(NamedTuple):
 
     folder: Path
     manifest: Manifest
-    parity: parity.Report
+    parity: parity.ParityReport
     accuracy: AccuracyReport | None
 
 
@@ -145,7 +134,7 @@ def prepare(
 ) -> PreparedSource:
     """Compute what every export must compute.
 
-    ``CheckFailedError`` where the source itself gives NaN.
+    Raises CheckFailedError if the source itself gives NaN.
     """
     cases = parity_cases.run_reference(
         source.reference,
@@ -153,7 +142,7 @@ def prepare(
         lambda name: on_progress(f"PyTorch: {name}"),
     )
     checks = batch_invariance.check_invariance(
-        source.reference, source.encoder, parity_texts(), parity.TOLERANCES["fp32"]
+        source.reference, source.encoder, parity_texts(), TOLERANCES["fp32"]
     )
     if data:
         on_progress(f"PyTorch: {len(data)} texts")
@@ -177,9 +166,9 @@ def write_bundle(
 ) -> ExportResult:
     """Write the prepared source as a bundle to ``out``.
 
-    ``ParityError`` or ``CheckFailedError`` where the export computes something else or its
-    accuracy falls by more than ``settings`` allow, ``InputError`` where ``out`` exists and
-    ``force`` is not set; no bundle is written then, and nothing that existed is lost.
+    Raises ParityError or CheckFailedError if the export computes something else or its accuracy
+    falls by more than ``settings`` allow, and InputError if ``out`` exists and ``force`` is not
+    set; no bundle is written then, and nothing that existed is lost.
     """
     source = prepared.source
     check_settings(settings, source.problem_type, data=prepared.gate is not None)
@@ -189,7 +178,7 @@ def write_bundle(
         # The hashes say that these are the bytes that just passed all cases.
         moved = bundle.open_bundle(target)
         # Noise is one figure of the whole matrix: of a part of it, it may be more.
-        whole = parity.TOLERANCES[settings.precision].noise is not None
+        whole = TOLERANCES[settings.precision].noise is not None
         cases = prepared.cases if whole else parity_cases.representative(prepared.cases)
         report = _compare(moved, runner(moved), cases, on_progress)
         if not report.passed:
@@ -200,7 +189,7 @@ def write_bundle(
         _write_tokenizer(stage, source.encoder)
         _write_config(stage, source)
         parity_cases.save_cases(stage / parity_cases.PARITY_FILE, prepared.cases)
-        made = Bundle(stage, _manifest(source, settings, written))
+        made = BundleFiles(stage, _manifest(source, settings, written))
         report, checks, accuracy = _prove(prepared, made, settings, on_progress)
         manifest = bundle.write_manifest(
             stage,
@@ -215,8 +204,11 @@ def write_bundle(
 
 
 def _compare(
-    made: Bundle, run: Runner, cases: Sequence[parity_cases.Case], on_progress: ProgressCallback
-) -> parity.Report:
+    made: BundleFiles,
+    run: Runner,
+    cases: Sequence[parity_cases.Case],
+    on_progress: ProgressCallback,
+) -> parity.ParityReport:
     manifest = made.manifest
     return parity.compare(
         cases,
@@ -228,15 +220,18 @@ def _compare(
 
 
 def _prove(
-    prepared: PreparedSource, made: Bundle, settings: ExportSettings, on_progress: ProgressCallback
-) -> tuple[parity.Report, tuple[InvarianceCheck, ...], AccuracyReport | None]:
+    prepared: PreparedSource,
+    made: BundleFiles,
+    settings: ExportSettings,
+    on_progress: ProgressCallback,
+) -> tuple[parity.ParityReport, tuple[InvarianceCheck, ...], AccuracyReport | None]:
     """Compare what lies in the bundle's folder, tokenizer and model, with the source."""
     check_same_texts(prepared.source, made)
     run = runner(made)
     report = _compare(made, run, prepared.cases, on_progress)
     if not report.passed:
         raise parity.ParityError(report)
-    tolerance = parity.TOLERANCES[settings.precision]
+    tolerance = TOLERANCES[settings.precision]
     ways = batch_invariance.check_invariance(run, made.encoder(), parity_texts(), tolerance)
     checks = batch_invariance.excuse_source(ways, prepared.checks)
     for check in checks:
@@ -255,8 +250,8 @@ def _prove(
     return report, checks, result.report
 
 
-def check_same_texts(source: ExportSource, made: Bundle) -> None:
-    """Raise ``CheckFailedError`` where the bundle has other labels or other token ids."""
+def check_same_texts(source: ExportSource, made: BundleFiles) -> None:
+    """Raise CheckFailedError if the bundle has other labels or other token ids."""
     if source.labels != made.manifest.labels:
         raise CheckFailedError(
             f"{made.folder} names the labels {list(made.manifest.labels)}, its source "

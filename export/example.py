@@ -9,10 +9,8 @@ from torch import Tensor
 
 from trainkit.serve.encoding import TextEncoder
 
-__all__ = ["INPUTS", "example_inputs", "input_names"]
-
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""The names and the order of a model's inputs; the last is there where the model takes it."""
+"""The names and the order of a model's inputs; the last is there if the model takes it."""
 
 
 def input_names(encoder: TextEncoder) -> tuple[str, ...]:
@@ -26,7 +24,7 @@ def example_inputs(encoder: TextEncoder) -> tuple[Tensor, ...]:
     tokens = torch.tensor([length, max(1, length - 4), max(1, length - 2)])
     mask = (torch.arange(length) < tokens[:, None]).to(torch.int64)
     ids = torch.full_like(mask, encoder.pad_id)
-    # Ids next to the padding's: those of an unknown or a special token, whatever the vocabulary.
+    # Ids next to the padding's: those of an unknown or a special token in any vocabulary.
     other = encoder.pad_id + 1 if encoder.pad_id == 0 else encoder.pad_id - 1
     ids = torch.where(mask.bool(), other, ids)
     types = (torch.arange(length) > length // 2).to(torch.int64) * mask

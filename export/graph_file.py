@@ -6,8 +6,6 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-__all__ = ["INLINE_LIMIT_BYTES", "operators", "save_graph"]
-
 # A protobuf message ends at 2 GiB; larger weights lie beside the graph.
 INLINE_LIMIT_BYTES = 2**31 - 2**20
 
@@ -15,8 +13,8 @@ INLINE_LIMIT_BYTES = 2**31 - 2**20
 def save_graph(graph: ir.Model, path: Path, *, external_data: bool = False) -> None:
     """Write ``graph`` and check it with full checks.
 
-    Its weights lie beside it where they are over 2 GB, or where ``external_data`` asks for it; in
-    ``path`` with ``.data`` behind it, which is removed where it is not needed.
+    Weights over 2 GB, or any with ``external_data``, are written to ``path`` with ``.data``
+    appended; a file of that name that is not needed is removed.
     """
     tensors = (value.const_value for value in graph.graph.initializers.values())
     weights_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -13,8 +13,6 @@ import onnx_ir as ir
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import Runner
 
-__all__ = ["graph_runner"]
-
 # Smaller ones stay in the graph: shapes and axes, which ONNX Runtime reads to infer shapes.
 SMALLEST_BYTES = 4096
 
@@ -28,7 +26,7 @@ def graph_runner(graph: ir.Model, threads: int | None = None) -> Runner:
 
 @contextmanager
 def _weights_outside(graph: ir.Model) -> Iterator[dict[str, np.ndarray]]:
-    """Point the graph's large weights to a file that nobody reads, and yield them by name."""
+    """Point the graph's large weights to a file that is never read, and yield them by name."""
     kept = {}
     for name, value in graph.graph.initializers.items():
         tensor = value.const_value

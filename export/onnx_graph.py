@@ -10,8 +10,6 @@ from trainkit.export.quiet import quiet_exporter
 from trainkit.export.sdpa import TRANSLATIONS
 from trainkit.export.settings import OPSET
 
-__all__ = ["export_graph"]
-
 
 def export_graph(
     model: nn.Module, example: Sequence[Tensor], names: Sequence[str], opset: int = OPSET

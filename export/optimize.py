@@ -22,9 +22,8 @@ from trainkit.export.rewrite.roles import Roles, find_roles
 from trainkit.export.rewrite.table import REWRITES
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, InputError, first_line
+from trainkit.serve.onnx_session import open_session
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = ["Optimized", "Step", "optimize"]
 
 BATCH_SIZES = (1, 2, 7)
 LENGTHS = (1, 2, 17, 60)
@@ -33,12 +32,9 @@ LENGTHS = (1, 2, 17, 60)
 INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class OptimizeStep(RewriteResult, frozen=True, kw_only=True):
     """One rewrite: what it did, and the largest difference of a logit from the original then."""
 
-    name: str
-    rewritten: int
-    declined: tuple[str, ...]
     max_abs: float | None
 
 
@@ -51,7 +47,7 @@ class Optimized(msgspec.Struct, frozen=True, kw_only=True):
     nodes_after: int
     cases: int
     skipped: tuple[str, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[OptimizeStep, ...]
 
 
 def optimize(
@@ -63,8 +59,9 @@ def optimize(
 ) -> Optimized:
     """Write ``source``, rewritten, to ``target``; names, axes and dtypes of its tensors stay.
 
-    ``InputError`` where ``source`` is no ONNX text classifier or ``target`` exists and ``force`` is
-    not set; ``CheckFailedError`` where a rewrite changed an answer. Nothing is written then.
+    Raises InputError if ``source`` is not an ONNX text classifier or ``target`` exists and
+    ``force`` is not set, and CheckFailedError if a rewrite changed an answer. Nothing is written
+    then.
     """
     _check_paths(source, target, force)
     on_progress(f"load {source}")
@@ -82,7 +79,7 @@ def optimize(
             worst = None
             if outcome.rewritten:
                 worst = _prove(f"rewrite {name}", model, staged, roles, cases, on_progress)
-            steps.append(_step(outcome, worst))
+            steps.append(OptimizeStep(**msgspec.structs.asdict(outcome), max_abs=worst))
         # Once more, whole: what counts no rewrite may have changed the graph all the same.
         _prove("all rewrites together", model, staged, roles, cases, on_progress)
         _check_moves(staged, target, weights, force)
@@ -98,21 +95,15 @@ def optimize(
     )
 
 
-def _step(outcome: RewriteResult, worst: float | None) -> Step:
-    return Step(
-        name=outcome.name, rewritten=outcome.rewritten, declined=outcome.declined, max_abs=worst
-    )
-
-
 def _check_paths(source: Path, target: Path, force: bool) -> None:
     if not source.is_file():
-        raise InputError(f"{source} is no file; give an ONNX file.")
+        raise InputError(f"{source} is not a file; give an ONNX file.")
     if target.exists() and target.samefile(source):
         raise InputError(f"{target} is the model itself; give another file with --out.")
     if target.is_dir() or (target.exists() and not force):
         raise InputError(f"{target} exists; give another file with --out, or --force.")
     if not target.parent.is_dir():
-        raise InputError(f"{target.parent} is no folder; make it, or give another file with --out.")
+        raise InputError(f"{target.parent} is not a directory; create it, or use another --out.")
 
 
 def _load(source: Path) -> ir.Model:
@@ -151,7 +142,7 @@ def _weight_files(model: ir.Model) -> set[Path]:
 
 
 def _check_moves(staged: Path, target: Path, weights: set[Path], force: bool) -> None:
-    """Refuse to replace weights beside the target that nobody gave up, or that are the source's."""
+    """Refuse to replace weights beside the target without --force, or the source's."""
     for file in staged.parent.iterdir():
         place = target.with_name(file.name)
         if place == target or not place.exists():
@@ -172,13 +163,7 @@ def _runner(path: Path, roles: Roles) -> Runner:
     """Open ``path`` on the CPU: a function from batch to logits, by the roles of the inputs."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
-        raise InputError(
-            f"{path} cannot be opened by ONNX Runtime {ort.__version__} ({first_line(error)}); "
-            "export it again."
-        ) from None
+    session = open_session(path, options=options)
 
     def run(batch: Batch) -> FloatArray:
         logits: FloatArray = session.run(None, _feeds(batch, roles))[0]
@@ -220,23 +205,23 @@ def _reference(
     run: Runner, roles: Roles, source: Path, on_progress: ProgressCallback
 ) -> tuple[list[Case], list[str]]:
     """Ask the original; a case that it cannot answer is left out, and named."""
-    cases, skipped, said = [], [], "no case"
+    cases, skipped, message = [], [], "no case"
     for name, batch in _batches(roles):
         on_progress(f"original: {name}")
         try:
             logits = run(batch)
-        except Exception as error:  # whatever a runtime raises on a shape
-            said = first_line(error)
-            skipped.append(f"{name}: {said}")
+        except Exception as error:  # a runtime may raise anything on a shape
+            message = first_line(error)
+            skipped.append(f"{name}: {message}")
             continue
         if logits.ndim == 2 and len(logits) == len(batch.input_ids) and np.isfinite(logits).all():
             cases.append(Case(name, batch, logits))
         else:
-            said = f"shape {logits.shape}, or no numbers"
-            skipped.append(f"{name}: {said}")
+            message = f"shape {logits.shape}, or no numbers"
+            skipped.append(f"{name}: {message}")
     if not cases:
         raise InputError(
-            f"{source} answers no batch of token ids with logits (batch, labels): {said}; "
+            f"{source} answers no batch of token ids with logits (batch, labels): {message}; "
             "give a text classifier."
         )
     return cases, skipped

@@ -11,48 +11,10 @@ import msgspec
 import numpy as np
 
 from trainkit.export.parity_cases import Case, ProgressCallback
+from trainkit.models.closeness import TOLERANCES, Tolerance
 from trainkit.serve.errors import CheckFailedError, first_line
 from trainkit.serve.postprocess import ProblemType, decisions
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = [
-    "TOLERANCES",
-    "CaseResult",
-    "ParityError",
-    "Report",
-    "Tolerance",
-    "WorstRow",
-    "compare",
-    "logit_std",
-]
-
-
-class Tolerance(msgspec.Struct, frozen=True):
-    """The largest difference of a logit: ``absolute + relative * the row's largest |logit|``.
-
-    With ``same_decisions`` no label of any row may change, even inside that. With ``noise`` the
-    matrix is judged as a whole instead: the root mean square of all differences may be that share
-    of the logits' spread.
-    """
-
-    absolute: float
-    relative: float
-    same_decisions: bool = False
-    noise: float | None = None
-
-
-# The one table of tolerances. float32 has 24 bits (6e-8): a runtime may add the terms of a sum in
-# another order, which came to 1.1e-5 at most (bench/results/trec.json). What the tests sabotage,
-# down to one perturbed weight, lies outside.
-TOLERANCES = {
-    "fp32": Tolerance(absolute=2e-5, relative=2e-5, same_decisions=True),
-    # float16 has 11 bits (5e-4), and a dozen layers round some thirty times one after the other.
-    "fp16": Tolerance(absolute=2e-2, relative=1e-2),
-    # int8 rounds by design: single logits of random ids move far, all of them together by 5 to 17 %
-    # of their spread (docs/precision.md). Beside this its graph is compared with fp32's node by
-    # node, and a row must have the same answer in any company, to the digits of fp32.
-    "int8": Tolerance(absolute=2e-5, relative=2e-5, noise=0.25),
-}
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +41,7 @@ class WorstRow(msgspec.Struct, frozen=True, kw_only=True):
     found: list[float]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a parity matrix; ``worst`` holds its five worst cases, failed ones first.
 
     ``noise`` is the root mean square of all differences as a share of :func:`logit_std`.
@@ -115,27 +77,27 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             return ""
         if self.failed or self.noise is None or self.tolerance.noise is None:
             return f"{self.worst[0].case}: {self.worst[0].reason}" if self.worst else "no case"
-        said = (
-            f"the differences are {100 * self.noise:.1f} % of the logits' spread, not "
-            f"{100 * self.tolerance.noise:g} % at most"
+        message = (
+            f"the differences are {100 * self.noise:.1f}% of the logits' spread, not "
+            f"{100 * self.tolerance.noise:g}% at most"
         )
         changed = round((1 - self.label_agreement) * self.rows)
         if changed and self.near_ties is not None:
-            said += (
+            message += (
                 f"; of {changed} changed labels {self.near_ties} changed only because the two "
                 "largest logits lie nearer together than the error"
             )
-        return said
+        return message
 
 
 class ParityError(CheckFailedError):
     """The candidate does not compute what the reference computes."""
 
-    def __init__(self, report: Report, stage: str = "") -> None:
+    def __init__(self, report: ParityReport, stage: str = "") -> None:
         super().__init__(
             f"parity failed{f' after {stage}' if stage else ''}: {report.failed} of {report.cases} "
             f"cases, largest difference {report.max_abs:.1e}, labels agree on "
-            f"{100 * report.label_agreement:.2f} % of rows; {report.why}."
+            f"{100 * report.label_agreement:.2f}% of rows; {report.why}."
         )
         self.report = report
 
@@ -147,7 +109,7 @@ def compare(
     on_progress: ProgressCallback = lambda name: None,
     problem_type: ProblemType = "single_label_classification",
     noise_against: float | None = None,
-) -> Report:
+) -> ParityReport:
     """Run the candidate over all cases and compare; every case is run, also after a failure.
 
     Noise is a share of ``noise_against``, by default of the spread of the cases' own logits.
@@ -165,7 +127,7 @@ def compare(
             furthest = (results[-1].max_rel or 0.0, _worst_row(case, found))
     rows = sum(len(case.expected) for case in cases)
     changed = sum(result.changed_labels for result in results)
-    return Report(
+    return ParityReport(
         precision=precision,
         tolerance=tolerance,
         cases=len(results),
@@ -222,7 +184,7 @@ def _run(case: Case, candidate: Runner) -> FloatArray | str:
     """Return the candidate's logits, or why they cannot be compared."""
     try:
         found = candidate(case.batch)
-    except Exception as error:  # whatever a runtime raises on a shape is a finding, not a crash
+    except Exception as error:  # an error of the runtime is a finding, not a crash
         return f"{type(error).__name__}: {first_line(error)}"
     if found.shape != case.expected.shape:
         return f"shape {found.shape}, expected {case.expected.shape}"
@@ -253,8 +215,7 @@ def _compare_one(
     differs = decisions(found, problem_type) != decisions(case.expected, problem_type)
     changed = int(differs.any(axis=1).sum())
     reasons = []
-    limit = tolerance.absolute + tolerance.relative * scale
-    if tolerance.noise is None and (difference > limit).any():
+    if tolerance.noise is None and (difference > tolerance.limit(case.expected)).any():
         reasons.append("difference over the tolerance")
     if changed and tolerance.same_decisions:
         reasons.append(f"{changed} of {rows} labels changed")

@@ -18,19 +18,6 @@ from trainkit.serve.encoding import Batch, IntArray, TextEncoder
 from trainkit.serve.errors import CheckFailedError, InputError
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = [
-    "PARITY_FILE",
-    "Case",
-    "ProgressCallback",
-    "load_cases",
-    "make_cases",
-    "masks",
-    "representative",
-    "run_reference",
-    "save_cases",
-    "without_longest",
-]
-
 ProgressCallback = Callable[[str], None]
 
 PARITY_FILE = "parity.npz"
@@ -74,7 +61,7 @@ def make_cases(
     """Yield the matrix of random ids, then ``texts`` in batches of eight.
 
     Hidden positions hold random ids too, not padding: a mask that got lost cannot go unnoticed.
-    Token types, where the model has them, are random as well.
+    Token types, if the model takes them, are random as well.
     """
     random = np.random.default_rng(seed)
     vocabulary = encoder.tokenizer.get_vocab_size()
@@ -93,7 +80,7 @@ def make_cases(
 
 
 def representative(cases: Sequence[Case]) -> list[Case]:
-    """Leave out what costs most: the maximum length where that is long, and most sentences.
+    """Leave out what costs most: the maximum length if that is long, and most sentences.
 
     For the stages between the untouched export and the finished bundle, which both get all.
     """
@@ -102,7 +89,7 @@ def representative(cases: Sequence[Case]) -> list[Case]:
 
 
 def without_longest(cases: Sequence[Case]) -> list[Case]:
-    """Leave out the cases of the maximum length where that is long."""
+    """Leave out the cases of the maximum length if that is long."""
     return [case for case in cases if case.batch.input_ids.size <= POSITIONS // 2]
 
 

@@ -18,7 +18,7 @@ from trainkit.export.example import example_inputs, input_names
 from trainkit.export.graph_file import operators, save_graph
 from trainkit.export.graph_session import graph_runner
 from trainkit.export.onnx_graph import export_graph
-from trainkit.export.parity import Report
+from trainkit.export.parity import ParityReport
 from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.precision.fp16 import to_fp16
 from trainkit.export.precision.overflow import overflowing
@@ -30,13 +30,10 @@ from trainkit.export.rewrite.table import REWRITES
 from trainkit.export.runtimes import open_model
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import ExportSource
-from trainkit.serve.bundle import MODEL_FILES, Format, Precision
 from trainkit.serve.classifier import BATCH_SIZE
 from trainkit.serve.errors import CheckFailedError, InputError
+from trainkit.serve.formats import MODEL_FILES, Format, Precision
 from trainkit.serve.types import FloatArray
-
-__all__ = ["ExportedModel", "Stage", "write_model"]
-
 
 # Of the user's texts, for static activations; calibration never sees a label.
 CALIBRATION_TEXTS = 128
@@ -45,18 +42,14 @@ DEPRECATED = "PyTorch has deprecated TorchScript; its successor is --format pt2.
 COMPILED = "Compiled for this machine's kind of processor; the manifest names it under machine."
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True):
+class Stage(RewriteResult, frozen=True, kw_only=True):
     """One step from the untouched export to the finished file.
 
-    ``rewritten`` counts the places that it changed, ``declined`` gives reasons for the others;
-    ``parity`` is None where nothing changed. ``operators`` counts the nodes of an ONNX graph.
+    ``parity`` is None if nothing changed. ``operators`` counts the nodes of an ONNX graph.
     """
 
-    name: str
-    rewritten: int
-    declined: tuple[str, ...] = ()
     operators: dict[str, int] | None = None
-    parity: Report | None = None
+    parity: ParityReport | None = None
 
 
 class ExportedModel(NamedTuple):
@@ -86,7 +79,7 @@ class _StageVerifier(NamedTuple):
         outcome: RewriteResult | None = None,
         graph: ir.Model | None = None,
     ) -> Stage:
-        """Run the matrix, or its ``few`` cheap cases; ``ParityError`` where a case fails.
+        """Run the matrix, or its ``few`` cheap cases; raises ParityError if a case fails.
 
         An ONNX ``graph`` is run as it is in memory, anything else from the file.
         """
@@ -99,10 +92,9 @@ class _StageVerifier(NamedTuple):
         )
         if not report.passed:
             raise parity.ParityError(report, name)
+        outcome = outcome or RewriteResult(name=name, rewritten=0)
         return Stage(
-            name=name,
-            rewritten=outcome.rewritten if outcome else 0,
-            declined=outcome.declined if outcome else (),
+            **msgspec.structs.asdict(outcome),
             operators=operators(graph) if graph else None,
             parity=report,
         )
@@ -155,7 +147,7 @@ def _write_onnx(
         with quiet_exporter():
             outcome = rewrite(graph)
         if not outcome.rewritten:
-            stages.append(Stage(name=name, rewritten=0, declined=outcome.declined))
+            stages.append(Stage(**msgspec.structs.asdict(outcome)))
             continue
         stages.append(verifier.stage(name, few=True, outcome=outcome, graph=graph))
     save_graph(graph, verifier.path, external_data=settings.external_data)

@@ -15,8 +15,6 @@ from trainkit.export.archive import copy_archive
 from trainkit.export.quiet import quiet_exporter
 from trainkit.serve.errors import InputError
 
-__all__ = ["compile_program", "export_program", "this_machine"]
-
 # Of a node's record, what names this machine's source files and the author's classes.
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
@@ -29,7 +27,7 @@ def export_program(model: nn.Module, example: Sequence[Tensor], path: Path) -> N
 def compile_program(model: nn.Module, example: Sequence[Tensor], path: Path) -> None:
     """Compile ``model`` to machine code with AOTInductor; it runs on processors like this one.
 
-    ``InputError`` where there is no C++ compiler.
+    Raises InputError if there is no C++ compiler.
     """
     program = _program(model, example)
     with quiet_exporter(), tempfile.TemporaryDirectory() as scratch:

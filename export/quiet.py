@@ -6,8 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-__all__ = ["quiet_exporter"]
-
 # torch.onnx notes that torchvision is missing; transformers, that a loss is not configured, when
 # the tracer reads every property of the model; onnxscript, each constant that it does not fold.
 LOGGERS = ("torch.onnx", "onnxscript", "transformers")

@@ -1,26 +1,25 @@
-"""Open whatever computes logits: a bundle in the runtime of its format, or its source in PyTorch.
+"""Open a bundle in the runtime of its format, or its source in PyTorch.
 
-Each runtime is imported only where it is needed: an ONNX bundle opens without PyTorch.
+Each runtime is imported only if it is needed: an ONNX bundle opens without PyTorch.
 """
 
 from pathlib import Path
 
 from trainkit.models.sources import detect, is_kind
-from trainkit.serve.bundle import Bundle, Format, open_bundle, read_manifest
+from trainkit.serve.bundle import BundleFiles, open_bundle, read_manifest
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
+from trainkit.serve.formats import Format
 from trainkit.serve.types import Runner
 
-__all__ = ["open_classifier", "open_model", "runner", "training_seed"]
 
-
-def runner(bundle: Bundle, threads: int | None = None) -> Runner:
+def runner(bundle: BundleFiles, threads: int | None = None) -> Runner:
     """Return the bundle's model as a function from a padded batch to logits.
 
-    ``InputError`` where its machine code was compiled for another kind of machine.
+    Raises InputError if its machine code was compiled for another kind of machine.
     """
     if bundle.manifest.machine is not None:
-        from trainkit.export.program_session import check_machine
+        from trainkit.export.torch_sessions import check_machine
 
         check_machine(bundle.folder, bundle.manifest.machine)
     return open_model(bundle.model_path, bundle.manifest.format, threads)
@@ -35,19 +34,15 @@ def open_model(path: Path, format: Format, threads: int | None = None) -> Runner
         from trainkit.serve.onnx_session import onnx_runner
 
         return onnx_runner(path, threads=threads)
-    if format == "torchscript":
-        from trainkit.export.torchscript_session import torchscript_runner
+    from trainkit.export.torch_sessions import torch_runner
 
-        return torchscript_runner(path)
-    from trainkit.export.program_session import compiled_runner, program_runner
-
-    return program_runner(path) if format == "pt2" else compiled_runner(path)
+    return torch_runner(path, format)
 
 
 def open_classifier(folder: Path, base: str | None = None) -> Classifier:
     """Open a bundle of any format, a run, a PEFT adapter or a Hugging Face folder.
 
-    ``base`` is the model that an adapter belongs to, where it moved.
+    ``base`` is the model that an adapter belongs to, if it moved.
     """
     kind = detect(folder)
     if base is not None and kind != "adapter":

@@ -12,8 +12,6 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18
 
-__all__ = ["TRANSLATIONS"]
-
 op: Any = opset18  # its types know no symbolic tensors
 
 LOWEST = float(np.finfo(np.float32).min)

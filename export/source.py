@@ -24,8 +24,6 @@ from trainkit.serve.postprocess import ProblemType
 from trainkit.serve.types import Runner
 from trainkit.trainer import checkpoint
 
-__all__ = ["ExportSource", "from_transformers", "open_source"]
-
 OWN_HEAD = "of the model's own head"
 EFFECT_TEXTS = 16  # on which an adapter must change the logits
 
@@ -116,7 +114,7 @@ def _run(folder: Path) -> ExportSource:
         "epoch": loaded.checkpoint.epoch,
         "metrics": loaded.checkpoint.metrics,
         "versions": {"trainkit": loaded.checkpoint.versions["trainkit"]} | _versions(),
-        "padded_because": getattr(loaded.model.encoder, "padded_because", None),
+        "padded_because": loaded.model.padded_because,
     }
     return ExportSource(
         model=loaded.model,

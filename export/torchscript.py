@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from trainkit.export.archive import copy_archive
 from trainkit.export.quiet import quiet_exporter
 
-__all__ = ["export_torchscript"]
-
 
 def export_torchscript(model: nn.Module, example: Sequence[Tensor], path: Path) -> None:
     """Trace ``model`` and write it to ``path``; axes stay dynamic, as the parity matrix proves."""

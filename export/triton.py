@@ -1,6 +1,6 @@
 """A finished ONNX bundle to a model repository of the Triton Inference Server.
 
-In goes a bundle, out comes ``<repository>/<name>`` with ``config.pbtxt``, ``1/model.onnx``, the
+Writes ``<repository>/<name>`` with ``config.pbtxt``, ``1/model.onnx``, the
 labels, a warm-up request, and beside them, for the client, which turns text into ids, the tokenizer
 and the manifest; Triton reads neither. Texts of unequal length are batched where the client pads
 them to one of a few lengths: Triton's ragged batching would join them to one row, which is another
@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.data.splits import load_sample
-from trainkit.serve.bundle import MANIFEST, Bundle, Tensor, check_target, staged
+from trainkit.serve.bundle import MANIFEST, BundleFiles, Tensor, check_target, staged
 from trainkit.serve.encoding import IntArray
 from trainkit.serve.errors import InputError
-
-__all__ = ["check_repository", "write_repository"]
 
 DATA_TYPES = {
     "int64": "TYPE_INT64",
@@ -40,12 +38,12 @@ class _Enum(str):
 
 
 def write_repository(
-    bundle: Bundle, out: Path, *, name: str, max_batch_size: int = 64, force: bool = False
+    bundle: BundleFiles, out: Path, *, name: str, max_batch_size: int = 64, force: bool = False
 ) -> Path:
     """Write ``bundle`` as model ``name`` into the repository ``out``; returns the model's folder.
 
     ``name`` is in the address of every request. Other models in ``out`` stay as they are.
-    ``InputError`` where the bundle is not ONNX, a label or ``name`` cannot be written, or the model
+    Raises InputError if the bundle is not ONNX, a label or ``name`` cannot be written, or the model
     exists and ``force`` is not set; the folder is there whole, or not at all.
     """
     if bundle.manifest.format != "onnx":
@@ -74,7 +72,7 @@ def write_repository(
 
 
 def check_repository(out: Path, name: str, labels: Sequence[str], *, force: bool) -> None:
-    """Raise ``InputError`` where model ``name`` with these labels cannot be written to ``out``."""
+    """Raise InputError if model ``name`` with these labels cannot be written to ``out``."""
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise InputError(
             f"'{name}' cannot be a model's name in Triton; use letters, digits, '_', '.' and '-'."
@@ -87,7 +85,7 @@ def check_repository(out: Path, name: str, labels: Sequence[str], *, force: bool
             )
 
 
-def _example(bundle: Bundle) -> dict[str, IntArray]:
+def _example(bundle: BundleFiles) -> dict[str, IntArray]:
     """Encode a real question: each input of the model, (1, S)."""
     return bundle.encoder().encode([load_sample()[0].text]).tensors()
 
@@ -99,7 +97,7 @@ def _write_warmup(folder: Path, example: Mapping[str, IntArray]) -> None:
 
 
 def _config(
-    bundle: Bundle, name: str, max_batch_size: int, example: Mapping[str, IntArray]
+    bundle: BundleFiles, name: str, max_batch_size: int, example: Mapping[str, IntArray]
 ) -> dict[str, Any]:
     """Return Triton's ``ModelConfig`` as fields, for a model whose first axis is the batch."""
     manifest = bundle.manifest
@@ -140,7 +138,7 @@ def _parameter(key: str, value: int) -> dict[str, Any]:
 
 
 def _warmup(name: str, batch_size: int, example: Mapping[str, IntArray]) -> dict[str, Any]:
-    """Describe a request of so many copies of the example, whose files lie in ``warmup/``."""
+    """Describe a request of ``batch_size`` copies of the example in ``warmup/``."""
     inputs = [
         {
             "key": key,

@@ -1,14 +1,12 @@
-"""Repeat a bundle's proof: on this machine, and, where asked, against the run that it came from."""
+"""Verify a bundle again on this machine, or against the run that it came from."""
 
 from pathlib import Path
 
 from trainkit.export import parity, parity_cases
 from trainkit.export.parity_cases import ProgressCallback
 from trainkit.export.runtimes import runner
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.errors import InputError
-
-__all__ = ["verify"]
 
 
 def verify(
@@ -16,12 +14,12 @@ def verify(
     against: str | None = None,
     base: str | None = None,
     on_progress: ProgressCallback = lambda step: None,
-) -> parity.Report:
+) -> parity.ParityReport:
     """Run the bundle over its parity matrix and compare; the caller judges ``report.passed``.
 
     The reference is the logits that the bundle keeps from its export, or, with ``against``, those
     that the source of this name computes now; its labels and token ids must be the bundle's too.
-    ``base`` is the model that an adapter belongs to, where it moved.
+    ``base`` is the model that an adapter belongs to, if it moved.
     """
     if base is not None and against is None:
         raise InputError("--base goes with --against ADAPTER; give both.")
@@ -44,7 +42,7 @@ def verify(
 
 
 def _fresh_cases(
-    bundle: Bundle, against: str, base: str | None, on_progress: ProgressCallback
+    bundle: BundleFiles, against: str, base: str | None, on_progress: ProgressCallback
 ) -> list[parity_cases.Case]:
     from trainkit.export.bundle_writer import check_same_texts, prepare
     from trainkit.export.source import open_source

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,37 +25,11 @@ from trainkit.serve.files import (
     remove_empty,
     write_atomically,
 )
+from trainkit.serve.formats import MODEL_FILES, Format, Precision
 from trainkit.serve.postprocess import ProblemType
-
-__all__ = [
-    "FORMAT_VERSION",
-    "MANIFEST",
-    "MODEL_FILES",
-    "Bundle",
-    "Format",
-    "Manifest",
-    "Precision",
-    "Serving",
-    "Tensor",
-    "check_file",
-    "check_target",
-    "open_bundle",
-    "read_manifest",
-    "staged",
-    "write_manifest",
-    "write_serving",
-]
 
 FORMAT_VERSION = 2
 MANIFEST = "trainkit.json"
-Format = Literal["onnx", "torchscript", "pt2", "aoti"]
-MODEL_FILES: dict[Format, str] = {
-    "onnx": "model.onnx",
-    "torchscript": "model.pt",
-    "pt2": "model.pt2",
-    "aoti": "model.aoti.pt2",
-}
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,11 +43,9 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Serving(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """How a benchmark found this bundle to serve best; defaults of ``Classifier.load``.
+    """The fastest settings that a benchmark found; defaults of ``Classifier.load``.
 
-    ``threads`` are those of each of ``workers``. ``provider`` is ONNX Runtime's name of it, as
-    "CPUExecutionProvider". A default is left out of the JSON: a bundle that was sealed before there
-    was the field keeps its hash.
+    ``threads`` is per worker. ``provider`` is ONNX Runtime's name, such as "CPUExecutionProvider".
     """
 
     threads: int
@@ -90,15 +62,14 @@ class Serving(
 class Manifest(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``trainkit.json``.
 
-    ``source`` says what the model came from. ``stages`` holds what was done to it in order, from
-    the untouched export to the finished file, each with the report of its parity matrix or the
-    reason why it declined; ``parity`` is the report of the finished bundle, ``independence`` that
-    on neighbours, padding and order, ``accuracy`` and ``search`` (of an int8 setting) those on the
-    user's data where it was given. ``equal_lengths``: the model itself gives other answers when a
-    text is padded, so that only texts of one length go into a batch. ``machine`` names what a
-    compiled model runs on, ``notes`` what a user must know. ``serving`` is what ``trainkit bench
-    recommend --write`` found. ``temperature`` divides the logits before the softmax or sigmoid
-    (Guo et al. 2017); ``model.onnx`` itself gives them undivided.
+    ``source`` describes the original model. ``stages`` lists the steps from the untouched export to
+    the finished file, each with its parity report or the reason why it was skipped; ``parity`` is
+    the report of the finished bundle, ``independence`` that of batch invariance, ``accuracy`` and
+    ``search`` (of an int8 setting) those on the user's data. ``equal_lengths``: padding changes the
+    model's answers, so a batch has texts of one length only. ``machine`` is the hardware of a
+    compiled model, ``notes`` are for the user. ``serving`` comes from ``trainkit bench recommend
+    --write``. ``temperature`` divides the logits before the softmax or sigmoid (Guo et al. 2017);
+    the outputs of ``model.onnx`` are not divided.
     """
 
     format_version: int
@@ -121,15 +92,14 @@ class Manifest(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     machine: dict[str, Any] | None = None
     equal_lengths: bool = False
     notes: tuple[str, ...] = ()
-    # Unset and not None: they are then left out of the JSON, and a bundle that was sealed before
-    # there were these fields keeps its hash.
+    # Unset, not None: fields that are not set are left out of the JSON and of its hash.
     serving: Serving | msgspec.UnsetType = msgspec.UNSET
     temperature: float | msgspec.UnsetType = msgspec.UNSET
     files: dict[str, FileInfo]
 
 
-class Bundle(NamedTuple):
-    """A bundle whose files are what its manifest says."""
+class BundleFiles(NamedTuple):
+    """A bundle whose files match its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -141,13 +111,13 @@ class Bundle(NamedTuple):
 
     @property
     def model_files(self) -> dict[str, FileInfo]:
-        """Return the model file, and that of its weights where they lie beside it, by name."""
+        """Return the model file and, if there is one, that of its external weights, by name."""
         model = self.model_path.name
         names = (model, f"{model}.data")
         return {name: found for name, found in self.manifest.files.items() if name in names}
 
     def check_served(self) -> None:
-        """Raise ``InputError`` where it takes torch to run it."""
+        """Raise ``InputError`` if the model needs torch."""
         if self.manifest.format != "onnx":
             raise InputError(
                 f"{self.folder} is a {self.manifest.format} bundle, which needs torch; serve one "
@@ -168,16 +138,16 @@ class _Version(msgspec.Struct):
     format_version: int
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path) -> BundleFiles:
     """Read a bundle and check every file; ``InputError`` says what is wrong with it."""
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         check_file(folder / name, expected)
-    return Bundle(folder, manifest)
+    return BundleFiles(folder, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read what a bundle says of itself; ``InputError`` where that is damaged."""
+    """Read a bundle's manifest; ``InputError`` if it is missing or damaged."""
     path = folder / MANIFEST
     try:
         content = path.read_bytes()
@@ -202,7 +172,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_file(path: Path, expected: FileInfo) -> None:
-    """Raise ``InputError`` where ``path`` is not this file."""
+    """Raise ``InputError`` if ``path`` is not this file."""
     try:
         found = file_info(path)
     except OSError as error:
@@ -219,7 +189,7 @@ def check_file(path: Path, expected: FileInfo) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest of the files that lie in ``folder``; returns it with all hashes."""
+    """Write the manifest of the files in ``folder`` and return it with their hashes."""
     names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
     manifest = msgspec.structs.replace(
         manifest, files={name: file_info(folder / name) for name in names}
@@ -230,10 +200,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def write_serving(folder: Path, serving: Serving) -> Manifest:
-    """Seal the manifest anew with these settings; no other file of the bundle is touched.
-
-    ``InputError`` where it is no sound bundle, or cannot be written.
-    """
+    """Store these settings in the manifest; ``InputError`` if the bundle is damaged."""
     manifest = msgspec.structs.replace(
         open_bundle(folder).manifest, serving=serving
     ).with_checksum()
@@ -247,7 +214,7 @@ def write_serving(folder: Path, serving: Serving) -> Manifest:
 
 
 def check_target(target: Path, *, force: bool) -> None:
-    """Raise ``InputError`` where a bundle may not be written to ``target``."""
+    """Raise ``InputError`` if a bundle may not be written to ``target``."""
     if not (target.is_symlink() or target.exists()):
         return
     if not force:
@@ -260,17 +227,13 @@ def check_target(target: Path, *, force: bool) -> None:
 
 @contextmanager
 def staged(
-    target: Path,
-    *,
-    force: bool = False,
-    accept: Callable[[Path], None] = lambda target: None,
+    target: Path, *, force: bool = False, accept: Callable[[Path], None] = lambda target: None
 ) -> Iterator[Path]:
     """Give an empty folder that becomes ``target`` when the block ends without an error.
 
-    A half-written or unverified bundle so never has its final name. An existing ``target`` is an
-    ``InputError``; with ``force`` it is replaced, and only then, by the finished one. A folder that
-    is not a bundle is never replaced. ``accept`` looks at the bundle in its final place: where it
-    raises, what was there before comes back.
+    A half-written or unverified bundle never has its final name. An existing ``target`` raises
+    ``InputError``; with ``force`` the finished bundle replaces it if it is a bundle too. ``accept``
+    checks the bundle in its final place; if it raises, the old one is restored.
     """
     check_target(target, force=force)
     made = [folder for folder in target.parents if not folder.exists()]  # innermost first

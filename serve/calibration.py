@@ -1,8 +1,7 @@
-"""How sure a classifier may be: the temperature that fits its probabilities to labelled texts.
+"""Temperature scaling (Guo et al. 2017).
 
-In go the logits of texts that the model was not trained on, and their labels; out comes one
-number. A training fits it on its validation texts, a bundle keeps it, and ``Classifier.load`` takes
-it, unless it is given another.
+Takes the logits of texts that the model was not trained on, and their labels, and returns one
+number. Training fits it on the validation texts and the bundle stores it.
 """
 
 import numpy as np
@@ -11,8 +10,6 @@ import numpy.typing as npt
 from trainkit.serve.errors import InputError
 from trainkit.serve.postprocess import TEMPERATURES, ProblemType, probabilities
 from trainkit.serve.types import FloatArray
-
-__all__ = ["NoBestTemperatureError", "fit_temperature"]
 
 STEPS = 60  # of bisection: the bounds are nine units apart in the logarithm, so to the last bit
 
@@ -32,9 +29,8 @@ def fit_temperature(
     of 0 and 1: one temperature for all labels then too. The likelihood is convex in the inverse of
     the temperature, so that a bisection of its slope finds the one best value.
 
-    ``InputError`` where shapes or labels do not fit or the problem is a regression,
-    ``NoBestTemperatureError`` where no temperature is best: the logits are right about every text,
-    or say nothing of the labels.
+    Raises ``InputError`` if shapes or labels are invalid or the problem is a regression, and
+    ``NoBestTemperatureError`` if the logits are right about every text or unrelated to the labels.
     """
     scores = np.asarray(logits, dtype=np.float64)
     targets = _targets(scores, np.asarray(labels), problem_type)

@@ -1,4 +1,4 @@
-"""Texts to predictions, whatever runtime computes the logits."""
+"""Texts to predictions, with any runtime."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +27,8 @@ BATCH_SIZE = 32
 class Prediction(NamedTuple):
     """The most probable label of a text, and the score of every label.
 
-    A score is a probability; those of a multi-label model need not sum to one, and a regression's
-    is the value itself. ``truncated``: the text is longer than the model takes, and only its kept
-    part was read.
+    A score is a probability, or the value of a regression; those of a multi-label model need not
+    sum to one. ``truncated``: the text was longer than the model's limit and was cut.
     """
 
     label: str
@@ -105,16 +104,15 @@ class Classifier:
     ) -> "Classifier":
         """Open an ONNX bundle; every file's hash is checked first.
 
-        What is None is as ``trainkit bench recommend --write`` put it into the bundle; else all
-        cores, the CPU, and batches of 32 rows at most, of 512 tokens on a CPU and 2048 elsewhere.
-        ``threads`` is the number of intra-op threads, 0 for all cores. ``temperature`` None is that
-        of the training, where the bundle has one; 1 gives plain probabilities.
+        Parameters that are None take the value that ``trainkit bench recommend --write`` put into
+        the bundle; else all cores, the CPU, and batches of up to 32 rows and 512 tokens on a CPU or
+        2048 elsewhere. ``threads`` is the number of intra-op threads, 0 for all cores.
+        ``temperature`` None is the bundle's; 1 gives plain probabilities. With ``workers``, that
+        many batches run at once, with ``threads`` each (1 if None): more texts/s for large calls,
+        slower for a single text.
 
-        ``workers`` batches are computed at once, one where it is None, with ``threads`` each, then
-        1 where that is None: more texts a second where many come together, longer for one alone.
-
-        ``InputError`` where the bundle is damaged, of a newer format or not ONNX, holds an operator
-        that ONNX Runtime does not know, or a provider is missing.
+        Raises ``InputError`` if the bundle is damaged, of a newer format or not ONNX, has an
+        operator that ONNX Runtime does not know, or a provider is missing.
         """
         from trainkit.serve.onnx_session import onnx_runner
 
@@ -145,7 +143,7 @@ class Classifier:
     @classmethod
     def of_bundle(
         cls,
-        opened: bundle.Bundle,
+        opened: bundle.BundleFiles,
         run: Runner,
         batch_size: int | None = None,
         *,
@@ -153,11 +151,7 @@ class Classifier:
         temperature: float | None = None,
         workers: int = 1,
     ) -> "Classifier":
-        """Put a bundle's encoder and labels around its model, which ``run`` computes.
-
-        ``batch_size`` None is the one that the bundle recommends, else 32; ``max_tokens`` None what
-        its format wants on a CPU; ``temperature`` None the bundle's, else 1.
-        """
+        """Build the classifier of a bundle whose model is ``run``; None is the bundle's default."""
         manifest = opened.manifest
         if max_tokens is None:
             max_tokens = CPU_TOKENS if manifest.format == "onnx" else MAX_TOKENS
@@ -199,7 +193,7 @@ class Classifier:
 
         A call that is cancelled once it has begun computes to its end; its answer is dropped.
         """
-        import asyncio  # who awaits has it; nobody else should pay its memory and its start
+        import asyncio  # costs memory and time, and callers that await have it already
 
         return await asyncio.to_thread(self, texts)
 
@@ -212,7 +206,7 @@ class Classifier:
     ) -> list[LabelScore] | list[list[LabelScore]]:
         """Return the ``k`` most probable labels of one text or of each, best first.
 
-        Where the model has fewer, all of them. ``InputError`` where it is a regression.
+        All of them if the model has fewer. Raises ``InputError`` for a regression.
         """
         if isinstance(texts, str):
             return self.top_k([texts], k)[0]
@@ -235,8 +229,8 @@ class Classifier:
     ) -> list[LabelScore] | list[list[LabelScore]]:
         """Return the labels more probable than their threshold, best first: none, some or all.
 
-        For one text or each of many; see :func:`label_thresholds`. ``InputError`` where the model
-        is not multi-label.
+        For one text or each of many; see :func:`label_thresholds`. Raises ``InputError`` if
+        the model is not multi-label.
         """
         if isinstance(texts, str):
             return self.labels_above([texts], thresholds)[0]
@@ -293,7 +287,7 @@ class Classifier:
         )
 
     def predictions(self, rows: Sequence[Tokens], logits: FloatArray) -> list[Prediction]:
-        """Say what the logits of encoded texts mean, (N, C) for N of them."""
+        """Return the predictions of N encoded texts from their (N, C) logits."""
         found = []
         # By the logits: at a high temperature two probabilities may round to the same number.
         winners = logits.argmax(axis=1).tolist()
@@ -305,7 +299,7 @@ class Classifier:
 
 
 def _check(text: Text, name: str) -> None:
-    """Raise ``InputError`` where ``text`` is no text, or no pair, that a tokenizer can encode."""
+    """Raise ``InputError`` if ``text`` is not a text or pair that a tokenizer can encode."""
     parts = [text] if isinstance(text, str) else text
     if not isinstance(text, str):
         pair = isinstance(text, tuple | list) and len(text) == 2

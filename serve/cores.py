@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-__all__ = ["affinity", "affinity_cores", "quota_cores", "usable_cores"]
-
 
 def usable_cores() -> int:
     """Return how many threads can run at once without being stopped by a quota: at least 1."""
@@ -13,7 +11,7 @@ def usable_cores() -> int:
 
 
 def affinity() -> list[int]:
-    """Return the cores that the system may run this process on; all where it does not say."""
+    """Return the cores that the system may run this process on; all if it does not say."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -25,7 +23,7 @@ def affinity_cores() -> int:
 
 
 def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Read the CPU limit of cgroup v2, or of v1; None where there is none."""
+    """Read the CPU limit of cgroup v2, or of v1; None without a limit."""
     try:
         quota, period = (root / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """Text to token ids and attention mask: the only such code, for training and serving alike.
 
-In go texts, or pairs of texts, and a ``tokenizer.json`` of the ``tokenizers`` library; out come
+Takes texts, or pairs of texts, and a ``tokenizer.json`` of the ``tokenizers`` library, and returns
 int64 arrays of shape (B, S), padded on the right.
 """
 
@@ -13,17 +13,6 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from trainkit.serve.errors import InputError
-
-__all__ = [
-    "Batch",
-    "IntArray",
-    "Text",
-    "TextEncoder",
-    "Tokens",
-    "by_length",
-    "characters",
-    "pad",
-]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -141,7 +130,7 @@ class TextEncoder:
     def load(
         cls, path: Path, max_length: int, pad_id: int, *, token_types: bool = False
     ) -> "TextEncoder":
-        """Read a ``tokenizer.json``; ``InputError`` where it is missing or not one."""
+        """Read a ``tokenizer.json``; ``InputError`` if it is missing or invalid."""
         if not path.is_file():
             raise InputError(f"{path} does not exist: the folder is not complete; make it again.")
         try:

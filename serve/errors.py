@@ -2,8 +2,6 @@
 
 from typing import ClassVar
 
-__all__ = ["CheckFailedError", "InputError", "TrainkitError", "first_line"]
-
 
 class TrainkitError(Exception):
     """An error with one clear sentence for the user; the command line prints it, no traceback."""

@@ -1,10 +1,11 @@
-"""Fields of settings structs: their constraints checked, and said in words.
+"""Fields of settings structs: checks of their constraints, and sentences about them.
 
 A field declares its constraints and its meaning in one place, ``Annotated[int, Meta(ge=1,
 description="...")]``; the command line and the Python API are made from that. msgspec checks them
 when it decodes; :func:`check_fields` does so for a struct that Python code constructed.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -13,7 +14,16 @@ from msgspec import inspect
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["base_type", "check_fields", "choices", "expectation", "faults", "value_faults"]
+__all__ = [
+    "base_type",
+    "check_fields",
+    "choices",
+    "description",
+    "expectation",
+    "faults",
+    "metadata",
+    "value_faults",
+]
 
 KINDS: dict[type[inspect.Type], str] = {
     inspect.BoolType: "true or false",
@@ -41,11 +51,14 @@ def value_faults(name: str, annotation: Any, value: Any) -> Iterator[str]:
     Of a tuple each wrong item is named.
     """
     for given in [value] if not isinstance(value, tuple) else [(item,) for item in value]:
+        item = given[0] if isinstance(given, tuple) else given
         try:
             msgspec.convert(given, annotation)
+            valid = not isinstance(item, float) or math.isfinite(item)
         except msgspec.ValidationError:
-            shown = given[0] if isinstance(given, tuple) else given
-            yield f"{name} must be {expectation(annotation, shown)}, not {shown!r}"
+            valid = False
+        if not valid:
+            yield f"{name} must be {expectation(annotation, item)}, not {item!r}"
 
 
 def base_type(annotation: Any) -> inspect.Type:
@@ -70,9 +83,9 @@ def choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def expectation(annotation: Any, value: Any = None) -> str:
-    """Say in words what a field takes, such as "at least 1" or "a whole number".
+    """Describe what a field takes, such as "at least 1" or "a whole number".
 
-    Bounds are said to a ``value`` that is a number, the kind to anything else.
+    For a numeric ``value`` these are its bounds, for anything else the kind of value.
     """
     found = base_type(annotation)
     if isinstance(found, inspect.LiteralType):
@@ -98,3 +111,16 @@ def _bounds(found: inspect.IntType | inspect.FloatType) -> str:
     if high is not None:
         return f"at most {high:g}" if found.le is not None else f"below {high:g}"
     return ""
+
+
+def metadata(annotation: Any) -> inspect.Metadata:
+    """Return the metadata of a field's type: its description and extras, empty without any."""
+    found = inspect.type_info(annotation)
+    if isinstance(found, inspect.UnionType):
+        found = next((kind for kind in found.types if isinstance(kind, inspect.Metadata)), found)
+    return found if isinstance(found, inspect.Metadata) else inspect.Metadata(found)
+
+
+def description(annotation: Any) -> str:
+    """Return the description of a field's type."""
+    return str((metadata(annotation).extra_json_schema or {}).get("description", ""))

@@ -1,7 +1,7 @@
-"""A file of texts classified on this machine: chunks in, JSON lines out, in the file's order.
+"""Classifies a file of texts on this machine; writes JSON lines in the file's order.
 
-A chunk is answered by one thread on one core, so that its answers are the same to the bit however
-many there are at once. :mod:`trainkit.serve.ray_predict` does the same in processes.
+Each chunk runs in one thread on one core, so that results do not depend on the number of workers.
+:mod:`trainkit.serve.ray_predict` does the same in processes.
 """
 
 import os
@@ -18,8 +18,6 @@ from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Text
 from trainkit.serve.errors import InputError
 from trainkit.serve.text_file import Chunk, TextFile
-
-__all__ = ["answers", "thread_answers", "write"]
 
 Classify = Callable[[Sequence[Text]], Sequence[Any]]
 
@@ -40,7 +38,7 @@ def thread_answers(
 ) -> Iterator[bytes]:
     """Yield the answers of each chunk in order, computed by ``workers`` threads on one ONNX model.
 
-    ``workers`` None is one for each core. ``InputError`` where the bundle is not sound.
+    ``workers`` None is one per core. Raises ``InputError`` if the bundle is damaged.
     """
     classify = Classifier.load(bundle, threads=1)
     with ThreadPoolExecutor(workers or usable_cores(), "trainkit-answers") as pool:
@@ -50,7 +48,7 @@ def thread_answers(
 def write(path: Path, parts: Iterable[bytes]) -> int:
     """Write the parts one after the other, whole or not at all; returns the number of lines."""
     if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file in it.")
+        raise InputError(f"{path} is a directory; name a file in it.")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     try:

@@ -8,15 +8,6 @@ from typing import Any, Self
 
 import msgspec
 
-__all__ = [
-    "Checksummed",
-    "FileInfo",
-    "file_info",
-    "pretty_json",
-    "remove_empty",
-    "write_atomically",
-]
-
 
 class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file must be to be the one that was written."""

@@ -17,7 +17,7 @@ from trainkit.serve.types import FloatArray, Runner
 # unequal lengths up to 512 tokens, 17% up to 128; 4096 gave 28% and 2%.
 MAX_TOKENS = 2048
 # The same for ONNX Runtime on a CPU, where a small pass stays in the cache and its attention has
-# less padding: :mod:`trainkit.bench.studies.token_budget` measures it.
+# less padding: the study `ablation` measures it.
 CPU_TOKENS = 512
 CPU = "CPUExecutionProvider"
 PROVIDERS = (CPU,)
@@ -44,6 +44,8 @@ class ForwardPool:
         ``make_batch`` pads the rows with the given indices. A part has at most ``batch_size`` rows
         and ``max_tokens`` tokens, padding included; with ``equal_lengths``, rows of one length.
         """
+        if len(lengths) == 1:
+            return self.run(make_batch([0]))
         if self.workers > 1:  # a part as large as the whole would leave the other workers idle
             max_tokens = min(max_tokens, max(1, -(-sum(lengths) // self.workers)))
         size = batch_size or len(lengths)

@@ -33,7 +33,8 @@ def open_session(
     if missing:
         raise InputError(
             f"ONNX Runtime {ort.__version__} here has no {', '.join(missing)}, only "
-            f"{', '.join(available)}; install onnxruntime-gpu, or use the CPU."
+            f"{', '.join(available)}; install onnxruntime-gpu (trainkit env shows how), or use "
+            "the CPU."
         )
     options = options or ort.SessionOptions()
     options.intra_op_num_threads = threads or 0

@@ -15,10 +15,10 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 Thresholds: TypeAlias = float | Mapping[str, float]
 """What a probability must be above: one number for all labels, or some labels' own by name."""
 
-NAMED, NAME_LENGTH = 5, 40  # of names in a message, which whoever sent them may have made many
+NAMED, NAME_LENGTH = 5, 40  # of names in a message
 
 TEMPERATURES = (0.01, 100.0)
-"""The lowest and highest temperature: beyond them probabilities are 0 and 1, or all the same."""
+"""Bounds: beyond them probabilities are 0 and 1, or all the same."""
 
 
 def probabilities(
@@ -41,7 +41,7 @@ def probabilities(
 
 
 def check_temperature(temperature: float, problem_type: ProblemType) -> None:
-    """Raise ``InputError`` where logits of this kind cannot be divided by ``temperature``."""
+    """Raise ``InputError`` if logits of this kind cannot be divided by ``temperature``."""
     low, high = TEMPERATURES
     if not low <= temperature <= high:  # NaN too
         raise InputError(f"temperature must be from {low} to {high:g}, not {temperature}.")

@@ -23,13 +23,11 @@ from trainkit.serve.http.exceptions import UnavailableError
 from trainkit.serve.http.model import Models
 from trainkit.serve.http.settings import Settings
 
-__all__ = ["Arguments", "Replica", "app"]
-
 STOP_S = 5.0  # for the model process to end, after the last request
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What ``app`` may be told, ``key=value`` on the command line or ``args`` of a config file."""
+    """Arguments of ``app``: ``key=value`` on the command line, or ``args`` of a config file."""
 
     bundle: str
     name: str = ""  # of the model; empty: the last part of the folder
@@ -43,7 +41,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 @serve.ingress()
 class Replica:
-    """One model behind the application; Ray tells it what is to be done.
+    """One model behind the application.
 
     The token is the replica's environment variable ``TRAINKIT_TOKEN``, if it has one: arguments are
     there for all to read in Ray's dashboard.
@@ -62,7 +60,7 @@ class Replica:
         return application(self.models, self.settings, token=self.token)
 
     async def check_health(self) -> None:
-        """Raise where a model is not ready; Ray replaces a replica that stays so."""
+        """Raise if a model is not ready; Ray replaces a replica that stays so."""
         waiting = [name for name, model in self.models.items() if not model.ready]
         if waiting:
             raise UnavailableError(f"not ready: {', '.join(waiting)}")
@@ -74,7 +72,7 @@ class Replica:
 
 
 def app(args: Mapping[str, Any]) -> Application:
-    """Build the Ray application; ``InputError`` where an argument is wrong."""
+    """Build the Ray application; ``InputError`` if an argument is wrong."""
     given = _arguments(args)
     folder = Path(os.path.abspath(given.bundle))  # noqa: PTH100  # of a link, its own name
     settings = given.settings

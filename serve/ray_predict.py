@@ -1,8 +1,7 @@
-"""A large file classified by several processes, through Ray Data: texts in, JSON lines out.
+"""Classifies a large file in several processes, through Ray Data; yields JSON lines.
 
-What travels to a worker is where its chunk lies in the file, so that the file and the bundle must
-be readable at the same path wherever a worker runs. Chunks are the same whatever the number of
-workers, and their answers are written in the file's order: so is the result.
+A worker gets the position of its chunk, so every machine must be able to read the file and the
+bundle at the same paths. Chunks do not depend on the number of workers, nor does the result.
 """
 
 import os
@@ -17,8 +16,6 @@ from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.file_answers import answers
 from trainkit.serve.text_file import Chunk, TextFile
-
-__all__ = ["ray_answers"]
 
 MOST_BLOCKS = 1000  # Ray keeps a record of each
 
@@ -43,10 +40,10 @@ def ray_answers(
     """Yield the answers of each chunk in order, computed by ``workers`` processes of one core each.
 
     The cluster is the one that ``RAY_ADDRESS`` names, else this machine for as long as it takes;
-    ``workers`` None is one for each core of it. ``InputError`` where the bundle is not sound, or
-    the cluster has fewer cores than that.
+    ``workers`` None is one per core. Raises ``InputError`` if the bundle is damaged or the cluster
+    has fewer cores.
     """
-    open_bundle(bundle)  # one clear sentence here, and not as many as there are workers
+    open_bundle(bundle)  # one error here instead of one per worker
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     import ray.data

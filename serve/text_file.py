@@ -1,7 +1,7 @@
 """The texts of a large file, in chunks that any process can read by itself.
 
-One pass finds where each chunk begins and checks every line; a chunk is then a few numbers, whoever
-reads it. Text files have one text a line; CSV, TSV and JSON lines have a column of them.
+One pass checks every line and finds the chunks; a chunk is three numbers. Text files have one text
+per line; CSV, TSV and JSON lines files have a column of texts.
 """
 
 import csv
@@ -12,8 +12,6 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from trainkit.serve.errors import InputError
-
-__all__ = ["Chunk", "Row", "TextFile"]
 
 CHUNK_ROWS = 1024
 FIRST_FAULTS = 5
@@ -32,7 +30,7 @@ class Chunk(NamedTuple):
     line: int
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """One text and the number of its (first) line, counted from 1."""
 
     line: int
@@ -45,10 +43,10 @@ class _Fault(NamedTuple):
 
 
 class TextFile:
-    """A file of texts; its suffix chooses the format, and ``column`` is where the texts are.
+    """A file of texts; its suffix gives the format, and ``column`` is that of the texts.
 
-    Blank lines of CSV and JSON lines are passed over; elsewhere an empty text is a fault.
-    ``InputError`` where the file cannot be read, is of another format or lacks the column.
+    Blank lines of CSV and JSON lines are skipped; elsewhere an empty text is a fault. Raises
+    ``InputError`` if the file cannot be read, has another format or lacks the column.
     """
 
     def __init__(self, path: Path, column: str = "text") -> None:
@@ -72,7 +70,7 @@ class TextFile:
             self.field, self.fields = header.index(column), len(header)
 
     def chunks(self, rows: int = CHUNK_ROWS) -> list[Chunk]:
-        """Return where the chunks lie; ``InputError`` names the first faulty lines, if any."""
+        """Return the chunks; ``InputError`` names the first faulty lines, if any."""
         found: list[Chunk] = []
         faults: list[_Fault] = []  # the first
         faulty = 0
@@ -83,7 +81,7 @@ class TextFile:
                 if isinstance(row, _Fault):
                     faulty += 1
                     faults += [row] if faulty <= FIRST_FAULTS else []
-                count += isinstance(row, Row)
+                count += isinstance(row, TextRow)
                 if count == rows:
                     found.append(Chunk(begin, lines.position - begin, line))
                     begin, line, count = lines.position, lines.number + 1, 0
@@ -94,17 +92,17 @@ class TextFile:
             more = f"; and {faulty - FIRST_FAULTS} more" if faulty > FIRST_FAULTS else ""
             raise InputError(f"{self.path} has faulty lines to correct or remove: {first}{more}.")
         if not found:
-            raise InputError(f"{self.path} holds no texts; expected one a line.")
+            raise InputError(f"{self.path} has no texts; expected one per line.")
         return found
 
-    def read(self, chunk: Chunk) -> list[Row]:
-        """Return the rows of one chunk; ``InputError`` where the file changed since."""
+    def read(self, chunk: Chunk) -> list[TextRow]:
+        """Return the rows of one chunk; ``InputError`` if the file changed since."""
         with self._open() as file:
             file.seek(chunk.start)
             rows = list(self._rows(_Lines(file, chunk)))
         if not rows or any(isinstance(row, _Fault) for row in rows):
-            raise InputError(f"{self.path} was changed while it was read; begin again.")
-        return [row for row in rows if isinstance(row, Row)]
+            raise InputError(f"{self.path} was changed while it was read; start again.")
+        return [row for row in rows if isinstance(row, TextRow)]
 
     def _open(self) -> BinaryIO:
         try:
@@ -124,14 +122,14 @@ class TextFile:
                 raise InputError(f"the header of {self.path} cannot be read: {error}.") from None
         raise InputError(f"{self.path} is empty; expected a header with a column of texts.")
 
-    def _rows(self, lines: "_Lines") -> Iterator[Row | _Fault]:
+    def _rows(self, lines: "_Lines") -> Iterator[TextRow | _Fault]:
         if self.delimiter:
             yield from self._separated_rows(lines)
             return
         for number, content in lines:
             if content.strip() or not self.is_json:
                 row = _decoded(content, self.column) if self.is_json else _text(content)
-                yield Row(number, row) if isinstance(row, str) else _Fault(number, row.args[0])
+                yield TextRow(number, row) if isinstance(row, str) else _Fault(number, row.args[0])
 
     def _separated(self, lines: "_Lines") -> Iterator[list[str]]:
         csv.field_size_limit(MOST_FIELD)  # of the process; the module's own is 131,072 characters
@@ -139,7 +137,7 @@ class TextFile:
         decoded = (content.decode() for _, content in lines)
         return csv.reader(decoded, delimiter=self.delimiter or ",", strict=True)
 
-    def _separated_rows(self, lines: "_Lines") -> Iterator[Row | _Fault]:
+    def _separated_rows(self, lines: "_Lines") -> Iterator[TextRow | _Fault]:
         is_header = lines.begins_file
         begin = lines.number + 1  # a quoted text may span lines: this is the row's first
         try:
@@ -147,11 +145,11 @@ class TextFile:
                 if fields and is_header:
                     is_header = False
                 elif fields and len(fields) != self.fields:
-                    reason = f"{len(fields)} fields where the header has {self.fields}"
+                    reason = f"{len(fields)} fields, but the header has {self.fields}"
                     yield _Fault(begin, reason)
                 elif fields:
                     text = fields[self.field].strip()
-                    yield Row(begin, text) if text else _Fault(begin, "empty text")
+                    yield TextRow(begin, text) if text else _Fault(begin, "empty text")
                 begin = lines.number + 1
         except (csv.Error, UnicodeDecodeError) as error:
             is_text = isinstance(error, csv.Error)

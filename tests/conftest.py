@@ -14,7 +14,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
-from tests.helpers.cores import all_cores
 from trainkit.data.columns import Columns
 from trainkit.data.splits import Splits, load
 from trainkit.data.vocabulary import PAD_ID, word_tokenizer
@@ -101,13 +100,12 @@ def minilm_run(splits, once):
         shutil.copytree(backbone.resolve("minilm"), folder / "backbone")
         spec = ModelSpec(kind="prefix", backbone=str(folder / "backbone"), max_length=64)
         run = folder / "run"
-        with all_cores():
-            train(spec, splits, TrainConfig(epochs=4, learning_rate=1e-2), run)
-            goals = [
-                make_target(str(run), name, ExportSettings(), run / name)
-                for name in ("onnx", "torchscript")
-            ]
-            export_all(open_source(str(run)), goals)
+        train(spec, splits, TrainConfig(epochs=4, learning_rate=1e-2), run)
+        goals = [
+            make_target(str(run), name, ExportSettings(), run / name)
+            for name in ("onnx", "torchscript")
+        ]
+        export_all(open_source(str(run)), goals)
 
     return once("minilm", make) / "run"
 

@@ -112,9 +112,9 @@ def test_a_misspelt_field_and_a_wrong_type_are_found():
 def test_a_pod_gets_the_time_that_its_server_takes_to_end(name):
     spec = pods()[name]
     given = options(spec)
-    takes = given["drain_seconds"] + given["grace_seconds"] + EXIT_S
+    takes = given["drain_s"] + given["grace_s"] + EXIT_S
     assert spec["terminationGracePeriodSeconds"] >= takes
-    assert given["drain_seconds"] >= 5  # for every proxy of the cluster to hear of it
+    assert given["drain_s"] >= 5  # for every proxy of the cluster to hear of it
 
 
 @pytest.mark.parametrize("name", ["kserve.yaml", "kubernetes.yaml"])

@@ -51,6 +51,8 @@ def test_the_wheel_alone_loads_a_bundle_and_predicts(tmp_path):
     assert (status, json.loads(out)["label"]) == (0, "HUM")
     assert run("-m", "trainkit", "verify", GOLDEN)[0] == 0
     assert run("-m", "trainkit", "data", "stats", "sample")[0] == 0
+    assert run("-m", "trainkit", "evaluate", GOLDEN, "--data", "sample")[0] == 0
+    assert run("-m", "trainkit", "env")[0] == 0
     status, out, err = run("-m", "trainkit", "train", "--data", "sample", "--model", "simple")
     assert status == 2
     assert "pip install 'trainkit-onnx[train]'" in err

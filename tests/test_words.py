@@ -13,7 +13,6 @@ from trainkit.cli import cli
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("trainkit", "export", "serve", "bench")
-TO_DO = (*FOLDERS, "documents", "help")  # not yet clean
 
 THINGS = "texts?|tokens?|requests?|rows?|batches|samples?|operations|questions|posts|positions"
 BANNED = {
@@ -88,13 +87,7 @@ PLACES = {name: lambda name=name: in_folder(name) for name in FOLDERS}
 PLACES |= {"documents": in_documents, "help": in_help}
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        pytest.param(name, marks=[pytest.mark.skip("not yet clean")] * (name in TO_DO))
-        for name in PLACES
-    ],
-)
+@pytest.mark.parametrize("place", PLACES)
 def test_words(place):
     assert not list(PLACES[place]())
 

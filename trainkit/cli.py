@@ -1,15 +1,17 @@
-"""The ``trainkit`` command: options in, one worker called, its report printed.
+"""The ``trainkit`` command.
 
-Workers are imported inside the commands, so that ``--help`` needs click alone. Exit codes: 0 done,
-1 a check failed, 2 wrong usage or bad input.
+Each command checks its options, calls one function of the Python API and prints its report. What
+computes is imported inside the commands, so that ``--help`` loads neither numpy nor torch. Exit
+codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 70 an error in trainkit itself.
 """
 
 import click
 
 from trainkit import __version__
-from trainkit.cli_errors import ErrorReportingCommand
+from trainkit.cli_errors import CommandLine
 from trainkit.commands.bench import bench
 from trainkit.commands.data import data
+from trainkit.commands.env import env
 from trainkit.commands.evaluate import evaluate
 from trainkit.commands.export import export
 from trainkit.commands.inspect import inspect
@@ -23,13 +25,10 @@ from trainkit.commands.verify import verify
 __all__ = ["cli", "main"]
 
 
-class Trainkit(ErrorReportingCommand, click.Group):
-    """The commands."""
-
-
-@click.group(cls=Trainkit, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="trainkit")
-def cli() -> None:
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trainkit", help="Show the version and exit.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+def cli(debug: bool) -> None:
     """Train a small text classifier, export it with proof, serve it without torch.
 
     \b
@@ -51,6 +50,7 @@ for command in (
     predict,
     serve,
     bench,
+    env,
 ):
     cli.add_command(command)
 

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
+from trainkit.tables import Table
+
 if TYPE_CHECKING:
-    from trainkit.export.parity import Report
+    from trainkit.export.parity import ParityReport
     from trainkit.serve.bundle import Manifest, Tensor
     from trainkit.trainer.callbacks import Epoch
     from trainkit.trainer.metrics import Evaluation
-    from trainkit.trainer.run import Run
+    from trainkit.trainer.run import RunResult
 
 __all__ = [
     "TrainingBar",
@@ -42,7 +43,7 @@ class TrainingBar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.2f}  acc {task.fields[accuracy]:.1f} %"),
+            TextColumn("loss {task.fields[loss]:.2f}  acc {task.fields[accuracy]:.1f}%"),
             TimeRemainingColumn(),
             console=stderr,
             transient=True,
@@ -73,8 +74,8 @@ class TrainingBar:
         stderr.print(f"{result}{'  *' if result.best else ''}", highlight=False, soft_wrap=True)
 
     def refit(self) -> None:
-        """Say that it begins anew."""
-        stderr.print("Anew, on train and validation together:")
+        """Report that training starts again."""
+        stderr.print("Again, on train and validation together:")
 
 
 @contextmanager
@@ -84,46 +85,52 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(Text(step))
 
 
-def parity_table(report: "Report") -> Table:
+def parity_table(report: "ParityReport") -> Table:
     """Lay out the worst cases of a parity report."""
-    table = Table(title=f"Worst of {report.cases} parity cases ({report.precision})")
-    for column in ("case", "", "largest difference", "relative", "why it failed"):
-        table.add_column(column)
-    for result in report.worst:
-        table.add_row(
+    rows = [
+        (
             result.case,
-            Text("ok") if result.passed else Text("FAILED", style="red"),
+            "ok" if result.passed else "FAILED",
             "-" if result.max_abs is None else f"{result.max_abs:.1e}",
             "-" if result.max_rel is None else f"{result.max_rel:.1e}",
             result.reason,
         )
-    return table
+        for result in report.worst
+    ]
+    return Table(
+        columns=("case", "", "largest difference", "relative", "why it failed"),
+        rows=rows,
+        title=f"Worst of {report.cases} parity cases ({report.precision})",
+        numeric=False,
+        styles={place: "bad" for place, one in enumerate(report.worst) if not one.passed},
+    )
 
 
 def stage_table(manifest: "Manifest") -> Table:
-    """Lay out what was done to the model, and how far each stage was from the source."""
-    table = Table(title=f"{manifest.format}, {manifest.precision}")
-    table.add_column("stage", no_wrap=True)
-    for column in ("places", "cases", "largest difference", "labels agree", "why not"):
-        table.add_column(column)
-    for stage in manifest.stages:
-        table.add_row(stage["name"], *_measured(stage), "; ".join(stage["declined"]))
+    """Lay out what was done to the model, and how far each stage is from the source."""
+    rows = [
+        (stage["name"], *_measured(stage), "; ".join(stage["declined"]))
+        for stage in manifest.stages
+    ]
     finished = {"rewritten": 0, "parity": manifest.parity}
-    table.add_row("finished bundle", *_measured(finished), "")
-    return table
+    return Table(
+        columns=("stage", "places", "cases", "largest difference", "labels agree", "why not"),
+        rows=[*rows, ("finished bundle", *_measured(finished), "")],
+        title=f"{manifest.format}, {manifest.precision}",
+        numeric=False,
+    )
 
 
 def _measured(stage: dict[str, Any]) -> tuple[str, str, str, str]:
     places, parity = str(stage["rewritten"] or "-"), stage["parity"]
     if parity is None:
         return places, "-", "-", "-"
-    agreement = f"{100 * parity['label_agreement']:.2f} %"
+    agreement = f"{100 * parity['label_agreement']:.2f}%"
     return places, str(parity["cases"]), f"{parity['max_abs']:.1e}", agreement
 
 
 def manifest_table(manifest: "Manifest") -> Table:
     """Lay out what a bundle is and where it came from."""
-    table = Table(show_header=False)
     source, parity = manifest.source, manifest.parity
     opset = f", opset {manifest.opset}" if manifest.opset else ""
     rows = {
@@ -137,7 +144,7 @@ def manifest_table(manifest: "Manifest") -> Table:
         "max length": f"{manifest.max_length} tokens",
         "layout": (source["padded_because"] and f"padded: {source['padded_because']}") or "packed",
         "parity": f"{parity['cases']} cases, largest difference {parity['max_abs']:.1e}, "
-        f"labels agree on {100 * parity['label_agreement']:.2f} % of {parity['rows']} rows",
+        f"labels agree on {100 * parity['label_agreement']:.2f}% of {parity['rows']} rows",
         "independence": ", ".join(
             f"{check['name']} {'kept' if check['applies'] else 'not: ' + check['reason']}"
             for check in manifest.independence
@@ -150,9 +157,7 @@ def manifest_table(manifest: "Manifest") -> Table:
         ),
     }
     rows |= {f"note {number}": note for number, note in enumerate(manifest.notes, start=1)}
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return Table(columns=("", ""), rows=[*rows.items()], numeric=False)
 
 
 def _temperature(temperature: object) -> str:
@@ -162,22 +167,22 @@ def _temperature(temperature: object) -> str:
 def _accuracy(accuracy: dict[str, Any] | None) -> str:
     if accuracy is None:
         return "not measured: export with --data"
-    agreement = f"{100 * accuracy['agreement']:.2f} % of {accuracy['count']} as its source"
+    agreement = f"{100 * accuracy['agreement']:.2f}% of {accuracy['count']} as its source"
     if accuracy["accuracy"] is None:
         return agreement
-    return f"{100 * accuracy['accuracy']:.1f} %, {agreement}"
+    return f"{100 * accuracy['accuracy']:.1f}%, {agreement}"
 
 
 def _tensor(tensor: "Tensor") -> str:
     return f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.axes))})"
 
 
-def calibration_line(run: "Run") -> str:
+def calibration_line(run: "RunResult") -> str:
     """Say what the temperature does to the calibration error, or why there is none."""
     if run.no_temperature:
         return f"No temperature was kept: {run.no_temperature}"
     changes = (
-        f"{100 * scores.raw_calibration_error:.1f} % -> {100 * scores.calibration_error:.1f} %"
+        f"{100 * scores.raw_calibration_error:.1f}% -> {100 * scores.calibration_error:.1f}%"
         for scores in (run.valid, run.test)
     )
     return "Temperature {:.2f}; calibration error on validation {}, on test {}".format(
@@ -186,33 +191,34 @@ def calibration_line(run: "Run") -> str:
 
 
 def evaluation_tables(evaluation: "Evaluation") -> Iterator[Table]:
-    """Lay out an evaluation: totals, one row a label, and the confusions for up to 12 labels."""
-    totals = Table(title=f"{evaluation.count} texts")
-    columns = ["accuracy", "macro F1", "loss", "calibration error"]
+    """Lay out an evaluation: totals, one row per label, and the confusions for up to 12 labels."""
+    columns = ["texts", "accuracy", "macro F1", "loss", "calibration error"]
+    totals = [
+        str(evaluation.count),
+        f"{100 * evaluation.accuracy:.1f}%",
+        f"{100 * evaluation.macro_f1:.1f}%",
+        f"{evaluation.loss:.3f}",
+        f"{100 * evaluation.calibration_error:.1f}%",
+    ]
     if evaluation.temperature != 1:
         columns.append("without temperature")
-    for column in columns:
-        totals.add_column(column, justify="right")
-    errors = (evaluation.calibration_error, evaluation.raw_calibration_error)
-    totals.add_row(
-        f"{100 * evaluation.accuracy:.1f} %",
-        f"{100 * evaluation.macro_f1:.1f} %",
-        f"{evaluation.loss:.3f}",
-        *(f"{100 * error:.1f} %" for error in errors[: len(columns) - 3]),
+        totals.append(f"{100 * evaluation.raw_calibration_error:.1f}%")
+    yield Table(columns, [totals])
+    yield Table(
+        columns=("label", "precision", "recall", "F1", "texts"),
+        rows=[
+            (
+                name,
+                *(f"{100 * share:.1f}%" for share in (score.precision, score.recall, score.f1)),
+                str(score.count),
+            )
+            for name, score in evaluation.per_label.items()
+        ],
     )
-    yield totals
-    labels = Table()
-    for column in ("label", "precision", "recall", "F1", "texts"):
-        labels.add_column(column, justify="left" if column == "label" else "right")
-    for name, score in evaluation.per_label.items():
-        shares = (f"{100 * value:.1f} %" for value in (score.precision, score.recall, score.f1))
-        labels.add_row(name, *shares, str(score.count))
-    yield labels
     names = list(evaluation.per_label)
     if len(names) <= 12:
-        confusion = Table(title="rows: true label, columns: answer")
-        for column in ("", *names):
-            confusion.add_column(column, justify="right")
-        for name, row in zip(names, evaluation.confusion, strict=True):
-            confusion.add_row(name, *(str(count) if count else "·" for count in row))
-        yield confusion
+        rows = [
+            (name, *(str(count) if count else "·" for count in row))
+            for name, row in zip(names, evaluation.confusion, strict=True)
+        ]
+        yield Table(("", *names), rows, title="rows: true label, columns: answer")

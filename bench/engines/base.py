@@ -1,4 +1,4 @@
-"""What every engine of the benchmark is made of, whichever runtime computes it.
+"""What every engine of the benchmark has in common.
 
 The environments of the peers (:mod:`trainkit.bench.engines.peers`) import this: no more than
 serving's packages.
@@ -9,21 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from trainkit.serve.bundle import MANIFEST, Format, read_manifest
+from trainkit.models.sources import detect
+from trainkit.serve.bundle import read_manifest
 from trainkit.serve.encoding import Text
-from trainkit.serve.errors import InputError
+from trainkit.serve.formats import Format
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = [
-    "KINDS",
-    "ON_TORCH",
-    "Engine",
-    "Kind",
-    "NotThereError",
-    "kind_of",
-    "limit_torch",
-    "versions_of",
-]
 
 Kind: TypeAlias = Format | Literal["run", "classifier", "adapter"]
 """What a source is: a bundle by its format, a trainkit run, or a folder of Hugging Face's."""
@@ -43,8 +33,8 @@ ON_TORCH: tuple[Kind, ...] = ("run", "classifier", "adapter")
 class Engine(NamedTuple):
     """What computes: its name for the reader, and a function from a padded batch to logits.
 
-    A runtime that tokenises itself has ``classify`` instead of ``run``: texts to (B, C) logits, in
-    one batch, columns in the order of the source's labels. ``precision`` is a key of
+    A runtime with its own tokenizer has ``classify`` instead of ``run``: texts to (B, C) logits,
+    in one batch, with columns in the order of the source's labels. ``precision`` is a key of
     ``export.parity.TOLERANCES``; ``versions`` are those of the libraries that compute.
     """
 
@@ -55,7 +45,7 @@ class Engine(NamedTuple):
     versions: Mapping[str, str] = {}
 
 
-class NotThereError(Exception):
+class EngineUnavailableError(Exception):
     """A runtime that this machine or environment does not have: why, and how to get it."""
 
     def __init__(self, reason: str) -> None:
@@ -64,21 +54,12 @@ class NotThereError(Exception):
 
 
 def kind_of(source: Path) -> Kind:
-    """Return what a source is; ``InputError`` where it is nothing that an engine takes."""
-    if (source / MANIFEST).is_file():
+    """Return what a source is; raises ``InputError`` if no engine takes it."""
+    kind = detect(source)
+    if kind == "bundle":
         return read_manifest(source).format
-    marks: dict[str, Kind] = {
-        "checkpoint.json": "run",
-        "adapter_config.json": "adapter",  # before config.json: some adapters have both
-        "config.json": "classifier",
-    }
-    for file, kind in marks.items():
-        if (source / file).is_file():
-            return kind
-    raise InputError(
-        f"{source} is neither a bundle (no {MANIFEST}) nor a run (no checkpoint.json) nor a "
-        "Hugging Face folder (no config.json); give the folder that train or export named."
-    )
+    assert kind != "hub id"  # which is only looked for on request
+    return kind
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -5,22 +5,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainkit.bench.engines.base import Engine, NotThereError, limit_torch, versions_of
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.bench.engines.base import Engine, EngineUnavailableError, limit_torch, versions_of
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
 from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = [
-    "import_openvino",
-    "of_bundle",
-    "onnx_on",
-    "onnx_workers",
-    "openvino_bundle",
-    "openvino_runner",
-]
 
 
 def of_bundle(source: Path, threads: int, title: str, package: str) -> Engine:
@@ -40,25 +31,25 @@ def onnx_workers(source: Path, threads: int) -> Engine:
     """Open an ONNX bundle for as many forwards at once as ``threads``, with one thread each."""
     bundle = open_bundle(source)
     if bundle.manifest.equal_lengths:
-        raise NotThereError("the model reads its padding: a batch cannot be shared out")
+        raise EngineUnavailableError("the model reads its padding: a batch cannot be shared out")
     run = split_batches(onnx_runner(bundle.model_path, threads=1), workers=threads)
     return _engine("ONNX Runtime workers", bundle, run, "onnxruntime")
 
 
-def _engine(title: str, bundle: Bundle, run: Runner, *packages: str) -> Engine:
+def _engine(title: str, bundle: BundleFiles, run: Runner, *packages: str) -> Engine:
     precision = bundle.manifest.precision
     name = title if precision == "fp32" else f"{title} {precision}"
     return Engine(name, run, precision=precision, versions=versions_of(*packages))
 
 
 def onnx_on(source: Path, threads: int, title: str, providers: tuple[str, ...]) -> Engine:
-    """Open it on a GPU; ``InputError`` where ONNX Runtime falls back to the CPU."""
+    """Open it on a GPU; raises ``InputError`` if ONNX Runtime falls back to the CPU."""
     import onnxruntime as ort
 
     if providers[0] not in ort.get_available_providers():
-        raise NotThereError(
+        raise EngineUnavailableError(
             f"ONNX Runtime {ort.__version__} here has no {providers[0]}; on a machine with an "
-            "NVIDIA GPU, run: pip install onnxruntime-gpu"
+            "NVIDIA GPU, install trainkit-onnx[gpu] as trainkit env shows"
         )
     # Else NVIDIA's libraries round the factors of float32 products to 11 bits, and parity is lost.
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
@@ -69,15 +60,15 @@ def onnx_on(source: Path, threads: int, title: str, providers: tuple[str, ...]) 
 
 
 def openvino_bundle(source: Path, threads: int) -> Engine:
-    """Open an ONNX bundle in OpenVINO; ``InputError`` where that cannot."""
+    """Open an ONNX bundle in OpenVINO; raises ``InputError`` if it cannot."""
     bundle = open_bundle(source)
     try:
         run = openvino_runner(str(bundle.model_path), threads)
     except RuntimeError as error:  # what its C++ exceptions become
-        said = " ".join(str(error).split())[-300:]
+        reason = " ".join(str(error).split())[-300:]
         raise InputError(
             f"{bundle.model_path} cannot be opened by OpenVINO {metadata.version('openvino')} "
-            f"({said}); export it in fp32, or with --opset 18."
+            f"({reason}); export it in fp32, or with --opset 18."
         ) from None
     return _engine("OpenVINO", bundle, run, "openvino")
 

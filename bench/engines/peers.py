@@ -11,13 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from trainkit.bench.engines.base import Engine, NotThereError, limit_torch, versions_of
+from trainkit.bench.engines.base import Engine, EngineUnavailableError, limit_torch, versions_of
 from trainkit.bench.engines.bundles import import_openvino, openvino_runner
 from trainkit.bench.measure.procfs import processor_flags
 from trainkit.serve.encoding import Batch, Text
 from trainkit.serve.types import FloatArray, Runner
-
-__all__ = ["CONVERSIONS"]
 
 EXAMPLE = ("How far is it from Denver to Aspen ?", "Who was Galileo ?")
 
@@ -66,7 +64,7 @@ def _rewritten(model: Any, level: Level, folder: Path) -> str:
 
 
 def _sentence_transformers(source: Path, threads: int) -> Engine:
-    """Open its ONNX backend, which tokenises: texts go in, cut where its own tokenizer cuts."""
+    """Open its ONNX backend, which tokenizes; texts are cut where its own tokenizer cuts them."""
     limit_torch(threads)
     import torch
     from sentence_transformers import CrossEncoder
@@ -105,7 +103,7 @@ def _transformers_exporters(source: Path, threads: int) -> Engine:
         from transformers.exporters.exporter_onnx import OnnxExporter
     except ImportError:
         found = versions_of("transformers")["transformers"]
-        raise NotThereError(
+        raise EngineUnavailableError(
             f"transformers {found} has no exporters; run: pip install 'transformers>=5.13'"
         ) from None
     model, example = _loaded(source)

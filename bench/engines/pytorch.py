@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.bench.engines.base import Engine, NotThereError, kind_of, limit_torch, versions_of
+from trainkit.bench.engines.base import (
+    Engine,
+    EngineUnavailableError,
+    kind_of,
+    limit_torch,
+    versions_of,
+)
 from trainkit.serve.encoding import Batch, Text
 from trainkit.serve.errors import InputError
 from trainkit.serve.types import FloatArray, Runner
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = ["compiled", "eager", "huggingface", "pipeline"]
 
 
 def eager(source: Path, threads: int, device: str = "cpu") -> Engine:
@@ -49,7 +53,9 @@ def compiled(source: Path, threads: int) -> Engine:
     try:
         torch._inductor.cpp_builder.get_cpp_compiler()
     except torch._inductor.exc.InvalidCxxCompiler:
-        raise NotThereError("torch.compile needs a C++ compiler; install g++ or clang") from None
+        raise EngineUnavailableError(
+            "torch.compile needs a C++ compiler; install g++ or clang"
+        ) from None
     module = _padded(source) if kind_of(source) == "classifier" else _packed(source)
     return Engine(
         "torch.compile",
@@ -102,7 +108,7 @@ def _check_cuda() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise NotThereError(
+        raise EngineUnavailableError(
             f"torch {torch.__version__} finds no CUDA GPU; run it on a machine with one, with a "
             "CUDA build of torch"
         )

@@ -11,14 +11,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from trainkit.bench.engines.base import KINDS, ON_TORCH, Engine, Kind, NotThereError, kind_of
+from trainkit.bench.engines.base import (
+    KINDS,
+    ON_TORCH,
+    Engine,
+    EngineUnavailableError,
+    Kind,
+    kind_of,
+)
 from trainkit.bench.engines.bundles import of_bundle, onnx_on, onnx_workers, openvino_bundle
 from trainkit.bench.engines.peers import CONVERSIONS
 from trainkit.bench.engines.pytorch import compiled, eager, huggingface, pipeline
-from trainkit.serve.bundle import Format
 from trainkit.serve.errors import InputError, TrainkitError
-
-__all__ = ["RUNTIMES", "Spec", "applicable", "open_engine", "parse", "peers_folder", "python_of"]
+from trainkit.serve.formats import Format
 
 
 class Spec(NamedTuple):
@@ -44,7 +49,7 @@ class Runtime(NamedTuple):
 def parse(text: str) -> Spec:
     """Read ``RUNTIME:SOURCE``, or ``SOURCE`` alone, which gets the runtime made for it.
 
-    ``InputError`` where there is no such runtime or folder, or the one does not take the other.
+    Raises ``InputError`` for an unknown runtime or folder, or if the runtime does not take it.
     """
     name, colon, path = text.partition(":")
     # A folder may have a colon in its name; no runtime has a slash in its own.
@@ -71,16 +76,16 @@ def peers_folder() -> Path:
 
 
 def python_of(name: str) -> Path | None:
-    """Return the interpreter of a peer's environment; None where the runtime runs in this one.
+    """Return the interpreter of a peer's environment, or None for a runtime of this one.
 
-    ``NotThereError`` where that environment was not made.
+    Raises ``EngineUnavailableError`` if the environment does not exist.
     """
     peer = _known(name).peer
     if peer is None:
         return None
     home = peers_folder() / peer / "venv" / "bin"
     if not (home / ".installed").is_file():  # which `make peers` writes last
-        raise NotThereError(
+        raise EngineUnavailableError(
             f"the environment of {peer} is not in {peers_folder()}; run in a checkout: make peers "
             "(and set TRAINKIT_PEERS to its build/peers if you work in another folder)"
         )
@@ -88,16 +93,18 @@ def python_of(name: str) -> Path | None:
 
 
 def open_engine(name: str, source: Path, threads: int) -> Engine:
-    """Open a source in a runtime with so many threads, once in a process.
+    """Open a source in a runtime with ``threads`` threads, once in a process.
 
-    ``NotThereError`` where the runtime is not there; ``InputError`` where it does not take the
-    source or cannot open it.
+    Raises ``EngineUnavailableError`` if the runtime is not installed, and ``InputError`` if it does
+    not take the source or cannot open it.
     """
     runtime = _known(name)
     _check_takes(runtime, name, source)
     missing = [package for package in runtime.needs if find_spec(package) is None]
     if missing:
-        raise NotThereError(f"{' and '.join(missing)} not installed; run: {runtime.install}")
+        raise EngineUnavailableError(
+            f"{' and '.join(missing)} not installed; run: {runtime.install}"
+        )
     return runtime.open(source, threads)
 
 
@@ -117,11 +124,11 @@ def _check_takes(runtime: Runtime, name: str, source: Path) -> None:
 def _converted(source: Path, threads: int, name: str) -> Engine:
     try:
         return CONVERSIONS[name](source, threads)
-    except (NotThereError, TrainkitError):
+    except (EngineUnavailableError, TrainkitError):
         raise
     except Exception as error:  # what somebody else's exporter raises, it alone knows
         lines = str(error).strip().splitlines() or ["no reason given"]
-        raise NotThereError(
+        raise EngineUnavailableError(
             f"{name} cannot convert {source} ({type(error).__name__}: {lines[0]}); "
             "take another runtime for this model"
         ) from error

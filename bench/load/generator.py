@@ -1,9 +1,8 @@
 """An open-loop load generator for text classifiers over HTTP.
 
-In go a :class:`Target` and :class:`LoadSettings`; out comes a :class:`LoadResult`. A request is
-sent when it is due, whatever became of the others, and its latency counts from then: a server that
-stalls for a second is charged for every request that users would have sent in that second. A closed
-loop would wait with it and hide them ("coordinated omission", Gil Tene, in wrk2).
+A request is sent when it is due, even if others have no answer yet, and its latency counts from
+then: a server that stalls for a second is charged for every request that users would have sent in
+that second. A closed loop would hide them ("coordinated omission", Gil Tene, in wrk2).
 """
 
 import asyncio
@@ -29,16 +28,14 @@ from trainkit.bench.load.result import (
     TIMEOUT,
     LoadResult,
     LoadRun,
-    LoadSettings,
     Sample,
     summarise,
 )
 from trainkit.bench.load.search import find_rate, hopeless
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure import environment
 from trainkit.bench.measure.arrivals import arrivals, arrivals_within
 from trainkit.serve.errors import InputError
-
-__all__ = ["Target", "generate", "run", "schedule"]
 
 # Below uvicorn's 5 s: the side that sends must be the one that drops an idle connection, or now and
 # then a request meets a connection that the server is just closing.
@@ -50,7 +47,7 @@ RESET = "connection reset"
 INVALID = "invalid answer"
 TOO_MANY = 429  # what a full queue answers; any other 4xx is a request that will never work
 
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 Watch = Callable[[Sample], bool]
 T = TypeVar("T")
 
@@ -69,20 +66,20 @@ def run(
     *,
     data: str = "",
     command: Sequence[str] = (),
-    progress: Progress = lambda step: None,
+    on_progress: ProgressCallback = lambda step: None,
 ) -> LoadResult:
-    """Load the server at one rate, or search for the highest where ``p99_below_ms`` is given.
+    """Load the server at one rate, or search for the highest if ``p99_below_ms`` is given.
 
-    ``data`` and ``command`` are for the report and must be free of secrets. ``InputError`` where
-    nothing listens, or where the first request shows that none will be accepted. An interrupt
-    ends it early, with what was measured.
+    ``data`` and ``command`` are for the report and must be free of secrets. An
+    interrupt ends it early, with what was measured. Raises ``InputError`` if nothing listens or the
+    first request is refused.
     """
     _check(target)
     before = environment.describe()
     _first_request(target, settings)
     search = None
     if settings.p99_below_ms is None:
-        progress(f"{settings.rate:g} requests/s")
+        on_progress(f"{settings.rate:g} requests/s")
         runs = [generate(target, settings, schedule(settings))]
     else:
         runs, search = find_rate(
@@ -91,7 +88,7 @@ def run(
             p99_below_ms=settings.p99_below_ms,
             max_seconds=settings.max_seconds,
             seconds_of=lambda rate: _probe_seconds(settings, rate),
-            progress=progress,
+            on_progress=on_progress,
         )
     noise = tuple(f"at {one.rate:g}/s {why}" for one in runs for why in one.noisy_because)
     return LoadResult(
@@ -311,7 +308,7 @@ def _check(target: Target) -> None:
     for name, value in target.headers.items():
         if not (name + value).isprintable() or not name.isascii() or " " in name:
             raise InputError(
-                f"--header number {[*target.headers].index(name) + 1} is no HTTP "
+                f"--header number {[*target.headers].index(name) + 1} is not an HTTP "
                 "header; take blanks in the name, line breaks and control characters out of it."
             )
     if not target.texts:

@@ -11,8 +11,6 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["PROTOCOLS", "Protocol", "guess_protocol", "public_url", "split_url"]
-
 
 class Protocol(NamedTuple):
     """``body`` makes the JSON of a request; ``answers`` counts the answers in one of a response.
@@ -91,12 +89,14 @@ def public_url(url: str) -> str:
 
 
 def split_url(url: str) -> SplitResult:
-    """Take a server's URL apart; ``InputError`` where it is none, without quoting its secrets."""
+    """Split a server's URL; raises ``InputError`` if it is invalid, without its secrets."""
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
+    except ValueError:  # an invalid port, a bracket that is not closed
         sound = False
     if not sound:
-        raise InputError("this is no URL of a server; give one as http://127.0.0.1:8000/classify.")
+        raise InputError(
+            "this is not the URL of a server; give one as http://127.0.0.1:8000/classify."
+        )
     return parts

@@ -5,7 +5,6 @@ docs/load.md describes the fields; ``schema`` changes whenever they do.
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -13,26 +12,8 @@ import msgspec
 import numpy as np
 
 from trainkit.bench import files
-from trainkit.bench.load.protocols import PROTOCOLS
-from trainkit.bench.measure.arrivals import Arrivals
-from trainkit.bench.measure.environment import Environment
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure.statistics import MIN_SAMPLES, percentile
-from trainkit.serve.errors import InputError
-
-__all__ = [
-    "MIN_FOR_P99",
-    "OK",
-    "TIMEOUT",
-    "LoadResult",
-    "LoadRun",
-    "LoadSettings",
-    "Sample",
-    "Search",
-    "load",
-    "percentile_ms",
-    "save",
-    "summarise",
-]
 
 OK = "ok"
 TIMEOUT = "timeout"
@@ -42,51 +23,6 @@ MIN_FOR_P99 = MIN_SAMPLES[99]
 # Beyond these the generator measures itself.
 NOISY_START_DELAY_MS = 5.0
 NOISY_CPU_SHARE = 0.9
-
-
-class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to load a server.
-
-    ``rate`` is in requests a second, where a search begins when there is ``p99_below_ms``. A run
-    ends after ``duration_s`` or ``max_requests``, whichever is first; those of the first
-    ``warm_up_s`` are not counted. ``timeout_s`` counts from the moment that a request was due, as
-    latency does. A search ends after ``max_seconds``.
-    """
-
-    protocol: str = "classify"
-    arrivals: Arrivals = "poisson"
-    rate: float = 50.0
-    duration_s: float = 10.0
-    warm_up_s: float = 2.0
-    max_requests: int = 100_000
-    timeout_s: float = 10.0
-    connections: int = 256
-    texts_per_request: int = 1
-    seed: int = 0
-    p99_below_ms: float | None = None
-    max_seconds: float = 300.0
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be above 0, not {value:g}"
-            for name in ("rate", "duration_s", "timeout_s", "p99_below_ms", "max_seconds")
-            if (value := getattr(self, name)) is not None and not 0 < value < float("inf")
-        ]
-        faults += [
-            f"{name} must be at least 1, not {value}"
-            for name in ("max_requests", "connections", "texts_per_request")
-            if (value := getattr(self, name)) < 1
-        ]
-        if not 0 <= self.warm_up_s < float("inf"):
-            faults.append(f"warm_up_s must be 0 or more, not {self.warm_up_s:g}")
-        if self.seed < 0:
-            faults.append(f"seed must be 0 or more, not {self.seed}")
-        if self.protocol not in PROTOCOLS:
-            faults.append(f"protocol must be one of {', '.join(PROTOCOLS)}, not {self.protocol}")
-        if self.p99_below_ms is not None and self.max_requests < MIN_FOR_P99:
-            faults.append(f"a p99 takes max_requests of {MIN_FOR_P99} at least")
-        if faults:
-            raise InputError("These load settings do not work: " + "; ".join(faults) + ".")
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
@@ -141,7 +77,7 @@ class LoadRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     samples: tuple[Sample, ...]
 
 
-class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RateSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The highest rate that kept p99 under the limit without errors; None where none did.
 
     ``rate`` is that run's ``rate_offered``: few Poisson arrivals have not quite the rate asked for.
@@ -154,21 +90,16 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     summary: str
 
 
-class LoadResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LoadResult(files.ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole load test; of a search, every rate that was tried, in order."""
 
     schema: Literal["trainkit-load/1"] = "trainkit-load/1"
-    command: tuple[str, ...]
-    date: datetime
     url: str
     data: str
     texts: int
     settings: LoadSettings
-    environment: Environment
-    noisy: bool
-    noisy_because: tuple[str, ...]
     runs: tuple[LoadRun, ...]
-    search: Search | None = None
+    search: RateSearch | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -239,7 +170,7 @@ def _noise(start_delay_p99_ms: float | None, cpu_share: float) -> tuple[str, ...
             f"the generator itself sent late (p99 of the delay {start_delay_p99_ms:.1f} ms)"
         )
     if cpu_share > NOISY_CPU_SHARE:
-        reasons.append(f"the generator used {100 * cpu_share:.0f} % of its one core")
+        reasons.append(f"the generator used {100 * cpu_share:.0f}% of its one core")
     return tuple(reasons)
 
 
@@ -249,5 +180,5 @@ def save(result: LoadResult, path: Path) -> None:
 
 
 def load(path: Path) -> LoadResult:
-    """Read what :func:`save` wrote; ``InputError`` where it is something else."""
+    """Read what :func:`save` wrote; raises ``InputError`` for any other file."""
     return files.read(path, LoadResult, "trainkit bench load")

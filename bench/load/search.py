@@ -10,12 +10,10 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from trainkit.bench.load.result import OK, LoadRun, Sample, Search
-
-__all__ = ["MAX_PROBES", "find_rate", "hopeless"]
+from trainkit.bench.load.result import OK, LoadRun, RateSearch, Sample
 
 MAX_PROBES = 24
-LOWEST = 1.0  # requests a second: a p99 of fewer takes minutes
+LOWEST = 1.0  # requests/s: a p99 of fewer takes minutes
 PRECISION = 1.05  # a rate that passes and one that fails are at last as close as this
 
 Ended: TypeAlias = Literal["", "time", "probes", "interrupt"]
@@ -33,8 +31,8 @@ def find_rate(
     p99_below_ms: float,
     max_seconds: float,
     seconds_of: Callable[[float], float],
-    progress: Callable[[str], None] = lambda step: None,
-) -> tuple[list[LoadRun], Search]:
+    on_progress: Callable[[str], None] = lambda step: None,
+) -> tuple[list[LoadRun], RateSearch]:
     """Return every probe in order, and what they show; it begins with the rate ``start``.
 
     ``seconds_of`` tells how long a probe of a rate takes: none is begun that would end after
@@ -51,7 +49,7 @@ def find_rate(
             return runs, _search("probes", passed, failed, p99_below_ms)
         if time.monotonic() - began + seconds_of(rate) > max_seconds:
             return runs, _search("time", passed, failed, p99_below_ms)
-        progress(f"{rate:.1f} requests/s, probe {len(runs) + 1}")
+        on_progress(f"{rate:.1f} requests/s, probe {len(runs) + 1}")
         try:
             run = _judged(probe(rate), p99_below_ms)
         except KeyboardInterrupt:
@@ -78,7 +76,7 @@ def find_rate(
 
 
 def hopeless(p99_below_ms: float, requests: int) -> Callable[[Sample], bool]:
-    """Return a watch that tells when a run of so many ``requests`` has failed for sure."""
+    """Return a watch that ends a run of ``requests`` once it has failed for sure."""
     allowed = 0.01 * (requests - 1) + 1  # more above the limit, and the p99 is above it too
     late = 0
 
@@ -104,7 +102,7 @@ def _judged(run: LoadRun, p99_below_ms: float) -> LoadRun:
 
 def _search(
     ended: Ended, passed: LoadRun | None, failed: LoadRun | None, p99_below_ms: float
-) -> Search:
+) -> RateSearch:
     """Say in one sentence what was found, and what stood in the way of more."""
     limited_by = ended or ("generator" if failed and failed.noisy_because else "server")
     goal = f"p99 below {p99_below_ms:g} ms without errors"
@@ -125,7 +123,7 @@ def _search(
             )
     if ended:
         found += f"; {WHY_ENDED[ended]} before the search was done"
-    return Search(
+    return RateSearch(
         p99_below_ms=p99_below_ms,
         rate=passed.rate_offered if passed else None,
         limited_by=limited_by,

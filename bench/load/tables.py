@@ -1,13 +1,10 @@
-"""A load test's report for people, on the terminal; drawn from the result alone."""
+"""A load test's result as a table."""
 
 from collections.abc import Iterator
 
-from rich.markup import escape
-from rich.table import Table
-
 from trainkit.bench.load.result import LoadResult, LoadRun
-
-__all__ = ["table"]
+from trainkit.bench.report.tables import noise
+from trainkit.tables import Table
 
 COLUMNS = (
     "requests/s",
@@ -26,18 +23,22 @@ COLUMNS = (
 
 
 def table(result: LoadResult) -> Table:
-    """Lay out one row a rate; the caption holds errors, the search's end, and doubts."""
+    """Lay out one row per rate; notes report errors, the search's end, and noise."""
     settings = result.settings
-    title = (
-        f"{escape(result.url)}: {settings.protocol}, {settings.arrivals} arrivals, "
-        f"{settings.texts_per_request} of {result.texts} texts a request"
+    return Table(
+        columns=COLUMNS,
+        rows=[tuple(_cells(run)) for run in result.runs],
+        title=(
+            f"{result.url}: {settings.protocol}, {settings.arrivals} arrivals, "
+            f"{settings.texts_per_request} of {result.texts} texts per request"
+        ),
+        notes=tuple(_notes(result)),
+        styles={
+            place: "bad"
+            for place, run in enumerate(result.runs)
+            if run.errors or run.failed_because
+        },
     )
-    laid_out = Table(title=title, caption=escape("\n".join(_remarks(result))) or None)
-    for column in COLUMNS:
-        laid_out.add_column(column, justify="right")
-    for run in result.runs:
-        laid_out.add_row(*_cells(run), style="red" if run.errors or run.failed_because else None)
-    return laid_out
 
 
 def _cells(run: LoadRun) -> Iterator[str]:
@@ -49,7 +50,7 @@ def _cells(run: LoadRun) -> Iterator[str]:
     yield f"{100 * run.cpu_share:.0f}"
 
 
-def _remarks(result: LoadResult) -> Iterator[str]:
+def _notes(result: LoadResult) -> Iterator[str]:
     for run in result.runs:
         at = f"At {run.rate:g}/s"
         if run.errors:
@@ -63,5 +64,5 @@ def _remarks(result: LoadResult) -> Iterator[str]:
             yield f"{at} it was interrupted; {run.unfinished} requests had no answer yet."
     if result.search is not None:
         yield f"Found: {result.search.summary}"
-    if result.noisy:
-        yield f"Noisy: {'; '.join(result.noisy_because)}."
+    if sentence := noise(result):
+        yield sentence

@@ -10,15 +10,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrivals", "arrivals", "arrivals_within"]
-
 Arrivals: TypeAlias = Literal["constant", "poisson"]
 
 
 def arrivals(
     kind: Arrivals, rate: float, count: int, seed: int = 0
 ) -> NDArray[np.float64]:  # (count,)
-    """Return ``count`` due times in seconds, ascending from 0, at ``rate`` requests a second.
+    """Return ``count`` due times in seconds, ascending from 0, at ``rate`` requests/s.
 
     More of them begin with the same ones. ``ValueError`` for a rate that is not above 0 or a count
     below 0.

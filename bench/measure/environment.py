@@ -1,7 +1,6 @@
 """The machine and the libraries that a measurement was made with, without naming the machine.
 
-Nothing goes in; out comes one :class:`Environment`, small enough to stand in every report. It holds
-no host name, user name or path, so that a report can be published as it is.
+It has no host name, user name or path, so that a report can be published as it is.
 """
 
 import os
@@ -17,12 +16,6 @@ import msgspec
 from trainkit import __version__
 from trainkit.bench.measure.procfs import colon_separated, processor_flags
 from trainkit.serve.cores import affinity_cores, quota_cores
-
-__all__ = [
-    "Environment",
-    "cpu_steal_monitor",
-    "describe",
-]
 
 NOISY_THEFT = 0.05
 
@@ -88,7 +81,7 @@ def cpu_steal_monitor() -> Callable[[], tuple[str, ...]]:
         share = (stolen_now - stolen) / max(wanted_now - wanted, 1e-9)
         if share <= NOISY_THEFT:
             return ()
-        return (f"other virtual machines took {100 * share:.0f} % of the CPU time wanted here",)
+        return (f"other virtual machines took {100 * share:.0f}% of the CPU time wanted here",)
 
     return reasons
 

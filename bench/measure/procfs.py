@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-__all__ = ["colon_separated", "peak_rss_bytes", "processor_flags", "rss_bytes"]
-
 
 def processor_flags() -> set[str]:
     """Return what the processor can do, as Linux names it; nothing where it does not say."""

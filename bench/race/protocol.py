@@ -1,4 +1,4 @@
-"""What a benchmark and its workers say to each other: one JSON object a line, one reply a request.
+"""The protocol between a benchmark and its workers: JSON lines, one reply per request.
 
 A worker reads requests on standard input and ends when that is closed. Arrays travel in ``.npz``
 files, so that every engine gets byte-identical inputs and no pipe fills up.
@@ -12,37 +12,28 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainkit.bench.result import Turn
 from trainkit.serve.encoding import Batch, Text
 from trainkit.serve.types import FloatArray
 
-__all__ = [
-    "Done",
-    "Failed",
-    "Load",
-    "Logits",
-    "Measured",
-    "NotThere",
-    "Ready",
-    "Reply",
-    "Request",
-    "TakeBatches",
-    "TakeTurn",
-    "Warm",
-    "Work",
-    "load_logits",
-    "load_work",
-    "save_logits",
-    "save_work",
-]
+
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Passes over all batches: the seconds of each batch, one tuple per pass.
+
+    Wall time of the call or, if batches arrive by a schedule, from when each was due to its end.
+    ``seconds`` is the wall time of the passes, ``cpu_s`` their CPU time over all threads.
+    """
+
+    batch_s: tuple[tuple[float, ...], ...]
+    seconds: float
+    cpu_s: float
 
 
-class Load(msgspec.Struct, tag=True):
-    """Open the engine; answered by :class:`Ready`."""
+class LoadEngine(msgspec.Struct, tag=True):
+    """Open the engine; answered by :class:`EngineReady`."""
 
 
 class TakeBatches(msgspec.Struct, tag=True):
-    """Read what :func:`save_work` wrote; answered by :class:`Done` or :class:`NotThere`."""
+    """Read :func:`save_work`'s file; answered by :class:`Done` or :class:`EngineUnavailable`."""
 
     path: str
 
@@ -63,28 +54,28 @@ class TakeTurn(msgspec.Struct, tag=True):
     due_s: tuple[float, ...] = ()
 
 
-class Logits(msgspec.Struct, tag=True):
+class WriteLogits(msgspec.Struct, tag=True):
     """Write the logits of every batch to this path; answered by :class:`Done`."""
 
     path: str
 
 
-Request: TypeAlias = Load | TakeBatches | Warm | TakeTurn | Logits
+Request: TypeAlias = LoadEngine | TakeBatches | Warm | TakeTurn | WriteLogits
 
 
-class Ready(msgspec.Struct, tag=True):
+class EngineReady(msgspec.Struct, tag=True):
     """The engine is open; ``name`` is what a reader calls it, as "ONNX Runtime".
 
-    ``tokenises`` says that it is given texts; ``versions`` are of its own libraries.
+    ``includes_tokenization`` says that it is given texts; ``versions`` are of its own libraries.
     """
 
     name: str
     precision: str = "fp32"
-    tokenises: bool = False
+    includes_tokenization: bool = False
     versions: dict[str, str] = {}
 
 
-class NotThere(msgspec.Struct, tag=True):
+class EngineUnavailable(msgspec.Struct, tag=True):
     """The runtime is not installed here, or cannot do this work; the reason is one clause."""
 
     reason: str
@@ -105,14 +96,14 @@ class Measured(msgspec.Struct, tag=True):
     stable: bool | None = None
 
 
-class Failed(msgspec.Struct, tag=True):
+class EngineFailed(msgspec.Struct, tag=True):
     """One of our own errors: its sentence, and the exit code of its kind."""
 
     message: str
     exit_code: int
 
 
-Reply: TypeAlias = Ready | NotThere | Done | Measured | Failed
+Reply: TypeAlias = EngineReady | EngineUnavailable | Done | Measured | EngineFailed
 
 
 class Work(NamedTuple):

@@ -1,73 +1,69 @@
-"""What a race came to: the turns that were measured, made into the structs of a result.
+"""Summaries of a race: turns become the rates, percentiles and ratios of a result.
 
-In go the engines, what each did on a workload, and the machine's peak; out come rates, percentiles,
-ratios to the first engine inside a round, outputs compared with its own, and the reasons to trust
-all of it less.
+Ratios are against the first engine of a workload, inside each round; outputs are compared with
+those of the same engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.measure.roofline import Roofline
-from trainkit.bench.measure.statistics import percentile, spread
-from trainkit.bench.race.protocol import Measured
+from trainkit.bench.measure.statistics import Ratio, percentile, spread
+from trainkit.bench.race.protocol import Turn
 from trainkit.bench.race.worker_process import WorkerProcess
 from trainkit.bench.race.workload import Workload
 from trainkit.bench.result import (
-    Absent,
-    Engine,
+    EngineInfo,
     Measurement,
-    Ratio,
-    Turn,
-    WarmUp,
+    Unavailable,
     WorkloadResult,
-    texts_per_s,
+    percentile_intervals,
+    summarize,
+    without_examples,
 )
 from trainkit.export import parity, parity_cases
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["Raced", "Running", "noise_of", "result_of", "spread_of", "with_end"]
-
 NOISY_SPREAD = 0.15
 NOISY_LOAD_SHARE = 0.5
-SAME = 1e-3  # rows that are the same come out the same, but for the last digits
+SAME = 1e-3  # equal rows have equal logits up to rounding
 
 
-class Running(NamedTuple):
-    """A worker with an open engine; ``place`` is its place in the result."""
+class OpenEngine(NamedTuple):
+    """A worker with an open engine; ``number`` is its index in the result."""
 
     worker: WorkerProcess
-    place: int
-    about: Engine
+    number: int
+    info: EngineInfo
 
 
-class Raced(NamedTuple):
-    """What one engine did on one workload so far."""
+class EngineRun(NamedTuple):
+    """One engine's turns and logits on one workload."""
 
-    engine: Running
-    warm_up: WarmUp
+    engine: OpenEngine
+    warm_up: Turn
+    stable: bool
     logits: list[FloatArray]
-    rounds: list[Measured]
+    turns: list[Turn]
 
 
-def spread_of(baselines: Sequence[Raced]) -> float:
-    """Return the spread of all workloads' logits."""
-    return parity.logit_std(np.concatenate([one for raced in baselines for one in raced.logits]))
+def logit_std(baselines: Sequence[EngineRun]) -> float:
+    """Return the standard deviation of the logits of all workloads."""
+    return parity.logit_std(np.concatenate([one for run in baselines for one in run.logits]))
 
 
 def result_of(
     workload: Workload,
-    able: Sequence[Raced],
-    absent: Sequence[Absent],
-    roof: Roofline | None,
-    logits_spread: float,
+    runs: Sequence[EngineRun],
+    unavailable: Sequence[Unavailable],
+    peak_flops: Mapping[int, float],
+    logits_std: float,
 ) -> WorkloadResult:
-    """Return what the engines came to on one workload; the first of ``able`` is the baseline."""
-    return WorkloadResult(
+    """Summarize one workload; the first of ``runs`` is the baseline."""
+    result = WorkloadResult(
         name=workload.name,
         scenario=workload.scenario,
         batch_size=workload.batch_size,
@@ -79,77 +75,47 @@ def result_of(
         padding_share=workload.padding_share,
         tokenisation_s=workload.tokenisation_s,
         useful_flop=workload.useful_flop,
-        measurements=tuple(_measurements(able, workload, roof, logits_spread)),
-        absent=tuple(absent),
+        measurements=(),
+        unavailable=tuple(unavailable),
     )
-
-
-def _measurements(
-    engines: Sequence[Raced], workload: Workload, roof: Roofline | None, logits_spread: float
-) -> list[Measurement]:
-    # Full batches of one token are the same row over and over, and have no spread of their own.
-    own = parity.logit_std(np.concatenate(engines[0].logits))
-    against = own if own > SAME * logits_spread else logits_spread
+    # Full batches of one token repeat the same row, so that their logits have no deviation.
+    own = parity.logit_std(np.concatenate(runs[0].logits))
+    noise_against = own if own > SAME * logits_std else logits_std
     named = ((f"batch {n}", batch) for n, batch in enumerate(workload.work.batches, start=1))
-    cases = parity_cases.run_reference(_replay(engines[0].logits), named)
-    baseline = _texts_per_s(engines[0], workload)
-    found = []
-    for engine in engines:
+    cases = parity_cases.run_reference(_replay(runs[0].logits), named)
+    baseline = _texts_per_s(result, runs[0])
+    measurements = []
+    for run in runs:
         outputs = ratio = None
-        if engine is not engines[0]:
-            precision = engine.engine.about.precision
+        if run is not runs[0]:
             outputs = parity.compare(
-                cases, _replay(engine.logits), precision, noise_against=against
+                cases, _replay(run.logits), run.engine.info.precision, noise_against=noise_against
             )
-            ratio = Ratio.of_rounds(_texts_per_s(engine, workload), baseline)
-        found.append(_measurement(engine, workload, roof, ratio, outputs))
-    return found
+            ratio = Ratio.of_rounds(_texts_per_s(result, run), baseline)
+        share = _roofline_share(result, run, peak_flops)
+        accuracy = _accuracy(run.logits, workload.expected)
+        measurements.append(_measurement(result, run, ratio, outputs, share, accuracy))
+    return msgspec.structs.replace(result, measurements=tuple(measurements))
 
 
 def _replay(logits: Sequence[FloatArray]) -> Runner:
-    """Give the outputs that a worker wrote, batch by batch, to the one parity checker."""
+    """Return a runner that yields recorded logits, batch by batch."""
     recorded = iter(logits)
     return lambda batch: next(recorded)
 
 
-def _texts_per_s(engine: Raced, workload: Workload) -> list[float]:
-    """Return one rate a round."""
-    turns = [measured.turn for measured in engine.rounds]
-    if workload.rate is not None:
-        return [len(turn.batch_s[0]) / turn.seconds for turn in turns]
-    return texts_per_s(turns, workload.texts)
+def _texts_per_s(workload: WorkloadResult, run: EngineRun) -> list[float]:
+    return workload.texts_per_s([summarize(*msgspec.structs.astuple(one)) for one in run.turns])
 
 
-def _measurement(
-    engine: Raced,
-    workload: Workload,
-    roof: Roofline | None,
-    ratio: Ratio | None,
-    outputs: parity.Report | None,
-) -> Measurement:
-    turns: tuple[Turn, ...] = tuple(measured.turn for measured in engine.rounds)
-    batch_ms = [1000 * s for turn in turns for one_pass in turn.batch_s for s in one_pass]
-    rate = float(np.median(_texts_per_s(engine, workload)))
-    share = None
-    if roof is not None and workload.useful_flop is not None:
-        flop_per_s = workload.useful_flop / workload.texts * rate
-        share = flop_per_s / roof.peak(engine.engine.about.threads)
-    return Measurement(
-        engine=engine.engine.place,
-        texts_per_s=rate,
-        p50_ms=percentile(batch_ms, 50),
-        p90_ms=percentile(batch_ms, 90),
-        p95_ms=percentile(batch_ms, 95),
-        p99_ms=percentile(batch_ms, 99),
-        ratio=ratio,
-        outputs=outputs,
-        wrong=outputs is not None and not outputs.passed,
-        accuracy=_accuracy(engine.logits, workload.expected),
-        cores_used=sum(turn.cpu_s for turn in turns) / sum(turn.seconds for turn in turns),
-        roofline_share=share,
-        warm_up=engine.warm_up,
-        rounds=turns,
-    )
+def _roofline_share(
+    workload: WorkloadResult, run: EngineRun, peak_flops: Mapping[int, float]
+) -> float | None:
+    peak = peak_flops.get(run.engine.info.threads)
+    if peak is None or workload.useful_flop is None:
+        return None
+    rate = float(np.median(_texts_per_s(workload, run)))
+    return workload.useful_flop / workload.texts * rate / peak
 
 
 def _accuracy(logits: Sequence[FloatArray], expected: Sequence[int] | None) -> float | None:
@@ -158,24 +124,50 @@ def _accuracy(logits: Sequence[FloatArray], expected: Sequence[int] | None) -> f
     return float(np.mean(np.concatenate(logits).argmax(axis=1) == np.asarray(expected)))
 
 
-def with_end(engine: Running, results: Sequence[WorkloadResult]) -> Engine:
-    """Add what is known only now: the first answer, and the most memory."""
-    mine = [
-        measurement
-        for result in results
-        for measurement in result.measurements
-        if measurement.engine == engine.place
-    ]
-    first = mine[0].warm_up.turn.batch_s[0][0] if mine else 0.0
+def _measurement(
+    workload: WorkloadResult,
+    run: EngineRun,
+    ratio: Ratio | None,
+    outputs: parity.ParityReport | None,
+    roofline_share: float | None,
+    accuracy: float | None,
+) -> Measurement:
+    passes = [turn.batch_s for turn in run.turns]
+    batch_ms = [1000 * s for turn in passes for one_pass in turn for s in one_pass]
+    p50_ms, p90_ms, p95_ms, p99_ms = (percentile(batch_ms, percent) for percent in (50, 90, 95, 99))
+    intervals = percentile_intervals(p50_ms, p99_ms, passes) if workload.rate is not None else {}
+    return Measurement(
+        engine=run.engine.number,
+        texts_per_s=float(np.median(_texts_per_s(workload, run))),
+        p50_ms=p50_ms,
+        p90_ms=p90_ms,
+        p95_ms=p95_ms,
+        p99_ms=p99_ms,
+        **intervals,
+        ratio=ratio,
+        outputs=None if outputs is None else without_examples(outputs),
+        wrong=outputs is not None and not outputs.passed,
+        accuracy=accuracy,
+        cores_used=sum(one.cpu_s for one in run.turns) / sum(one.seconds for one in run.turns),
+        roofline_share=roofline_share,
+        warm_up_s=run.warm_up.seconds,
+        warm_up_stable=run.stable,
+        rounds=tuple(summarize(*msgspec.structs.astuple(one)) for one in run.turns),
+    )
+
+
+def finished(engine: OpenEngine, runs: Sequence[EngineRun]) -> EngineInfo:
+    """Return an engine's facts with those known only at the end: first answer and peak memory."""
+    first = next((run.warm_up.batch_s[0][0] for run in runs if run.engine is engine), 0.0)
     return msgspec.structs.replace(
-        engine.about,
-        cold_start_s=engine.about.load_s + first,
+        engine.info,
+        cold_start_s=engine.info.load_s + first,
         peak_rss_bytes=engine.worker.peak_rss_bytes,
     )
 
 
 def noise_of(
-    results: Sequence[WorkloadResult], engines: Sequence[Engine], before: Environment
+    results: Sequence[WorkloadResult], engines: Sequence[EngineInfo], before: Environment
 ) -> tuple[str, ...]:
     """Return the reasons to trust these timings less; none on a quiet machine."""
     reasons = []
@@ -184,17 +176,17 @@ def noise_of(
         reasons.append(f"the load average was {load:.1f} on {before.cores} cores before it began")
     for result in results:
         baseline = result.measurements[0]
-        variation = spread([len(turn.batch_s) / turn.seconds for turn in baseline.rounds])
-        # Arrivals by chance make rounds of the server scenario unequal by themselves.
+        variation = spread([one.batches / one.seconds for one in baseline.rounds])
+        # In the server scenario random arrivals alone make rounds unequal.
         if variation > NOISY_SPREAD and result.rate is None:
             reasons.append(
                 f"the middle half of {engines[baseline.engine].name}'s rounds on '{result.name}' "
-                f"spreads over {100 * variation:.0f} % of their median"
+                f"spreads over {100 * variation:.0f}% of their median"
             )
         reasons += [
             f"{engines[measurement.engine].name} was not yet steady on '{result.name}' after "
-            f"{measurement.warm_up.turn.seconds:.1f} s of warm-up"
+            f"{measurement.warm_up_s:.1f} s of warm-up"
             for measurement in result.measurements
-            if not measurement.warm_up.stable
+            if not measurement.warm_up_stable
         ]
     return tuple(reasons)

@@ -16,30 +16,28 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trainkit.bench.engines.base import Engine, NotThereError
+from trainkit.bench.engines.base import Engine, EngineUnavailableError
 from trainkit.bench.engines.registry import open_engine
 from trainkit.bench.measure.procfs import peak_rss_bytes
 from trainkit.bench.race.protocol import (
     Done,
-    Failed,
-    Load,
-    Logits,
+    EngineFailed,
+    EngineReady,
+    EngineUnavailable,
+    LoadEngine,
     Measured,
-    NotThere,
-    Ready,
     Reply,
     Request,
     TakeBatches,
     TakeTurn,
+    Turn,
     Warm,
     Work,
+    WriteLogits,
     load_work,
     save_logits,
 )
-from trainkit.bench.result import Turn
 from trainkit.serve.errors import TrainkitError
-
-__all__ = ["is_stable", "scheduled_turn", "speak", "take_turn"]
 
 # Engines allocate, choose kernels and optimise (TorchScript: by shape) in their first passes.
 STABLE_PASSES = 3
@@ -49,7 +47,7 @@ STABLE_SPREAD = 0.1
 DIGITS = 7
 
 Call = Callable[[Any], Any]
-"""The engine, on whatever it takes: a padded batch of ids, or a list of texts."""
+"""An engine's function of a padded batch of ids, or of a list of texts."""
 
 
 def one_pass(call: Call, items: Sequence[Any]) -> tuple[float, ...]:
@@ -109,7 +107,7 @@ def answer(request: Request, call: Call, items: Sequence[Any]) -> Reply:
                 return Measured(scheduled_turn(call, items, due_s), peak_rss_bytes())
             turn = take_turn(call, items, lambda _, s: s >= min_seconds)
             return Measured(turn, peak_rss_bytes())
-        case Logits(path):
+        case WriteLogits(path):
             save_logits(Path(path), [call(item) for item in items])
             return Done()
         case _:
@@ -121,7 +119,7 @@ def _items(engine: Engine, work: Work) -> Sequence[Any]:
     if engine.run is not None:
         return work.batches
     if not work.texts:
-        raise NotThereError("it takes texts, and these are token ids")
+        raise EngineUnavailableError("it takes texts, and these are token ids")
     return work.texts
 
 
@@ -140,7 +138,7 @@ def speak(load: Callable[[], Engine]) -> None:
             request = msgspec.json.decode(line, type=Request)
             reply: Reply
             try:
-                if isinstance(request, Load):
+                if isinstance(request, LoadEngine):
                     engine = load()
                     reply = _ready(engine)
                 elif isinstance(request, TakeBatches):
@@ -151,15 +149,15 @@ def speak(load: Callable[[], Engine]) -> None:
                     call = engine.run or engine.classify
                     assert call is not None
                     reply = answer(request, call, items)
-            except NotThereError as error:
-                reply = NotThere(str(error))
+            except EngineUnavailableError as error:
+                reply = EngineUnavailable(str(error))
             except TrainkitError as error:
-                reply = Failed(str(error), error.exit_code)
+                reply = EngineFailed(str(error), error.exit_code)
             replies.write(msgspec.json.encode(reply) + b"\n")
 
 
-def _ready(engine: Engine) -> Ready:
-    return Ready(engine.name, engine.precision, engine.run is None, dict(engine.versions))
+def _ready(engine: Engine) -> EngineReady:
+    return EngineReady(engine.name, engine.precision, engine.run is None, dict(engine.versions))
 
 
 if __name__ == "__main__":

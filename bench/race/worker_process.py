@@ -9,11 +9,9 @@ from typing import TypeVar
 
 import msgspec
 
-from trainkit.bench.engines.base import NotThereError
-from trainkit.bench.race.protocol import Failed, Measured, NotThere, Reply, Request
+from trainkit.bench.engines.base import EngineUnavailableError
+from trainkit.bench.race.protocol import EngineFailed, EngineUnavailable, Measured, Reply, Request
 from trainkit.serve.errors import CheckFailedError, InputError
-
-__all__ = ["WorkerProcess", "last_line"]
 
 STOP_SECONDS = 5.0
 
@@ -23,8 +21,7 @@ Kind = TypeVar("Kind", bound=Reply)
 class WorkerProcess:
     """One worker, as a context manager; ``name`` is what errors call it.
 
-    Its standard error goes to the file ``log``: a pipe that nobody reads would fill
-    up and block it.
+    Its standard error goes to the file ``log``: an unread pipe would fill up and block it.
     """
 
     def __init__(self, command: Sequence[str], name: str, log: Path) -> None:
@@ -45,12 +42,12 @@ class WorkerProcess:
     def ask(self, request: Request, kind: type[Kind]) -> Kind:
         """Send a request and wait for its reply.
 
-        The worker's own ``InputError``, ``CheckFailedError`` or ``NotThereError`` is raised here;
-        one that died, or wrote something else on standard output, is a ``CheckFailedError``.
+        The worker's own ``InputError``, ``CheckFailedError`` or ``EngineUnavailableError`` is
+        raised here, and ``CheckFailedError`` if it died or wrote anything else on standard output.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: readline says so next
+        with contextlib.suppress(BrokenPipeError):  # it died, which readline shows next
             self._process.stdin.write(msgspec.json.encode(request) + b"\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -60,11 +57,11 @@ class WorkerProcess:
             reply = msgspec.json.decode(line, type=Reply)
         except (msgspec.DecodeError, UnicodeDecodeError):
             reply = None
-        if isinstance(reply, Failed):
+        if isinstance(reply, EngineFailed):
             error = InputError if reply.exit_code == InputError.exit_code else CheckFailedError
             raise error(reply.message)
-        if isinstance(reply, NotThere):
-            raise NotThereError(reply.reason)
+        if isinstance(reply, EngineUnavailable):
+            raise EngineUnavailableError(reply.reason)
         if isinstance(reply, Measured):
             self.peak_rss_bytes = reply.peak_rss_bytes
         if not isinstance(reply, kind):
@@ -82,8 +79,8 @@ class WorkerProcess:
             how = f"killed by {signal.Signals(-status).name}"
             if -status == signal.SIGKILL:
                 how += ", for lack of memory perhaps"
-        said = last_line(self.log.read_text(encoding="utf-8", errors="replace"))
-        return CheckFailedError(f"the worker of {self.name} died ({how}): {said}")
+        reason = last_line(self.log.read_text(encoding="utf-8", errors="replace"))
+        return CheckFailedError(f"the worker of {self.name} died ({how}): {reason}")
 
     def stop(self) -> None:
         """Close its standard input, which ends it; kill it if it has not ended soon after."""
@@ -97,4 +94,4 @@ class WorkerProcess:
 def last_line(text: str) -> str:
     """Return the last line that is not blank: of a traceback, the error itself."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing on standard error"
+    return lines[-1] if lines else "no message on standard error"

@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainkit.bench.measure.roofline import useful_flop
+from trainkit.bench.race.flops import useful_flop
 from trainkit.bench.race.protocol import Work
-from trainkit.bench.result import Scenario, Settings
+from trainkit.bench.result import BenchmarkSettings, Scenario
 from trainkit.data.readers import Example
-from trainkit.serve.bundle import MANIFEST, open_bundle
+from trainkit.models.sources import detect
+from trainkit.serve.bundle import open_bundle
 from trainkit.serve.encoding import Batch, Text, TextEncoder
 from trainkit.serve.errors import InputError
-
-__all__ = ["Workload", "prepare"]
 
 TOKENISATIONS = 5
 GRID_BATCHES = 4
@@ -68,12 +67,12 @@ class _Facts(NamedTuple):
 
 
 def prepare(
-    sources: Sequence[Path], examples: Sequence[Example], settings: Settings
+    sources: Sequence[Path], examples: Sequence[Example], settings: BenchmarkSettings
 ) -> list[Workload]:
     """Make the workloads that ``settings`` ask for, with the tokenizer that all sources share.
 
-    ``InputError`` where there is nothing to run, a text is empty, a source is no classifier, or two
-    sources differ in labels or in token ids.
+    Raises ``InputError`` if there is nothing to run, a text is empty, a source is not a classifier,
+    or two sources differ in labels or in token ids.
     """
     if not sources or not examples:
         raise InputError("a benchmark needs at least one engine and one text; give it some.")
@@ -105,15 +104,10 @@ def _common(sources: Sequence[Path], texts: Sequence[str]) -> _Facts:
 
 
 def _open(source: Path) -> _Facts:
-    if (source / MANIFEST).is_file():
+    if detect(source) == "bundle":
         bundle = open_bundle(source)
         architecture = json.loads((source / "config.json").read_bytes())
         return _Facts(bundle.encoder(), bundle.manifest.labels, architecture)
-    if not any((source / name).is_file() for name in ("checkpoint.json", "config.json")):
-        raise InputError(
-            f"{source} is neither a bundle (no {MANIFEST}), nor a run (no checkpoint.json), nor a "
-            "Hugging Face folder (no config.json); give one of them."
-        )
     from trainkit.export.source import open_source  # torch only where it is measured
 
     opened = open_source(str(source))
@@ -121,7 +115,7 @@ def _open(source: Path) -> _Facts:
 
 
 def _workloads(
-    facts: _Facts, examples: Sequence[Example], settings: Settings
+    facts: _Facts, examples: Sequence[Example], settings: BenchmarkSettings
 ) -> Iterator[Workload]:
     texts: list[Text] = [example.text for example in examples]
     expected = _expected(facts.labels, examples)

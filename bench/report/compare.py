@@ -1,8 +1,7 @@
 """Two benchmarks of the same engines, before and after a change: which became slower.
 
-In go two :class:`Result`, out comes a :class:`Comparison`. The rounds of A and those of B were not
-measured at the same time, so they are two independent samples: the ratio is that of their medians,
-and its interval is found by resampling both (Efron and Tibshirani 1993, chapter 8).
+The rounds of A and those of B were not measured at the same time, so they are two independent
+samples: the ratio is that of their medians, and its interval comes from resampling both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,48 +9,30 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
-import numpy as np
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from trainkit.bench.report.tables import engine_labels
+from trainkit.bench.measure.statistics import RATIO_RESAMPLES, SEED, Ratio
+from trainkit.bench.report.tables import engine_labels, ratio_text
 from trainkit.bench.result import (
-    Engine,
-    Measurement,
-    Ratio,
+    EngineInfo,
     Result,
     WorkloadResult,
-    texts_per_s,
 )
 from trainkit.serve.errors import CheckFailedError, InputError
-
-__all__ = [
-    "Comparison",
-    "Pair",
-    "check",
-    "compare",
-    "parse_share",
-    "speed_ratio",
-    "speeds",
-    "table",
-]
+from trainkit.tables import RowStyle, Table
 
 Verdict: TypeAlias = Literal["faster", "slower", "no difference", "wrong outputs"]
-RESAMPLES = 4000
-SEED = 0
 METHOD = (
-    f"ratio of the median speeds over rounds, B by A; 95 % percentile bootstrap interval, "
-    f"{RESAMPLES} resamples of both samples of rounds independently, seed {SEED}"
+    f"ratio of the median speeds over rounds, B by A; 95% percentile bootstrap interval, "
+    f"{RATIO_RESAMPLES} resamples of both samples of rounds independently, seed {SEED}"
 )
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """One engine on one workload in A and in B.
 
-    ``ratio`` is of speed, so that above 1 B is faster: of texts a second, and in the server
+    ``ratio`` is of speed, so that above 1 B is faster: of texts/s, and in the server
     scenario, where the load sets those, of the inverse median latency. ``p50_ratio`` and
-    ``p99_ratio`` are of latency, B by A: above 1 B is slower; None where one lacks the percentile.
+    ``p99_ratio`` are of latency, B by A: above 1 B is slower; None if one lacks the percentile.
     """
 
     engine_a: str
@@ -90,7 +71,7 @@ def parse_share(text: str) -> float:
 
 
 def compare(a: Result, b: Result) -> Comparison:
-    """Match engines and workloads, and compare each pair; ``InputError`` where nothing matches."""
+    """Match engines and workloads, and compare each pair; ``InputError`` if nothing matches."""
     engines = dict(_matches(a.engines, b.engines))
     works_b = {workload.name: workload for workload in b.workloads}
     pairs = []
@@ -110,11 +91,10 @@ def compare(a: Result, b: Result) -> Comparison:
     )
 
 
-def _matches(some: Sequence[Engine], others: Sequence[Engine]) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of engines of one runtime and as many threads.
+def _matches(some: Sequence[EngineInfo], others: Sequence[EngineInfo]) -> Iterator[tuple[int, int]]:
+    """Yield the indices of engines with the same runtime and number of threads.
 
-    Those of the same source; else of the same last name in their paths; else, where there is but
-    one of the kind in both, these.
+    If there are several, those of the same source match, or else of the same last path component.
     """
     for kind in dict.fromkeys(map(_kind, some)):
         left = [number for number, engine in enumerate(some) if _kind(engine) == kind]
@@ -132,7 +112,7 @@ def _matches(some: Sequence[Engine], others: Sequence[Engine]) -> Iterator[tuple
                     right.remove(same[0])
 
 
-def _kind(engine: Engine) -> tuple[str, int]:
+def _kind(engine: EngineInfo) -> tuple[str, int]:
     return engine.runtime, engine.threads
 
 
@@ -145,7 +125,7 @@ def _pairs(
         two = found_b.get(engines.get(one.engine, -1))
         if two is None:
             continue
-        ratio = speed_ratio(speeds(work_a, one), speeds(work_b, two))
+        ratio = Ratio.of_samples(work_b.speeds(two), work_a.speeds(one))
         yield Pair(
             engine_a=labels_a[one.engine],
             engine_b=labels_b[two.engine],
@@ -155,26 +135,6 @@ def _pairs(
             p99_ratio=_by(two.p99_ms, one.p99_ms),
             verdict="wrong outputs" if one.wrong or two.wrong else _verdict(ratio),
         )
-
-
-def speeds(workload: WorkloadResult, measured: Measurement) -> list[float]:
-    """Return one speed a round: texts a second, or in the server scenario 1 / median latency."""
-    if workload.scenario == "server":
-        return [
-            1 / float(np.median([s for one_pass in turn.batch_s for s in one_pass]))
-            for turn in measured.rounds
-        ]
-    return texts_per_s(measured.rounds, workload.texts)
-
-
-def speed_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Return the ratio of medians, B by A, of independent samples, with its bootstrap interval."""
-    random = np.random.default_rng(SEED)
-    medians_a, medians_b = (
-        np.median(random.choice(values, size=(RESAMPLES, len(values))), axis=1) for values in (a, b)
-    )
-    low, high = np.quantile(medians_b / medians_a, [0.025, 0.975])
-    return Ratio(float(np.median(b) / np.median(a)), float(low), float(high))
 
 
 def _by(b: float | None, a: float | None) -> float | None:
@@ -234,7 +194,7 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
 
 
 def _environments(a: Result, b: Result) -> Iterator[tuple[str, object, object]]:
-    one, two = a.environment_before, b.environment_before
+    one, two = a.environment, b.environment
     for name in ("processor", "flags", "cores", "quota_cores", "python", "gpu"):
         yield name, getattr(one, name), getattr(two, name)
     for name in sorted({*one.versions, *two.versions}):
@@ -244,7 +204,7 @@ def _environments(a: Result, b: Result) -> Iterator[tuple[str, object, object]]:
 def check(comparison: Comparison, fail_if_slower: float) -> None:
     """Raise ``CheckFailedError`` for engines that are slower by more than that share.
 
-    Only where the whole interval lies beyond the limit; wrong outputs are another check's.
+    The whole interval must lie beyond the limit. Wrong outputs are not checked here.
     """
     failed = [
         f"{pair.engine_b} on {pair.workload} has {pair.ratio.median:.2f} of its speed before "
@@ -254,32 +214,35 @@ def check(comparison: Comparison, fail_if_slower: float) -> None:
     ]
     if failed:
         raise CheckFailedError(
-            f"slower by more than {100 * fail_if_slower:g} %: {'; '.join(failed)}."
+            f"slower by more than {100 * fail_if_slower:g}%: {'; '.join(failed)}."
         )
 
 
-def table(comparison: Comparison) -> RenderableType:
-    """Lay out one row a pair; below it what hinders, what has no counterpart, and the method."""
-    laid_out = Table(title="B compared with A")
-    for column in ("engine", "workload"):
-        laid_out.add_column(column)
-    for column in ("speed B/A (95 % interval)", "p50 B/A", "p99 B/A", "verdict"):
-        laid_out.add_column(column, justify="right")
-    for pair in comparison.pairs:
-        ratio = pair.ratio
-        cells = (
-            " -> ".join(dict.fromkeys((pair.engine_a, pair.engine_b))),
-            pair.workload,
-            f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})",
-            "-" if pair.p50_ratio is None else f"{pair.p50_ratio:.2f}",
-            "-" if pair.p99_ratio is None else f"{pair.p99_ratio:.2f}",
-            pair.verdict,
-        )
-        styles = {"slower": "red", "wrong outputs": "red", "faster": "green"}
-        laid_out.add_row(*map(Text, cells), style=styles.get(pair.verdict))
-    sentences = (
-        *(f"Warning: {warning}" for warning in comparison.warnings),
-        *(f"Not compared: {sentence}." for sentence in comparison.unmatched),
-        f"Method: {comparison.method}.",
+def table(comparison: Comparison) -> Table:
+    """Lay out one row per pair; notes give warnings, what was not compared, and the method."""
+    styles: dict[Verdict, RowStyle] = {"slower": "bad", "wrong outputs": "bad", "faster": "good"}
+    return Table(
+        columns=("engine", "workload", "speed B/A (95% interval)", "p50 B/A", "p99 B/A", "verdict"),
+        rows=[
+            (
+                " -> ".join(dict.fromkeys((pair.engine_a, pair.engine_b))),
+                pair.workload,
+                ratio_text(pair.ratio, 3),
+                "-" if pair.p50_ratio is None else f"{pair.p50_ratio:.2f}",
+                "-" if pair.p99_ratio is None else f"{pair.p99_ratio:.2f}",
+                pair.verdict,
+            )
+            for pair in comparison.pairs
+        ],
+        title="B compared with A",
+        notes=(
+            *(f"Warning: {warning}" for warning in comparison.warnings),
+            *(f"Not compared: {sentence}." for sentence in comparison.unmatched),
+            f"Method: {comparison.method}.",
+        ),
+        styles={
+            place: styles[pair.verdict]
+            for place, pair in enumerate(comparison.pairs)
+            if pair.verdict in styles
+        },
     )
-    return Group(laid_out, *map(Text, sentences))

@@ -1,6 +1,6 @@
-"""A benchmark's plots as inline SVG: the points come from the result, the drawing is matplotlib's.
+"""A benchmark's plots as SVG: the points come from the result, the drawing is matplotlib's.
 
-:func:`plots` gathers the points, with a 95 % interval each, or says what is missing for a plot;
+:func:`plots` gathers the points, with a 95% interval each, or says what is missing for a plot;
 :func:`svg` draws one. An engine has one colour and one marker in all of them, and a line style a
 number of threads. Wrong engines are in no plot: their speed means nothing.
 """
@@ -9,27 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from trainkit.bench.measure.statistics import bootstrap_interval
-from trainkit.bench.report.compare import speeds
+from trainkit import svg as drawing
+from trainkit.bench.measure.statistics import Interval, bootstrap_interval
 from trainkit.bench.report.tables import engine_labels
 from trainkit.bench.result import Measurement, Result, WorkloadResult
-from trainkit.drawing import COLOURS, inline_svg
-
-__all__ = ["Missing", "Panel", "Plot", "Point", "Series", "plots", "svg"]
+from trainkit.svg import COLOURS, plain_axes
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 COLUMNS = 3
-RESAMPLES = 400
 
 
-class Point(NamedTuple):
-    """A value of y, or in a scatter of x, with its 95 % interval."""
+class PlotPoint(NamedTuple):
+    """A value of y, or in a scatter of x, with its 95% interval."""
 
     x: float
     y: float
@@ -41,7 +37,7 @@ class Series(NamedTuple):
     """One engine's points, by x."""
 
     engine: int
-    points: tuple[Point, ...]
+    points: tuple[PlotPoint, ...]
 
 
 class Panel(NamedTuple):
@@ -70,19 +66,13 @@ class Missing(NamedTuple):
     reason: str
 
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
 Value: TypeAlias = Callable[[WorkloadResult, Measurement], tuple[float, float, float] | None]
 """The value of one measurement, and the ends of its interval; None where it is not known."""
 
 
 def plots(result: Result) -> list[Plot | Missing]:
     """Gather what there is to plot, in the order of the report."""
-    return [
-        _length(result),
-        _batch(result),
-        _load(result),
-        _accuracy(result),
-    ]
+    return [_length(result), _batch(result), _load(result), _accuracy(result)]
 
 
 def _length(result: Result) -> Plot | Missing:
@@ -105,8 +95,8 @@ def _length(result: Result) -> Plot | Missing:
     return Plot(
         title,
         "Full batches. The median time of a batch, over rounds.",
-        "tokens a text",
-        "ms a batch",
+        "tokens per text",
+        "ms per batch",
         tuple(panels),
     )
 
@@ -119,15 +109,15 @@ def _batch(result: Result) -> Plot | Missing:
         grid = [work for work in result.workloads if work.scenario == "grid"]
         longest = max((work.length or 0 for work in grid), default=0)
         works = [work for work in grid if work.length == longest]
-        what = f"Full batches, {longest} tokens a text"
+        what = f"Full batches, {longest} tokens per text"
     if len({work.batch_size for work in works}) < 2:
         return Missing(title, "it needs two batch sizes or more")
     series = _series(works, lambda work: float(work.batch_size), _texts_per_s)
     return Plot(
         title,
         f"{what}. The median over rounds, without tokenisation.",
-        "texts a batch",
-        "texts a second",
+        "texts per batch",
+        "texts/s",
         (Panel("", series),),
     )
 
@@ -149,7 +139,7 @@ def _load(result: Result) -> Plot | Missing:
         "Single texts that arrive at random (Poisson); the time from when each was due to its "
         "answer. The interval is over rounds; a percentile that the sample does not carry is left "
         "out.",
-        "requests a second",
+        "requests/s",
         "ms since due",
         tuple(panels),
         log_x=False,
@@ -158,7 +148,7 @@ def _load(result: Result) -> Plot | Missing:
 
 def _accuracy(result: Result) -> Plot | Missing:
     title = "Accuracy against speed"
-    fastest: dict[int, Point] = {}
+    fastest: dict[int, PlotPoint] = {}
     for work in result.workloads:
         if work.scenario != "offline":
             continue
@@ -168,14 +158,14 @@ def _accuracy(result: Result) -> Plot | Missing:
             speed, low, high = _texts_per_s(work, measured)
             known = fastest.get(measured.engine)
             if known is None or known.x < speed:
-                fastest[measured.engine] = Point(speed, 100 * measured.accuracy, low, high)
+                fastest[measured.engine] = PlotPoint(speed, 100 * measured.accuracy, low, high)
     if not fastest:
         return Missing(title, "it needs texts with labels")
     series = tuple(Series(engine, (point,)) for engine, point in sorted(fastest.items()))
     return Plot(
         title,
         "Each engine at its fastest batch size. The interval is that of the speed.",
-        "texts a second",
+        "texts/s",
         "accuracy, %",
         (Panel("", series),),
         scatter=True,
@@ -185,45 +175,33 @@ def _accuracy(result: Result) -> Plot | Missing:
 def _series(
     works: Sequence[WorkloadResult], x: Callable[[WorkloadResult], float], value: Value
 ) -> tuple[Series, ...]:
-    found: dict[int, list[Point]] = {}
+    found: dict[int, list[PlotPoint]] = {}
     for work in sorted(works, key=x):
         for measured in work.measurements:
             known = None if measured.wrong else value(work, measured)
             if known is not None:
-                found.setdefault(measured.engine, []).append(Point(x(work), *known))
+                found.setdefault(measured.engine, []).append(PlotPoint(x(work), *known))
     return tuple(Series(engine, tuple(points)) for engine, points in sorted(found.items()))
 
 
 def _texts_per_s(work: WorkloadResult, measured: Measurement) -> tuple[float, float, float]:
-    return _around(measured.texts_per_s, speeds(work, measured))
+    return _around(measured.texts_per_s, work.speeds(measured))
 
 
 def _batch_ms(work: WorkloadResult, measured: Measurement) -> tuple[float, float, float]:
-    medians = [float(np.median(batch_ms)) for batch_ms in _rounds_ms(measured)]
+    medians = [1000 * one.median_s for one in measured.rounds]
     return _around(float(np.median(medians)), medians)
 
 
 def _percentile_ms(percent: int) -> Value:
-    """Return a function to a percentile of all batches; its interval resamples whole rounds."""
+    """Return a function to a percentile of all batches, with its interval."""
 
-    def value(work: WorkloadResult, measured: Measurement) -> tuple[float, float, float] | None:
+    def value(_: WorkloadResult, measured: Measurement) -> tuple[float, float, float] | None:
         of_all: float | None = getattr(measured, f"p{percent}_ms")
-        if of_all is None:
-            return None
-        rounds = _rounds_ms(measured)
-        drawn = np.random.default_rng(0).integers(len(rounds), size=(RESAMPLES, len(rounds)))
-        found = [np.percentile(np.concatenate([rounds[i] for i in row]), percent) for row in drawn]
-        low, high = np.quantile(found, [0.025, 0.975])
-        return of_all, min(float(low), of_all), max(float(high), of_all)
+        interval: Interval | None = getattr(measured, f"p{percent}_interval_ms")
+        return None if of_all is None or interval is None else (of_all, *interval)
 
     return value
-
-
-def _rounds_ms(measured: Measurement) -> list[FloatArray]:
-    """Return the times of each round's batches."""
-    return [
-        1000 * np.concatenate([np.array(one) for one in turn.batch_s]) for turn in measured.rounds
-    ]
 
 
 def _around(value: float, rounds: Sequence[float]) -> tuple[float, float, float]:
@@ -232,12 +210,9 @@ def _around(value: float, rounds: Sequence[float]) -> tuple[float, float, float]
     return value, min(low, value), max(high, value)
 
 
-def svg(plot: Plot, result: Result, prefix: str) -> str:
-    """Draw a plot; the same result gives the same bytes.
-
-    ``prefix`` makes its ids differ from those of other plots on the page.
-    """
-    return inline_svg(lambda: _figure(plot, result), prefix)
+def svg(plot: Plot, result: Result) -> bytes:
+    """Draw a plot as an SVG document; the same result gives the same bytes."""
+    return drawing.svg(_figure(plot, result))
 
 
 def _figure(plot: Plot, result: Result) -> Figure:
@@ -329,8 +304,7 @@ def _dress(axes: Axes, panel: Panel, plot: Plot) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.grid(color="#808080", alpha=0.3, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
 
 
 def _plain(value: float, _: int | None = None) -> str:

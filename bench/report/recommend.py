@@ -1,7 +1,7 @@
 """Which runtime, threads, batch size and precision to deploy, with the evidence for it.
 
-In go a :class:`Result` and what is wanted; out comes a :class:`Recommendation`. A wrong engine is
-never recommended, and two whose ratio's interval holds 1 are called equal.
+A wrong engine is never recommended, and two engines are equal if the interval of their ratio
+contains 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,22 +10,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trainkit.bench.report.compare import speed_ratio, speeds
+from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.report.tables import engine_labels
-from trainkit.bench.result import Engine, Measurement, Ratio, Result, WorkloadResult
+from trainkit.bench.result import EngineInfo, Measurement, Result, WorkloadResult
 from trainkit.serve.bundle import MANIFEST, Manifest, Serving, open_bundle, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
-
-__all__ = [
-    "Choice",
-    "Recommendation",
-    "Rival",
-    "Wanted",
-    "check",
-    "recommend",
-    "text",
-    "write",
-]
 
 # The runtimes that Classifier.load can open just as they were measured, and what ONNX Runtime
 # calls where they run.
@@ -37,10 +26,10 @@ PROVIDERS = {
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """The most texts a second; with ``latency_below_ms`` among those whose batches take less.
+    """The highest throughput; with ``latency_below_ms`` among engines whose batches take less.
 
-    ``min_accuracy`` in percent; ``max_accuracy_drop`` in percentage points below the workload's
-    first engine. ``precision`` None is any.
+    ``min_accuracy`` is in percent, ``max_accuracy_drop`` in percentage points below the workload's
+    first engine. ``precision`` None allows any.
     """
 
     latency_below_ms: float | None = None
@@ -64,7 +53,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """An engine at a batch size, and what was measured.
 
     ``latency_ms`` is the percentile ``latency_percentile`` of one batch, the highest of p99, p95
-    and p90 that the sample carries; None where it carries none.
+    and p90 that the sample carries, or None.
     """
 
     name: str
@@ -90,10 +79,10 @@ class Rival(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
-    """``choice`` is None where nothing fits; ``nearest`` then missed the limit by least.
+    """``choice`` is None if nothing fits; ``nearest`` then missed the limit by the least.
 
-    ``runner_up`` is the best of another engine, ``equals`` are all that cannot be told from the
-    choice; ``excluded`` says of the others why they were not considered.
+    ``runner_up`` is the best choice of another engine, ``equals`` are all choices within the noise,
+    ``excluded`` gives the reasons why others were not considered.
     """
 
     wanted: Wanted
@@ -114,11 +103,11 @@ class _Candidate(msgspec.Struct, frozen=True):
 
     @property
     def speeds(self) -> list[float]:
-        return speeds(self.workload, self.measured)
+        return self.workload.speeds(self.measured)
 
 
 def recommend(result: Result, wanted: Wanted) -> Recommendation:
-    """Choose; ``InputError`` where the report lacks what is asked about."""
+    """Choose an engine; raises ``InputError`` if the report lacks what is asked about."""
     pool, notes = _pool(result)
     excluded: list[str] = []
     sound: list[_Candidate] = []
@@ -134,7 +123,7 @@ def recommend(result: Result, wanted: Wanted) -> Recommendation:
         for candidate in sound
         if candidate not in fitting
     ]
-    excluded += [f"{absent.runtime}: not measured: {absent.reason}" for absent in result.absent]
+    excluded += [f"{one.runtime}: not measured: {one.reason}" for one in result.unavailable]
     if result.noisy:
         notes.append(f"The benchmark was noisy: {'; '.join(result.noisy_because)}.")
     if not fitting:
@@ -155,7 +144,7 @@ def recommend(result: Result, wanted: Wanted) -> Recommendation:
         if candidate.measured.engine != best.measured.engine
     ]
     if best.choice.name in _tokenising(result):
-        notes.append("Its times hold the tokenisation, those of other engines do not.")
+        notes.append("Its times include tokenization, those of other engines do not.")
     return Recommendation(
         wanted=wanted,
         choice=best.choice,
@@ -180,12 +169,14 @@ def _pool(result: Result) -> tuple[list[WorkloadResult], list[str]]:
         longest = max(work.length or 0 for work in grid)
         return (
             [work for work in grid if work.length == longest],
-            [f"No texts were measured: the figures are of full batches, {longest} tokens a text."],
+            [f"No texts were measured: figures are of full batches, {longest} tokens per text."],
         )
     if not result.workloads:
         raise InputError("the report has no workload; make another with: trainkit bench run")
     highest = max(result.workloads, key=lambda work: work.rate or 0.0)
-    return [highest], [f"Only loads were measured: these figures are at {highest.rate:g} a second."]
+    return [highest], [
+        f"Only loads were measured: these figures are at {highest.rate:g} requests/s."
+    ]
 
 
 def _candidates(result: Result, pool: Sequence[WorkloadResult]) -> Iterator[_Candidate]:
@@ -198,7 +189,9 @@ def _candidates(result: Result, pool: Sequence[WorkloadResult]) -> Iterator[_Can
             )
 
 
-def _choice(label: str, engine: Engine, workload: WorkloadResult, measured: Measurement) -> Choice:
+def _choice(
+    label: str, engine: EngineInfo, workload: WorkloadResult, measured: Measurement
+) -> Choice:
     carried = ((99, measured.p99_ms), (95, measured.p95_ms), (90, measured.p90_ms))
     percentile, latency = next(
         ((percent, value) for percent, value in carried if value is not None), (None, None)
@@ -220,7 +213,7 @@ def _choice(label: str, engine: Engine, workload: WorkloadResult, measured: Meas
 
 
 def _unsound(candidate: _Candidate, wanted: Wanted) -> str | None:
-    """Return why this is not even considered, whatever its speed."""
+    """Return why this is not considered, regardless of its speed."""
     choice = candidate.choice
     if candidate.measured.wrong:
         return "its outputs are WRONG"
@@ -236,7 +229,7 @@ def _unsound(candidate: _Candidate, wanted: Wanted) -> str | None:
         )
     accuracy, drop = 100 * choice.accuracy, 100 * (baseline - choice.accuracy)
     if wanted.min_accuracy is not None and accuracy < wanted.min_accuracy:
-        return f"accuracy {accuracy:.1f} %, below {wanted.min_accuracy:g} %"
+        return f"accuracy {accuracy:.1f}%, below {wanted.min_accuracy:g}%"
     # Shares of a few hundred texts: the difference of two is exact only up to rounding.
     if wanted.max_accuracy_drop is not None and drop > wanted.max_accuracy_drop + 1e-9:
         return f"accuracy {drop:.2f} points below the baseline's"
@@ -271,17 +264,21 @@ def _rivals(ranked: Sequence[_Candidate]) -> list[Rival]:
 def _ratio(one: _Candidate, other: _Candidate) -> Ratio:
     """Compare round by round inside a workload, where rounds are interleaved; else as samples."""
     if one.workload is not other.workload or len(one.speeds) != len(other.speeds):
-        return speed_ratio(other.speeds, one.speeds)
+        return Ratio.of_samples(one.speeds, other.speeds)
     return Ratio.of_rounds(one.speeds, other.speeds)
 
 
 def _tokenising(result: Result) -> set[str]:
     labels = engine_labels(result)
-    return {label for label, engine in zip(labels, result.engines, strict=True) if engine.tokenises}
+    return {
+        label
+        for label, engine in zip(labels, result.engines, strict=True)
+        if engine.includes_tokenization
+    }
 
 
 def check(recommendation: Recommendation) -> None:
-    """Raise ``CheckFailedError`` where nothing fits, with what came nearest."""
+    """Raise ``CheckFailedError`` if nothing fits, with what came nearest."""
     if recommendation.choice is not None:
         return
     wanted, nearest = recommendation.wanted, recommendation.nearest
@@ -327,11 +324,11 @@ def _place(choice: Choice) -> str:
 def _latency(choice: Choice) -> str:
     if choice.latency_ms is None:
         return "too few batches to know p90 of its latency"
-    return f"p{choice.latency_percentile} {choice.latency_ms:.2f} ms a batch"
+    return f"p{choice.latency_percentile} {choice.latency_ms:.2f} ms per batch"
 
 
 def _accuracy(choice: Choice) -> str:
-    return "" if choice.accuracy is None else f", accuracy {100 * choice.accuracy:.1f} %"
+    return "" if choice.accuracy is None else f", accuracy {100 * choice.accuracy:.1f}%"
 
 
 def _times(ratio: Ratio) -> str:
@@ -341,8 +338,8 @@ def _times(ratio: Ratio) -> str:
 def write(recommendation: Recommendation, bundle: Path) -> Manifest:
     """Put the choice into the bundle's manifest, as defaults of ``Classifier.load``.
 
-    ``InputError`` where the choice is not that bundle, is no ONNX bundle, or was another model when
-    it was measured.
+    Raises ``InputError`` if the choice is not that bundle, is not an ONNX bundle, or was another
+    model when it was measured.
     """
     choice = recommendation.choice
     assert choice is not None  # check() comes first

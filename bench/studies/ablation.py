@@ -1,9 +1,7 @@
 """What each choice is worth: what trainkit ships, beside the same model with one choice undone.
 
-``python -m trainkit.bench.studies ablation runs/suite/minilm-trec/classifier --data data/trec``
-exports the model, makes variants of its graph, of its session and of its batches, and races them,
-each in a process of its own, on real texts; the baseline is what is shipped, and each variant's
-outputs are compared with its. Writes ``bench/results/ablation-DATA.json``.
+The variants change the graph, the session or the batches; each is a process of its own. The
+baseline is what is shipped, and each variant's outputs are compared with its outputs.
 """
 
 import shutil
@@ -16,15 +14,13 @@ import msgspec
 import onnx_ir as ir
 import onnxruntime as ort
 
-from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
-from trainkit.bench.report.tables import table
-from trainkit.bench.result import Settings, check, save
+from trainkit.bench.report.tables import markdown
+from trainkit.bench.result import BenchmarkSettings, Result, check
 from trainkit.bench.studies.ablation_worker import AHEAD, BATCHINGS, SESSIONS, SHIPPED
-from trainkit.bench.studies.quiet_machine import wait_until_quiet
-from trainkit.cli_errors import ErrorReportingCommand
-from trainkit.console import stdout, steps
+from trainkit.bench.studies.study import Session, Study, command_line
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load
 from trainkit.export.bundle_writer import prepare, write_bundle
@@ -38,9 +34,6 @@ from trainkit.export.source import ExportSource, open_source
 from trainkit.serve.bundle import Manifest, open_bundle, write_manifest
 from trainkit.serve.cores import usable_cores
 
-__all__ = ["GRAPHS", "main", "variants", "worker"]
-
-RESULTS = Path("bench/results")
 # What each variant of the graph leaves out. Made from the bundle_writer's own table, so that a new
 # rewrite has its variant.
 GRAPHS: dict[str, tuple[str, ...]] = {
@@ -49,19 +42,17 @@ GRAPHS: dict[str, tuple[str, ...]] = {
 }
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.argument("source")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")
 @click.option("--label-column")
-@click.option("--texts", default=200, show_default=True, help="Of the test set, from its start.")
+@click.option("--texts", default=200, show_default=True, help="Test texts, from the first.")
 @click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1, 32])
 @click.option("--min-rounds", default=20, show_default=True)
 @click.option("--min-seconds", default=5.0, show_default=True)
-@click.option("--calm-minutes", default=0.0, help="To wait for a calm machine.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs"))
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(
+def measure(
+    session: Session,
     source: str,
     data: Path,
     text_column: str | None,
@@ -70,49 +61,39 @@ def main(
     batch_sizes: tuple[int, ...],
     min_rounds: int,
     min_seconds: float,
-    calm_minutes: float,
     work: Path,
-    out: Path,
-) -> None:
+) -> Result:
     """Measure what each choice is worth for SOURCE, a run or a Hugging Face folder."""
     splits = load(data, Columns(text_column=text_column, label_column=label_column))
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=batch_sizes,
         threads=(usable_cores(),),
         min_seconds=min_seconds,
         min_rounds=min_rounds,
     )
-    name = f"ablation-{data.name}"
-    opened, home = open_source(source), work / name
-    shutil.rmtree(home, ignore_errors=True)  # this program's own, from its last time
-    with steps() as told:
-        shipped = write_bundle(
-            prepare(opened, on_progress=told), home / "shipped", ExportSettings()
-        ).folder
-        told("make the variants")
-        specs, absent = variants(opened, shipped, home)
-        wait_until_quiet(60 * calm_minutes, told)
-        result = runner.run(
-            specs,
-            splits.test[:texts],
-            settings,
-            data=data.name,
-            progress=told,
-            command=["python", "-m", "trainkit.bench.studies.ablation", *sys.argv[1:]],
-            worker=worker(absent),
-            with_roofline=False,  # what counts here is the ratio
-        )
-    save(result, out / f"{name}.json")
-    stdout.print(table(result))
-    check(result)
+    opened, home = open_source(source), work / f"ablation-{data.name}"
+    shutil.rmtree(home, ignore_errors=True)  # the study's own, from its last run
+    prepared = prepare(opened, on_progress=session)
+    shipped = write_bundle(prepared, home / "shipped", ExportSettings()).folder
+    session("write the variants")
+    specs, unavailable = variants(opened, shipped, home)
+    return runner.run(
+        specs,
+        splits.test[:texts],
+        settings,
+        data=data.name,
+        on_progress=session,
+        command=command_line(),
+        worker=worker(unavailable),
+    )
 
 
-def worker(absent: Mapping[str, str]) -> Callable[[Spec, int], Sequence[str]]:
-    """Return what starts a variant; ``NotThereError`` for one that is ``absent``, with why."""
+def worker(unavailable: Mapping[str, str]) -> Callable[[Spec, int], Sequence[str]]:
+    """Return the command of a variant; ``EngineUnavailableError`` for one in ``unavailable``."""
 
     def command(spec: Spec, threads: int) -> Sequence[str]:
-        if spec.runtime in absent:
-            raise NotThereError(absent[spec.runtime])
+        if spec.runtime in unavailable:
+            raise EngineUnavailableError(unavailable[spec.runtime])
         program = [sys.executable, "-P", "-m", "trainkit.bench.studies.ablation_worker"]
         return [*program, spec.runtime, str(spec.source), str(threads)]
 
@@ -128,18 +109,18 @@ def variants(source: ExportSource, shipped: Path, home: Path) -> tuple[list[Spec
     encoder = source.encoder
     save_graph(export_graph(source.model, example_inputs(encoder), input_names(encoder)), untouched)
     facts = _write_graph(untouched, (), shipped, complete)
-    specs, absent = [Spec(SHIPPED, shipped)], {}
+    specs, unavailable = [Spec(SHIPPED, shipped)], {}
     for name, left_out in GRAPHS.items():
         specs.append(Spec(name, home / name.replace(" ", "-")))
         if _write_graph(untouched, left_out, shipped, specs[-1].source).files == facts.files:
-            absent[name] = f"the graph is the same with it: {_declined(facts, left_out)}"
+            unavailable[name] = f"the graph is the same with it: {_declined(facts, left_out)}"
     for name in SESSIONS:
         folder = shipped
         if name in AHEAD:
             folder = home / f"optimised-ahead-{AHEAD[name]}".lower()
             _write_ahead(AHEAD[name], shipped, folder)
         specs.append(Spec(name, folder))
-    return [*specs, *(Spec(name, shipped) for name in BATCHINGS)], absent
+    return [*specs, *(Spec(name, shipped) for name in BATCHINGS)], unavailable
 
 
 def _declined(manifest: Manifest, names: Collection[str]) -> str:
@@ -184,5 +165,11 @@ def _write_ahead(format: str, shipped: Path, folder: Path) -> None:
     write_manifest(folder, msgspec.structs.replace(bundle.manifest, parity={}))
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "ablation",
+    Result,
+    measure,
+    markdown,
+    check,
+    file=lambda options: f"ablation-{options['data'].name}",
+)

@@ -1,8 +1,7 @@
-"""The variants of :mod:`trainkit.bench.studies.ablation`, one a process.
+"""The variants of :mod:`trainkit.bench.studies.ablation`, one in a process.
 
-``python -m trainkit.bench.studies ablation_worker VARIANT BUNDLE THREADS`` owns one variant and
-speaks as :mod:`trainkit.bench.race.worker` does. Needs neither torch nor the exporter: what it has
-resident is what serving has.
+``python -m trainkit.bench.studies.ablation_worker VARIANT BUNDLE THREADS`` speaks the protocol of
+:mod:`trainkit.bench.race.worker`. It imports only what serving imports, as its memory is measured.
 """
 
 import sys
@@ -11,14 +10,12 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from trainkit.bench.engines.base import Engine, NotThereError, versions_of
+from trainkit.bench.engines.base import Engine, EngineUnavailableError, versions_of
 from trainkit.bench.race.worker import speak
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
 from trainkit.serve.types import Runner
-
-__all__ = ["AHEAD", "BATCHINGS", "SESSIONS", "SHIPPED", "open_variant"]
 
 SHIPPED = "as shipped"
 
@@ -42,14 +39,16 @@ AHEAD = {"optimised ahead": "ONNX", "optimised ahead, .ort": "ORT"}
 
 
 def open_variant(name: str, source: Path, threads: int) -> Engine:
-    """Open a bundle as a variant says; a name of a graph alone opens its bundle as shipped.
+    """Open a bundle as a variant; the name of a graph opens its bundle as shipped.
 
-    ``NotThereError`` where the bundle cannot have the variant.
+    Raises ``EngineUnavailableError`` if the bundle cannot have the variant.
     """
     bundle = open_bundle(source)
     if name in BATCHINGS:
         if bundle.manifest.equal_lengths:
-            raise NotThereError("the model reads its padding, so its batches stay whole anyway")
+            raise EngineUnavailableError(
+                "the model reads its padding, so its batches stay whole anyway"
+            )
         run = BATCHINGS[name](bundle.model_path, threads)
     else:
         run = _with_options(bundle, threads, SESSIONS.get(name, {}))
@@ -58,7 +57,7 @@ def open_variant(name: str, source: Path, threads: int) -> Engine:
     )
 
 
-def _with_options(bundle: Bundle, threads: int, changed: Mapping[str, object]) -> Runner:
+def _with_options(bundle: BundleFiles, threads: int, changed: Mapping[str, object]) -> Runner:
     options = ort.SessionOptions()
     for key, value in changed.items():
         if "." in key:
@@ -75,15 +74,20 @@ def _whole(model: Path, threads: int) -> Runner:
 
 def _a_worker_a_core(model: Path, threads: int) -> Runner:
     if threads == 1:
-        raise NotThereError("with one thread it is what is shipped")
+        raise EngineUnavailableError("with one thread it is what is shipped")
     return split_batches(onnx_runner(model, threads=1), workers=threads)
+
+
+def _budget(tokens: int) -> Callable[[Path, int], Runner]:
+    return lambda model, threads: split_batches(onnx_runner(model, threads=threads), tokens)
 
 
 BATCHINGS: dict[str, Callable[[Path, int], Runner]] = {
     "batches whole": _whole,
     "a worker a core": _a_worker_a_core,
+    # Serving's own budget on a CPU is forward_pool.CPU_TOKENS.
+    **{f"at most {tokens} tokens": _budget(tokens) for tokens in (128, 512, 1024, 4096)},
 }
-
 
 if __name__ == "__main__":
     variant, folder, threads = sys.argv[1:]

@@ -1,33 +1,30 @@
-"""What each kind of model reaches over several seeds: ``python -m trainkit.bench.studies
-accuracy``.
+"""The accuracy of each kind of model over several seeds, beside a linear SVM on tf-idf.
 
-Trains every model of :data:`TASKS` with the seeds 0, 1, ... and its own settings, chosen on
-validation, and scores the test set once, beside a linear SVM on tf-idf of words and word pairs.
-Writes ``bench/results/accuracy.json``. It takes hours, a training a core; what is finished in
-``--work`` is not trained again, and what was cut off goes on.
+Settings were chosen on validation; the test set is scored once. It takes hours, one training per
+core; finished trainings in ``--work`` are reused and interrupted ones are resumed.
 """
 
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import click
 import msgspec
 import numpy as np
 
+from trainkit import tables
 from trainkit.bench.engines.base import limit_torch
-from trainkit.bench.measure.environment import Environment, describe
-from trainkit.cli_errors import ErrorReportingCommand
+from trainkit.bench.files import ReportHead
+from trainkit.bench.studies.study import Session, Study, head
 from trainkit.console import stderr
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import load
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
-from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.tables import Table
 from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import Evaluation
@@ -36,13 +33,10 @@ from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.run_folder import RunConfig
 from trainkit.trainer.settings import resolve
 
-__all__ = ["TASKS", "Accuracy", "jobs_of", "load_accuracy", "main", "markdown", "train_all"]
-
-RESULTS = Path("bench/results/accuracy.json")
 SEEDS = 3
 
 
-class Task(NamedTuple):
+class AccuracyTask(NamedTuple):
     """A data set, and what each kind of model must reach on it, in percent, with its settings.
 
     Settings that are not named are the defaults of the kind; all were chosen on validation.
@@ -54,10 +48,10 @@ class Task(NamedTuple):
     models: tuple[tuple[dict[str, Any], float], ...]
 
 
-class Job(NamedTuple):
+class AccuracyJob(NamedTuple):
     """One training: of ``settings`` with ``seed``, on the texts of ``task``, into ``folder``."""
 
-    task: Task
+    task: AccuracyTask
     settings: dict[str, Any]
     seed: int
     folder: Path
@@ -68,7 +62,7 @@ PREFIX = {"model": "prefix", "backbone": "minilm"}
 FINETUNE = {"model": "finetune", "backbone": "minilm"}
 REFIT = {"refit": True}
 TASKS = (
-    Task(
+    AccuracyTask(
         "TREC-6",
         "trec",
         Columns(),
@@ -78,13 +72,13 @@ TASKS = (
             (FINETUNE | REFIT | {"epochs": 4, "average_decay": 0.99}, 97.2),
         ),
     ),
-    Task(
+    AccuracyTask(
         "TREC-50",
         "trec",
         Columns(labels="fine"),
         ((PREFIX | {"epochs": 6}, 87.0), (FINETUNE, 90.0)),
     ),
-    Task(
+    AccuracyTask(
         "banking77",
         "banking77",
         Columns(),
@@ -103,7 +97,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     best_epoch: int
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of model on one data set, over the seeds; ``goal`` is for the mean of test."""
 
     task: str
@@ -123,41 +117,36 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     test_accuracy: float
 
 
-class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``accuracy.json``."""
+class AccuracyFigures(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All models and baselines; a run is repeated exactly with the same number of threads."""
 
-    schema: str
-    command: tuple[str, ...]
-    environment: Environment
+    schema: Literal["trainkit-accuracy/3"] = "trainkit-accuracy/3"
     threads: int
-    """Of each training: to the bit, a run is repeated with as many."""
-    models: tuple[Model, ...]
+    models: tuple[ModelAccuracy, ...]
     baselines: tuple[Baseline, ...]
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True)
-@click.option("--finished-only", is_flag=True, help="Train nothing: take what WORK holds.")
+@click.option("--finished-only", is_flag=True, help="Train nothing; use what WORK holds.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(data: Path, work: Path, seeds: int, finished_only: bool, threads: int, out: Path) -> None:
+def measure(
+    session: Session, data: Path, work: Path, seeds: int, finished_only: bool, threads: int
+) -> AccuracyFigures:
     """Train all models on the data sets in the folder DATA, and compare with the goals.
 
-    As many trainings run at once as there are cores for so many threads each.
+    The cores divided by THREADS trainings run at once.
     """
     models = [(task, settings, goal) for task in TASKS for settings, goal in task.models]
     jobs = [jobs_of(task, settings, work, seeds) for task, settings, _ in models]
     if finished_only:
-        absent = [j for some in jobs for j in some if not (j.folder / EVALUATION).is_file()]
-        stderr.print(f"Not trained: {', '.join(job.folder.name for job in absent) or 'nothing'}")
-        jobs = [[job for job in some if job not in absent] for some in jobs]
+        missing = [j for some in jobs for j in some if not (j.folder / EVALUATION).is_file()]
+        stderr.print(f"Not trained: {', '.join(job.folder.name for job in missing) or 'nothing'}")
+        jobs = [[job for job in some if job not in missing] for some in jobs]
     trained = train_all([job for of_model in jobs for job in of_model], data, threads)
-    found = Accuracy(
-        schema="trainkit-accuracy/2",
-        command=("python", "-m", "trainkit.bench.studies.accuracy", *sys.argv[1:]),
-        environment=describe(),
+    return AccuracyFigures(
+        **head(),
         threads=threads,
         models=tuple(
             _model(task, settings, goal, of_model, trained)
@@ -166,21 +155,19 @@ def main(data: Path, work: Path, seeds: int, finished_only: bool, threads: int, 
         ),
         baselines=tuple(_baseline(task, data) for task in TASKS),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, pretty_json(found))
-    click.echo(markdown(found))
-    check(found)
 
 
-def jobs_of(task: Task, settings: dict[str, Any], work: Path, seeds: int) -> list[Job]:
+def jobs_of(
+    task: AccuracyTask, settings: dict[str, Any], work: Path, seeds: int
+) -> list[AccuracyJob]:
     """Name a training a seed, each with its folder in ``work``."""
     return [
-        Job(task, settings, seed, work / f"{task.name}-{settings['model']}-{seed}")
+        AccuracyJob(task, settings, seed, work / f"{task.name}-{settings['model']}-{seed}")
         for seed in range(seeds)
     ]
 
 
-def train_all(jobs: Sequence[Job], data: Path, threads: int) -> dict[Path, Trained]:
+def train_all(jobs: Sequence[AccuracyJob], data: Path, threads: int) -> dict[Path, Trained]:
     """Train several at once; return what each came to, by its folder."""
     pool = ProcessPoolExecutor(
         max(1, usable_cores() // threads),
@@ -196,14 +183,14 @@ def train_all(jobs: Sequence[Job], data: Path, threads: int) -> dict[Path, Train
                 folder = running[done].folder
                 trained[folder] = done.result()
                 accuracy = 100 * trained[folder].valid_accuracy
-                stderr.print(f"{folder.name}: {accuracy:.1f} % on validation", highlight=False)
+                stderr.print(f"{folder.name}: {accuracy:.1f}% on validation", highlight=False)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # those that run keep their state
             raise
     return trained
 
 
-def _train(job: Job, data: Path) -> Trained:
+def _train(job: AccuracyJob, data: Path) -> Trained:
     """Train into the job's folder what is not there yet."""
     splits = load(data / job.task.folder, job.task.columns, job.seed)
     choice, config = resolve({**job.settings, "seed": job.seed})
@@ -217,19 +204,19 @@ def _train(job: Job, data: Path) -> Trained:
 
 
 def _model(
-    task: Task,
+    task: AccuracyTask,
     settings: dict[str, Any],
     goal: float,
-    jobs: Sequence[Job],
+    jobs: Sequence[AccuracyJob],
     trained: dict[Path, Trained],
-) -> Model:
+) -> ModelAccuracy:
     """Gather the seeds of one kind of model on one data set."""
     choice, config = resolve({**settings, "seed": 0})
     model = checkpoint.load(jobs[0].folder).model
-    kept = [tensor for tensor in model.saved_state().values() if tensor.is_floating_point()]
+    kept = [tensor for tensor in model.trained_state().values() if tensor.is_floating_point()]
     count = sum(tensor.numel() for tensor in kept)
     frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
-    return Model(
+    return ModelAccuracy(
         task=task.name,
         choice=choice,
         training=config,
@@ -254,7 +241,7 @@ def _trained(folder: Path, seed: int) -> Trained:
     )
 
 
-def _baseline(task: Task, data: Path) -> Baseline:
+def _baseline(task: AccuracyTask, data: Path) -> Baseline:
     """Fit tf-idf and the SVM on train; with the C that is best on validation, on both."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.svm import LinearSVC
@@ -278,20 +265,15 @@ def _baseline(task: Task, data: Path) -> Baseline:
     return Baseline(task=task.name, c=c, test_accuracy=score(c, known, splits.test))
 
 
-def load_accuracy(path: Path = RESULTS) -> Accuracy:
-    """Read ``accuracy.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Accuracy)
-
-
-def mean(model: Model) -> float:
+def mean(model: ModelAccuracy) -> float:
     """Return the mean test accuracy over the seeds, in percent."""
     return 100 * float(np.mean([run.test_accuracy for run in model.runs]))
 
 
-def check(accuracy: Accuracy) -> None:
-    """Raise ``CheckFailedError`` where a goal is missed."""
+def check(accuracy: AccuracyFigures) -> None:
+    """Raise ``CheckFailedError`` if a goal is missed."""
     missed = [
-        f"{model.task} {model.choice.kind} {mean(model):.1f} %, not {model.goal:g} %"
+        f"{model.task} {model.choice.kind} {mean(model):.1f}%, not {model.goal:g}%"
         for model in accuracy.models
         if mean(model) < model.goal - 1e-9
     ]
@@ -299,37 +281,42 @@ def check(accuracy: Accuracy) -> None:
         raise CheckFailedError(f"Below the goal: {'; '.join(missed)}.")
 
 
-def markdown(accuracy: Accuracy) -> str:
+def markdown(accuracy: AccuracyFigures) -> str:
     """Lay the accuracies out as a table."""
-    lines = [
-        "| texts | model | trained parameters | seeds | test: mean | range | validation: mean "
-        "| goal |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = (
+        "texts",
+        "model",
+        "trained parameters",
+        "seeds",
+        "test: mean",
+        "range",
+        "validation: mean",
+        "goal",
+    )
+    rows: list[tuple[str, ...]] = []
     for baseline in accuracy.baselines:
-        lines.append(
-            f"| {baseline.task} | tf-idf, linear SVM | | | {100 * baseline.test_accuracy:.1f} % "
-            "| | | |"
-        )
-        lines += [_row(model) for model in accuracy.models if model.task == baseline.task]
-    return "\n".join(lines)
+        score = f"{100 * baseline.test_accuracy:.1f}%"
+        rows.append((baseline.task, "tf-idf, linear SVM", "", "", score, "", "", ""))
+        rows += [_cells(model) for model in accuracy.models if model.task == baseline.task]
+    return tables.markdown(Table(columns, rows))
 
 
-def _row(model: Model) -> str:
+def _cells(model: ModelAccuracy) -> tuple[str, ...]:
     scores = [100 * run.test_accuracy for run in model.runs]
     valid = 100 * float(np.mean([run.valid_accuracy for run in model.runs]))
-    name = f"`{model.choice.kind}`" + (
-        f" on {model.choice.backbone}" if model.choice.backbone else ""
-    )
+    backbone = f" on {model.choice.backbone}" if model.choice.backbone else ""
     share = model.trained_parameters / (model.trained_parameters + model.backbone_parameters)
     percent = f"{100 * share:.2f}" if model.backbone_parameters else "100"
     return (
-        f"| {model.task} | {name} | {model.trained_parameters:,} ({percent} %) | "
-        f"{len(scores)} | "
-        f"{mean(model):.1f} % | {min(scores):.1f} to {max(scores):.1f} % | {valid:.1f} % | "
-        f"{model.goal:g} % |"
+        model.task,
+        f"`{model.choice.kind}`{backbone}",
+        f"{model.trained_parameters:,} ({percent}%)",
+        str(len(scores)),
+        f"{mean(model):.1f}%",
+        f"{min(scores):.1f} to {max(scores):.1f}%",
+        f"{valid:.1f}%",
+        f"{model.goal:g}%",
     )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+STUDY = Study("accuracy", AccuracyFigures, measure, markdown, check)

@@ -18,8 +18,6 @@ from trainkit.bench.race.worker_process import last_line
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
 
-__all__ = ["ColdRun", "ColdStart", "HelpTime", "help_seconds", "measure"]
-
 # The first line it prints stops the clock; the second is about itself, and looked up afterwards.
 PROGRAM = """
 import sys
@@ -75,8 +73,8 @@ class HelpTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def measure(bundle: Path, text: str, runs: int = 7) -> ColdStart:
     """Classify ``text`` in ``runs`` fresh processes.
 
-    ``InputError`` where ``bundle`` is not a sound ONNX bundle, ``CheckFailedError`` where a process
-    fails.
+    Raises ``InputError`` if ``bundle`` is not a sound ONNX bundle, and ``CheckFailedError`` if a
+    process fails.
     """
     manifest = open_bundle(bundle).manifest
     if manifest.format != "onnx":
@@ -97,7 +95,7 @@ def measure(bundle: Path, text: str, runs: int = 7) -> ColdStart:
 
 
 def help_seconds(runs: int = 7) -> HelpTime:
-    """Time ``python -m trainkit --help``, to its end; ``CheckFailedError`` where it fails."""
+    """Time ``python -m trainkit --help``, to its end; raises ``CheckFailedError`` if it fails."""
     _check_runs(runs)
     command = [sys.executable, "-P", "-m", "trainkit", "--help"]
     seconds = []
@@ -116,7 +114,7 @@ def _check_runs(runs: int) -> None:
 
 def _first_line(command: Sequence[str], what: str) -> tuple[float, bytes]:
     """Start a process; returns the seconds to its first line, and what it printed after that."""
-    # Its standard error goes to a file: a pipe that nobody reads would fill up and block it.
+    # Its standard error goes to a file: an unread pipe would fill up and block it.
     with tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
@@ -131,5 +129,5 @@ def _first_line(command: Sequence[str], what: str) -> tuple[float, bytes]:
 
 def _check_status(what: str, status: int, errors: bytes) -> None:
     if status:
-        said = last_line(errors.decode(errors="replace"))
-        raise CheckFailedError(f"{what} ended with status {status}: {said}")
+        reason = last_line(errors.decode(errors="replace"))
+        raise CheckFailedError(f"{what} ended with status {status}: {reason}")

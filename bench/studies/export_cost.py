@@ -1,8 +1,7 @@
-"""How long an export takes, verification included, and how much memory: MiniLM and a base size.
+"""How long an export takes, verification included, and how much memory it needs.
 
-``python -m trainkit.bench.studies export_cost`` runs ``trainkit export`` on two Hugging Face
-folders, each in a process of its own, in turns, and writes ``bench/results/exports.json``. The
-weights of the base size are random: its time and memory do not depend on them.
+``trainkit export`` runs on MiniLM and on a model of BERT-base's size with random weights, each time
+in a process of its own, in turns.
 """
 
 import os
@@ -12,27 +11,26 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
-from trainkit.bench.measure.environment import Environment, describe
+from trainkit import tables
+from trainkit.bench.files import ReportHead
+from trainkit.bench.studies.study import Session, Study, head
 from trainkit.models.backbone import resolve
 from trainkit.models.loading import quiet
 from trainkit.serve.bundle import Manifest
 from trainkit.serve.errors import CheckFailedError
-from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.tables import Table
 
-__all__ = ["Exports", "load", "main", "markdown"]
-
-RESULTS = Path("bench/results/exports.json")
 LABELS = 6
 ROUNDS = 3
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ExportRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One export in fresh processes: wall seconds from start to end of each, and peak memory.
 
     ``cases`` of the parity matrix were run, in all stages of the manifest together.
@@ -49,49 +47,43 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rewritten: dict[str, int]
 
 
-class Exports(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``exports.json``."""
+class ExportCost(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The exports of two models."""
 
-    command: list[str]
-    environment: Environment
-    runs: tuple[Run, ...]
+    schema: Literal["trainkit-export-cost/1"] = "trainkit-export-cost/1"
+    runs: tuple[ExportRun, ...]
 
 
-class _Model(NamedTuple):
+class _Source(NamedTuple):
     name: str
     folder: Path
     parameters: int
 
 
-def main() -> None:
-    """Measure, and write the results."""
-    turns: list[list[Run]] = []
+def measure(session: Session) -> ExportCost:
+    """Export both models in turns."""
+    turns: list[list[ExportRun]] = []
     with tempfile.TemporaryDirectory() as scratch:
         minilm, base = _minilm(Path(scratch)), _base(Path(scratch))
         jobs = [(minilm, "onnx"), (minilm, "torchscript"), (minilm, "pt2"), (base, "onnx")]
         for turn in range(ROUNDS):
             turns.append([])
             for model, format in jobs:
+                session(f"round {turn + 1} of {ROUNDS}: {model.name} to {format}")
                 out = Path(scratch) / f"{model.name}-{format}-{turn}"
                 turns[-1].append(_export(model, format, out))
-                print(turns[-1][-1], file=sys.stderr, flush=True)
                 shutil.rmtree(out)
-    document = Exports(
-        command=["python", "-m", "trainkit.bench.studies.export_cost"],
-        environment=describe(),
-        runs=tuple(map(_together, *turns)),
-    )
-    write_atomically(RESULTS, pretty_json(document))
+    return ExportCost(**head(), runs=tuple(map(_together, *turns)))
 
 
-def _together(*runs: Run) -> Run:
+def _together(*runs: ExportRun) -> ExportRun:
     """The same export of all rounds as one."""
     seconds = tuple(second for run in runs for second in run.seconds)
     peak = max(run.peak_rss_bytes for run in runs)
     return msgspec.structs.replace(runs[0], seconds=seconds, peak_rss_bytes=peak)
 
 
-def _minilm(scratch: Path) -> _Model:
+def _minilm(scratch: Path) -> _Source:
     with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             resolve("minilm"), num_labels=LABELS
@@ -99,22 +91,22 @@ def _minilm(scratch: Path) -> _Model:
     return _saved("MiniLM-L6", model, scratch)
 
 
-def _base(scratch: Path) -> _Model:
+def _base(scratch: Path) -> _Source:
     torch.manual_seed(0)
     config = BertConfig()
     config.num_labels = LABELS
     return _saved("BERT-base", AutoModelForSequenceClassification.from_config(config), scratch)
 
 
-def _saved(name: str, model: torch.nn.Module, scratch: Path) -> _Model:
+def _saved(name: str, model: torch.nn.Module, scratch: Path) -> _Source:
     folder = scratch / name
     with quiet():
         model.save_pretrained(folder)  # type: ignore[operator]  # of PreTrainedModel
         AutoTokenizer.from_pretrained(resolve("minilm")).save_pretrained(folder)
-    return _Model(name, folder, sum(weight.numel() for weight in model.parameters()))
+    return _Source(name, folder, sum(weight.numel() for weight in model.parameters()))
 
 
-def _export(model: _Model, format: str, out: Path) -> Run:
+def _export(model: _Source, format: str, out: Path) -> ExportRun:
     command = [sys.executable, "-m", "trainkit", "export", str(model.folder)]
     command += ["--format", format, "--out", str(out), "--json"]
     start = time.perf_counter()
@@ -127,7 +119,7 @@ def _export(model: _Model, format: str, out: Path) -> Run:
         raise CheckFailedError(f"{' '.join(command)} ended with status {status}; run it to see.")
     (manifest,) = msgspec.json.decode(printed, type=list[Manifest])
     reports = [stage["parity"] for stage in manifest.stages if stage["parity"]]
-    return Run(
+    return ExportRun(
         model=model.name,
         parameters=model.parameters,
         format=format,
@@ -142,26 +134,30 @@ def _export(model: _Model, format: str, out: Path) -> Run:
     )
 
 
-def load(path: Path = RESULTS) -> Exports:
-    """Read ``exports.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Exports)
-
-
-def markdown(exports: Exports) -> str:
+def markdown(exports: ExportCost) -> str:
     """Lay the runs out as a table."""
-    lines = [
-        "| model | parameters | format | seconds: fastest, slowest | peak memory | cases run | "
-        "largest difference |",
-        "|---|---:|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {run.model} | {run.parameters / 1e6:.0f} M | {run.format} | "
-        f"{min(run.seconds):.0f}, {max(run.seconds):.0f} | "
-        f"{run.peak_rss_bytes / 1e9:.1f} GB | {run.cases} | {run.max_abs:.1e} |"
+    columns = (
+        "model",
+        "format",
+        "parameters",
+        "seconds: fastest, slowest",
+        "peak memory",
+        "cases run",
+        "largest difference",
+    )
+    rows = [
+        (
+            run.model,
+            run.format,
+            f"{run.parameters / 1e6:.0f} M",
+            f"{min(run.seconds):.0f}, {max(run.seconds):.0f}",
+            f"{run.peak_rss_bytes / 1e9:.1f} GB",
+            str(run.cases),
+            f"{run.max_abs:.1e}",
+        )
         for run in exports.runs
     ]
-    return "\n".join(lines)
+    return tables.markdown(Table(columns, rows))
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study("export_cost", ExportCost, measure, markdown)

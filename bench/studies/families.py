@@ -1,18 +1,18 @@
 """Every family of Hugging Face classifiers, small and with random weights, through every export.
 
-``python -m trainkit.bench.studies families`` writes ``bench/results/families.json``: families x
-formats x precisions with the largest difference from Hugging Face's own forward and the label
-agreement. Random weights of this size are harsher on a lower precision than trained ones are.
+Random weights of this size are harsher on a lower precision than trained ones are.
 """
 
-import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from tests.families import FAMILIES, random_source
-from trainkit.bench.measure.environment import Environment, describe
+from trainkit import tables
+from trainkit.bench.files import ReportHead
+from trainkit.bench.studies.study import Session, Study, head
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
 from trainkit.export import parity
@@ -20,15 +20,12 @@ from trainkit.export.bundle_writer import PreparedSource, prepare
 from trainkit.export.pipeline import write_model
 from trainkit.export.settings import OPSET, ExportSettings
 from trainkit.serve.errors import CheckFailedError
-from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.tables import Table
 
-__all__ = ["Families", "load", "markdown"]
-
-RESULTS = Path("bench/results/families.json")
 TEXTS = 350  # the rest of the 750 are the data for int8
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyExport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One export: how far it is from Hugging Face on the whole matrix, or why it was refused."""
 
     family: str
@@ -43,12 +40,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     refused: str = ""
 
 
-class Families(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``families.json``."""
+class Families(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All exports of all families."""
 
-    command: list[str]
-    environment: Environment
-    rows: tuple[Row, ...]
+    schema: Literal["trainkit-families/1"] = "trainkit-families/1"
+    rows: tuple[FamilyExport, ...]
 
 
 EXPORTS = (
@@ -62,10 +58,10 @@ EXPORTS = (
 )
 
 
-def measure(prepared: PreparedSource, family: str, settings: ExportSettings) -> Row:
+def measure_export(prepared: PreparedSource, family: str, settings: ExportSettings) -> FamilyExport:
     """Export in a scratch folder; a refusal is a row too."""
     source = prepared.source
-    report: parity.Report | None = None
+    report: parity.ParityReport | None = None
     refused = ""
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -77,7 +73,7 @@ def measure(prepared: PreparedSource, family: str, settings: ExportSettings) -> 
             report, refused = error.report, str(error)
         except CheckFailedError as error:
             refused = str(error)
-    return Row(
+    return FamilyExport(
         family=family,
         format=settings.format,
         precision=settings.precision,
@@ -91,20 +87,15 @@ def measure(prepared: PreparedSource, family: str, settings: ExportSettings) -> 
     )
 
 
-def main() -> None:
-    """Measure every family, and write the results."""
+def measure(session: Session) -> Families:
+    """Export every family in every way."""
     rows = []
     for family in FAMILIES:
         prepared = _prepared(family)
         for settings in EXPORTS:
-            rows.append(measure(prepared, family, settings))
-            print(rows[-1], file=sys.stderr, flush=True)
-    document = Families(
-        command=["python", "-m", "trainkit.bench.studies.families"],
-        environment=describe(),
-        rows=tuple(rows),
-    )
-    write_atomically(RESULTS, pretty_json(document))
+            rows.append(measure_export(prepared, family, settings))
+            session(f"{family}: {_column(rows[-1])} {_cell(rows[-1])}")
+    return Families(**head(), rows=tuple(rows))
 
 
 def _prepared(family: str) -> PreparedSource:
@@ -119,38 +110,29 @@ def _prepared(family: str) -> PreparedSource:
     return prepare(source, data)
 
 
-def load(path: Path = RESULTS) -> Families:
-    """Read ``families.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Families)
-
-
 def markdown(families: Families) -> str:
-    """Lay the rows out: a family a line, an export a column."""
+    """Lay the rows out: one line per family, one column per export."""
     columns = list(dict.fromkeys(_column(row) for row in families.rows))
     cells = {(row.family, _column(row)): _cell(row) for row in families.rows}
     layouts = {row.family: row.layout for row in families.rows}
-    lines = [
-        f"| family | layout | {' | '.join(columns)} |",
-        f"|---|---|{'---|' * len(columns)}",
+    rows = [
+        (family, layout, *(cells[family, column] for column in columns))
+        for family, layout in layouts.items()
     ]
-    for family, layout in layouts.items():
-        row = " | ".join(cells[family, column] for column in columns)
-        lines.append(f"| {family} | {layout} | {row} |")
-    return "\n".join(lines)
+    return tables.markdown(Table(("family", "layout", *columns), rows, numeric=False))
 
 
-def _column(row: Row) -> str:
+def _column(row: FamilyExport) -> str:
     opset = f" {row.opset}" if row.opset not in (None, OPSET) else ""
     precision = f" {row.precision}" if row.precision != "fp32" else ""
     return f"{row.format}{opset}{precision}"
 
 
-def _cell(row: Row) -> str:
+def _cell(row: FamilyExport) -> str:
     if row.max_rel is None or row.label_agreement is None:
         return "refused"
-    numbers = f"{row.max_rel:.0e}, {100 * row.label_agreement:.4g} %"
+    numbers = f"{row.max_rel:.0e}, {100 * row.label_agreement:.4g}%"
     return f"refused ({numbers})" if row.refused else numbers
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study("families", Families, measure, markdown)

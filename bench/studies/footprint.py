@@ -1,33 +1,29 @@
-"""What an ONNX bundle costs a service: its start, its memory, and whether that memory grows.
+"""What an ONNX bundle costs a service: start, memory, and whether that memory grows.
 
-``python -m trainkit.bench.studies footprint BUNDLE...`` starts fresh processes up to their first
-answer, and sends random requests to one that lives on, whose resident memory it samples. Writes
-``bench/results/footprint.json``; it fails where that memory grows after the first requests. Goals
-of start and memory are told beside the figures.
+Fresh processes run up to their first answer, and one long-lived process answers random requests.
 """
 
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
 import msgspec
 
-from trainkit.bench.measure.environment import Environment, describe
+from trainkit import tables
+from trainkit.bench.files import ReportHead
 from trainkit.bench.race.worker_process import last_line
 from trainkit.bench.studies import cold_start
 from trainkit.bench.studies.cold_start import ColdStart
 from trainkit.bench.studies.random_requests import SAMPLE_EVERY
-from trainkit.cli_errors import ErrorReportingCommand
+from trainkit.bench.studies.study import Session, Study, head
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.tables import Table
 
-__all__ = ["Footprint", "Measured", "check", "load", "main", "markdown"]
-
-RESULTS = Path("bench/results/footprint.json")
 TEXT = "How far is it from Denver to Aspen ?"
 SETTLED = 1000  # requests after which a service has every buffer that it needs
 MAX_GROWTH = 0.05
@@ -43,7 +39,7 @@ class Goal(NamedTuple):
 GOALS = {"fp32": Goal(0.35, 150e6), "int8": Goal(0.25, 90e6)}
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BundleFootprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One bundle: its fresh processes, and the memory of one that serves.
 
     ``rss_bytes`` after every ``sampled_every`` requests; ``seconds`` are those of all of them.
@@ -76,14 +72,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return max(self.rss_bytes[settled:]) / self.rss_bytes[settled - 1] - 1
 
 
-class Footprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``footprint.json``."""
+class Footprint(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The footprints of some bundles."""
 
-    schema: Literal["trainkit-footprint/1"] = "trainkit-footprint/1"
-    command: tuple[str, ...]
-    environment: Environment
+    schema: Literal["trainkit-footprint/2"] = "trainkit-footprint/2"
     requests: int
-    measured: tuple[Measured, ...]
+    measured: tuple[BundleFootprint, ...]
 
 
 class _Served(msgspec.Struct):
@@ -91,47 +85,32 @@ class _Served(msgspec.Struct):
     seconds: float
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--runs", default=15, show_default=True, help="Fresh processes of each bundle.")
 @click.option("--requests", "count", default=10_000, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(bundles: tuple[Path, ...], runs: int, count: int, out: Path) -> None:
+def measure(session: Session, bundles: tuple[Path, ...], runs: int, count: int) -> Footprint:
     """Measure start and memory of BUNDLES."""
     if count < SETTLED + SAMPLE_EVERY:
         raise InputError(f"--requests must be at least {SETTLED + SAMPLE_EVERY}, not {count}.")
-    environment = describe()
-    footprint = Footprint(
-        command=("python", "-m", "trainkit.bench.studies.footprint", *sys.argv[1:]),
-        environment=environment,
-        requests=count,
-        measured=tuple(measure(bundle, runs, count) for bundle in bundles),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, pretty_json(footprint))
-    click.echo(markdown(footprint))
-    check(footprint)
+    measured = []
+    for bundle in bundles:
+        session(str(bundle))
+        measured.append(measure_bundle(bundle, runs, count))
+    return Footprint(**head(), requests=count, measured=tuple(measured))
 
 
-def measure(bundle: Path, runs: int, count: int) -> Measured:
-    """Start ``bundle`` so many times, then send so many requests to one process of its own."""
+def measure_bundle(bundle: Path, runs: int, count: int) -> BundleFootprint:
+    """Start ``bundle`` in ``runs`` processes, then send ``count`` requests to another."""
     start = cold_start.measure(bundle, TEXT, runs)
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "trainkit.bench.studies.random_requests",
-        str(bundle),
-        str(count),
-    ]
-    ended = subprocess.run(command, capture_output=True, check=False)
+    program = [sys.executable, "-P", "-m", "trainkit.bench.studies.random_requests"]
+    ended = subprocess.run([*program, bundle, str(count)], capture_output=True, check=False)
     if ended.returncode:
-        said = last_line(ended.stderr.decode(errors="replace"))
-        raise CheckFailedError(f"serving {bundle} ended with status {ended.returncode}: {said}")
+        reason = last_line(ended.stderr.decode(errors="replace"))
+        raise CheckFailedError(f"serving {bundle} ended with status {ended.returncode}: {reason}")
     served = msgspec.json.decode(ended.stdout, type=_Served)
     opened = open_bundle(bundle)
     files = opened.model_files
-    return Measured(
+    return BundleFootprint(
         precision=opened.manifest.precision,
         external_data=len(files) > 1,
         model_sha256=files[opened.model_path.name].sha256,
@@ -144,52 +123,46 @@ def measure(bundle: Path, runs: int, count: int) -> Measured:
 
 
 def check(footprint: Footprint) -> None:
-    """Raise ``CheckFailedError`` where memory grows after the settling requests, by over 5 %."""
+    """Raise ``CheckFailedError`` if memory grows after the settling requests, by over 5%."""
     faults = [
-        f"{one.name} by {100 * one.growth:.1f} %"
+        f"{one.name} by {100 * one.growth:.1f}%"
         for one in footprint.measured
         if one.growth > MAX_GROWTH
     ]
     if faults:
         raise CheckFailedError(
-            f"after {SETTLED:,} requests memory may grow by {100 * MAX_GROWTH:.0f} %, and it grew: "
+            f"after {SETTLED:,} requests memory may grow by {100 * MAX_GROWTH:.0f}%, and it grew: "
             f"{', '.join(faults)}. Look at the samples for what is never given back."
         )
 
 
-def load(path: Path = RESULTS) -> Footprint:
-    """Read ``footprint.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Footprint)
-
-
 def markdown(footprint: Footprint) -> str:
     """Lay the figures out as a table, each beside its goal."""
-    lines = [
-        "| | start to first answer | goal | resident then | goal | at its peak before | "
-        f"resident after {SETTLED:,} requests | at most after that | growth | goal |",
-        "|---|" + "---:|" * 9,
-    ]
-    lines += [_row(one) for one in footprint.measured]
-    return "\n".join([*lines, "", _note(footprint)])
-
-
-def _row(one: Measured) -> str:
-    goal = GOALS.get(one.precision)
-    start_s, most_bytes = (f"{goal.start_s} s", _megabytes(goal.rss_bytes)) if goal else ("-", "-")
-    settled = SETTLED // one.sampled_every
-    cells = (
-        one.name,
-        f"{one.start.median_s:.2f} s",
-        start_s,
-        _megabytes(one.resident_bytes),
-        most_bytes,
-        _megabytes(one.start.peak_rss_bytes),
-        _megabytes(one.rss_bytes[settled - 1]),
-        _megabytes(max(one.rss_bytes[settled:])),
-        f"{100 * one.growth:+.1f} %",
-        f"{100 * MAX_GROWTH:.0f} %",
+    columns = (
+        "",
+        "start to first answer",
+        "goal",
+        "resident then",
+        "goal",
+        "at its peak before",
+        f"resident after {SETTLED:,} requests",
+        "at most after that",
+        "growth",
+        "goal",
     )
-    return f"| {' | '.join(cells)} |"
+    rows = [tuple(_cells(one)) for one in footprint.measured]
+    return tables.markdown(Table(columns, rows, notes=[_note(footprint)]))
+
+
+def _cells(one: BundleFootprint) -> Iterator[str]:
+    goal = GOALS.get(one.precision)
+    settled = SETTLED // one.sampled_every
+    yield from (one.name, f"{one.start.median_s:.2f} s", f"{goal.start_s} s" if goal else "-")
+    yield from (_megabytes(one.resident_bytes), _megabytes(goal.rss_bytes if goal else None))
+    yield _megabytes(one.start.peak_rss_bytes)
+    yield _megabytes(one.rss_bytes[settled - 1])
+    yield _megabytes(max(one.rss_bytes[settled:]))
+    yield from (f"{100 * one.growth:+.1f}%", f"{100 * MAX_GROWTH:.0f}%")
 
 
 def _megabytes(size_bytes: float | None) -> str:
@@ -207,5 +180,4 @@ def _note(footprint: Footprint) -> str:
     )
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study("footprint", Footprint, measure, markdown, check)

@@ -1,51 +1,44 @@
-"""trainkit beside the others on full batches of every size and length, where padding costs none.
+"""Speed-ups on full batches of every size and length, where leaving padding out saves nothing.
 
-``python -m trainkit.bench.studies grid FOLDER --data DATA``, the suite's folder of one model, races
-the tokens of DATA's test texts in batches without padding, in which nothing is saved by leaving
-padding out. Writes ``bench/results/grid-NAME.json``. Every engine keeps the memory of its largest
-batch: 64 x 512 of MiniLM takes more than 24 GB in a dozen of them.
+Every engine keeps the memory of its largest batch: 64 x 512 of MiniLM takes more than 24 GB in a
+dozen of them.
 """
 
-import sys
 from pathlib import Path
 
 import click
 
+from trainkit import tables
 from trainkit.bench.engines.registry import Spec, applicable
 from trainkit.bench.race import runner
 from trainkit.bench.race.protocol import Work
 from trainkit.bench.race.workload import Workload, prepare
-from trainkit.bench.result import Result, Settings, WorkloadResult, check, save
-from trainkit.bench.studies import speedups
-from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.bench.report.tables import noise
+from trainkit.bench.result import BenchmarkSettings, Result, WorkloadResult, check
+from trainkit.bench.studies import roofline, speedups
 from trainkit.bench.studies.speedups import Goals
-from trainkit.cli_errors import ErrorReportingCommand
-from trainkit.console import steps
+from trainkit.bench.studies.study import Session, Study, command_line
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_split
 from trainkit.serve.cores import usable_cores
+from trainkit.tables import Table
 
-__all__ = ["main", "markdown"]
-
-RESULTS = Path("bench/results")
 BATCH_SIZES = (1, 8, 32)
 LENGTHS = (1, 8, 32, 128, 512)
 TEXTS = 200
-LONG = 4096  # tokens, from which one batch a round is enough
+LONG = 4096  # tokens, from which one batch per round is enough
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--name", default="minilm", show_default=True)
 @click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=BATCH_SIZES)
 @click.option("--length", "lengths", multiple=True, type=int, default=LENGTHS)
-@click.option("--min-seconds", default=1.0, show_default=True, help="Of each engine and shape.")
+@click.option("--min-seconds", default=1.0, show_default=True)
 @click.option("--min-rounds", default=5, show_default=True)
-@click.option("--calm-minutes", default=0.0, help="To wait for a calm machine.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(
+def measure(
+    session: Session,
     folder: Path,
     data: Path,
     name: str,
@@ -53,15 +46,16 @@ def main(
     lengths: tuple[int, ...],
     min_seconds: float,
     min_rounds: int,
-    calm_minutes: float,
-    out: Path,
-) -> None:
-    """Race FOLDER/classifier in the others' runtimes, and FOLDER's bundles in ONNX Runtime."""
+) -> Result:
+    """Race FOLDER/classifier in the others' runtimes, and FOLDER's bundles in ONNX Runtime.
+
+    FOLDER is the suite's, of one model.
+    """
     classifier = folder / "classifier"
     specs = [Spec(one, classifier) for one in applicable(classifier) if one in speedups.OTHERS]
     for bundle in (folder / "onnx", folder / "onnx-int8"):
         specs += [Spec(runtime, bundle) for runtime in speedups.OURS]
-    settings = Settings(
+    settings = BenchmarkSettings(
         batch_sizes=batch_sizes,
         lengths=lengths,
         threads=(usable_cores(),),
@@ -69,24 +63,20 @@ def main(
         min_rounds=min_rounds,
     )
     texts = [Example(example.text, "") for example in load_split(data, Columns())[:TEXTS]]
-    made = prepare([spec.source for spec in specs], texts, settings)
-    with steps() as told:
-        wait_until_quiet(60 * calm_minutes, told)
-        result = runner.run_on(
-            [_short(one) for one in made if one.length is not None],  # not the texts themselves
-            specs,
-            settings,
-            data=data.name,
-            progress=told,
-            command=["python", "-m", "trainkit.bench.studies.grid", *sys.argv[1:]],
-        )
-    save(result, out / f"grid-{name}.json")
-    click.echo(markdown(result))
-    check(result)
+    workloads = prepare([spec.source for spec in specs], texts, settings)
+    return runner.run_on(
+        [_shortened(one) for one in workloads if one.length is not None],  # not the texts
+        specs,
+        settings,
+        data=data.name,
+        on_progress=session,
+        command=command_line(),
+        peak_flops={threads: roofline.measure(threads) for threads in settings.threads},
+    )
 
 
-def _short(workload: Workload) -> Workload:
-    """Take one of the batches where they are long; all of them have one shape."""
+def _shortened(workload: Workload) -> Workload:
+    """Keep one of a long workload's batches; all of them have one shape."""
     batches = workload.work.batches
     flop = workload.useful_flop
     if workload.batch_size * (workload.length or 0) < LONG:
@@ -110,19 +100,19 @@ def _shape(workload: WorkloadResult) -> tuple[int, int]:
 
 
 def markdown(result: Result) -> str:
-    """Return a table with one row a shape; a figure that misses its goal says so."""
-    lines = [f"| batch x length | {' | '.join(speedups.HEADINGS)} |", "|---|---|---|---|---|"]
-    found: list[speedups.Figure] = []
+    """Return a table with one row per shape; a figure that misses its goal is marked."""
+    found: list[speedups.SpeedupCell] = []
+    rows = []
     for workload in sorted(result.workloads, key=_shape):
         batch_size, length = _shape(workload)
         row = speedups.figures(result, workload, _goals(batch_size, length))
-        lines.append(f"| {batch_size} x {length} | {' | '.join(map(str, row))} |")
+        rows.append((f"{batch_size} x {length}", *map(str, row)))
         found += row
-    lines += ["", speedups.summary(found)]
-    if result.noisy:
-        lines += ["", f"Noisy: {'; '.join(result.noisy_because)}."]
-    return "\n".join(lines)
+    notes = filter(None, (speedups.summary(found), noise(result)))
+    columns = ("batch x length", *speedups.HEADINGS)
+    return tables.markdown(Table(columns, rows, notes=[*notes], numeric=False))
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "grid", Result, measure, markdown, check, file=lambda options: f"grid-{options['name']}"
+)

@@ -1,11 +1,8 @@
-"""Where a forward's time goes, operator by operator, as ONNX Runtime's own profiler tells.
+"""Where a forward's time goes, operator by operator, by ONNX Runtime's own profiler.
 
-``python -m trainkit.bench.studies operators BUNDLE... --data data/trec`` runs batches of real
-texts, cut as serving cuts them, and writes ``bench/results/operators.json``. Only shares are kept:
-the profiler takes some microseconds an operator, so that times are longer than without it.
+Only shares are kept: the profiler adds some microseconds to each operator.
 """
 
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,22 +13,19 @@ import click
 import msgspec
 import onnxruntime as ort
 
-from trainkit.bench.measure.environment import Environment, describe
-from trainkit.cli_errors import ErrorReportingCommand
-from trainkit.console import steps
+from trainkit import tables
+from trainkit.bench.files import ReportHead
+from trainkit.bench.studies.study import Session, Study, head
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
-from trainkit.serve.bundle import Bundle, open_bundle
+from trainkit.serve.bundle import BundleFiles, open_bundle
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.forward_pool import split_batches
 from trainkit.serve.onnx_session import onnx_runner
+from trainkit.tables import Table
 
-__all__ = ["Operators", "Profile", "Shares", "load", "main", "markdown", "profile", "shares"]
-
-RESULTS = Path("bench/results/operators.json")
 PASSES = 5  # of which the first is left out
 SHOWN = 0.01  # the least share of time that has a row of its own
 
@@ -57,12 +51,10 @@ class Profile(Shares, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_size: int
 
 
-class Operators(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``operators.json``."""
+class Operators(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The profiles of some bundles on some data."""
 
-    schema: Literal["trainkit-operators/1"] = "trainkit-operators/1"
-    command: tuple[str, ...]
-    environment: Environment
+    schema: Literal["trainkit-operators/2"] = "trainkit-operators/2"
     profiles: tuple[Profile, ...]
 
 
@@ -75,54 +67,38 @@ class Event(msgspec.Struct):
     args: Mapping[str, object] = msgspec.field(default_factory=dict)
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--data", multiple=True, required=True)
-@click.option(
-    "--texts",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Of the test set, from its start.",
-)
+@click.option("--texts", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option(
     "--batch-size", "batch_sizes", multiple=True, type=click.IntRange(min=1), default=[1, 32]
 )
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(
+def measure(
+    session: Session,
     bundles: tuple[Path, ...],
     data: tuple[str, ...],
     texts: int,
     batch_sizes: tuple[int, ...],
-    out: Path,
-) -> None:
-    """Profile BUNDLES on each data set."""
-    found = []
-    with steps() as told:
-        for source in data:
-            examples, name = load_split(source, Columns())[:texts], Path(source).name
-            for bundle in map(open_bundle, bundles):
-                for size in batch_sizes:
-                    told(f"{bundle.folder}: {name}, batches of {size}")
-                    made = _batches(bundle, [one.text for one in examples], size)
-                    found.append(profile(bundle, made, name, size))
-    operators = Operators(
-        command=("python", "-m", "trainkit.bench.studies.operators", *sys.argv[1:]),
-        environment=describe(),
-        profiles=tuple(found),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, pretty_json(operators))
-    click.echo(markdown(operators))
+) -> Operators:
+    """Profile BUNDLES on the first test texts of each data set, in batches as serving cuts them."""
+    profiles = []
+    for source in data:
+        examples, name = load_split(source, Columns())[:texts], Path(source).name
+        for bundle in map(open_bundle, bundles):
+            for size in batch_sizes:
+                session(f"{bundle.folder}: {name}, batches of {size}")
+                batches = _batches(bundle, [one.text for one in examples], size)
+                profiles.append(profile(bundle, batches, name, size))
+    return Operators(**head(), profiles=tuple(profiles))
 
 
-def _batches(bundle: Bundle, texts: Sequence[str], size: int) -> list[Batch]:
+def _batches(bundle: BundleFiles, texts: Sequence[str], size: int) -> list[Batch]:
     encoder = bundle.encoder()
     return [encoder.encode(texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
-def profile(bundle: Bundle, batches: Iterable[Batch], data: str, batch_size: int) -> Profile:
-    """Run ``batches`` some times in an ONNX bundle; ``InputError`` where it is of another format.
+def profile(bundle: BundleFiles, batches: Iterable[Batch], data: str, batch_size: int) -> Profile:
+    """Profile ``batches`` in an ONNX bundle; raises ``InputError`` for another format.
 
     One thread a core, and nothing else should run: an operator that waits is counted as busy.
     """
@@ -171,47 +147,33 @@ def shares(events: Sequence[Event]) -> Shares:
     )
 
 
-def load(path: Path = RESULTS) -> Operators:
-    """Read ``operators.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Operators)
-
-
 def markdown(operators: Operators) -> str:
-    """Lay the shares out as a table: a row an operator, a column a profile."""
+    """Lay the shares out as a table: one row per operator, one column per profile."""
     profiles = operators.profiles
-    names = {
-        name: max(one.shares.get(name, 0) for one in profiles)
-        for one in profiles
-        for name in one.shares
-    }
-    shown = [name for name in sorted(names, key=lambda name: -names[name]) if names[name] >= SHOWN]
-    heads = [f"{one.data}, {one.precision}, {one.batch_size}" for one in profiles]
-    lines = [f"| operator | {' | '.join(heads)} |", "|---|" + "---:|" * len(profiles)]
-    for name in shown:
-        cells = [_cell(one.shares.get(name, 0), one.calls.get(name, 0)) for one in profiles]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    rest = [
-        _cell(
-            sum(share for name, share in one.shares.items() if name not in shown),
-            sum(count for name, count in one.calls.items() if name not in shown),
-        )
-        for one in profiles
+    largest: dict[str, float] = {}
+    for one in profiles:
+        for name, share in one.shares.items():
+            largest[name] = max(share, largest.get(name, 0))
+    by_share = sorted(largest, key=lambda name: -largest[name])
+    shown = [name for name in by_share if largest[name] >= SHOWN]
+    others = [name for name in largest if name not in shown]
+    rows = [
+        (label, *(_cell(one, names) for one in profiles))
+        for label, names in (*((f"`{name}`", [name]) for name in shown), ("others", others))
     ]
-    lines.append(f"| others | {' | '.join(rest)} |")
     here = operators.environment
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Shares of the time within operators, and how many of each one forward has. "
-            f"{here.processor}, {here.cores} cores, ONNX Runtime {here.versions['onnxruntime']}.",
-        ]
+    note = (
+        "Shares of the time within operators, and the number of calls in one forward. "
+        f"{here.processor}, {here.cores} cores, ONNX Runtime {here.versions['onnxruntime']}."
     )
+    columns = ["operator", *(f"{one.data}, {one.precision}, {one.batch_size}" for one in profiles)]
+    return tables.markdown(Table(columns, rows, notes=[note]))
 
 
-def _cell(share: float, calls: float) -> str:
-    return f"{100 * share:.1f} %, {calls:.0f}" if calls else "-"
+def _cell(profile: Profile, names: Sequence[str]) -> str:
+    share = sum(profile.shares.get(name, 0) for name in names)
+    calls = sum(profile.calls.get(name, 0) for name in names)
+    return f"{100 * share:.1f}%, {calls:.0f}" if calls else "-"
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study("operators", Operators, measure, markdown)

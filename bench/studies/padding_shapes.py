@@ -1,7 +1,4 @@
-"""Batches of random ids whose padding is known: one long row, and the same number for each other.
-
-In goes the longest row that a model takes; out come shapes, and a workload of three batches each.
-"""
+"""Batches of random ids with known padding: one long row, and equal rows beside it."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -13,8 +10,6 @@ from trainkit.bench.race.protocol import Work
 from trainkit.bench.race.workload import Workload
 from trainkit.serve.encoding import Batch, TextEncoder, pad
 from trainkit.serve.errors import InputError
-
-__all__ = ["MEAN_LENGTH", "SHARES", "Shape", "shapes", "workload"]
 
 MAX_LENGTH = 512
 ROWS = 32
@@ -53,7 +48,7 @@ def shapes(max_length: int) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
     By tokens: 32 rows; for each number of tokens one shape for each of ``SHARES``. By rows: half of
     the positions are padding, and a row has 16 tokens in the mean.
 
-    ``InputError`` where a model's texts are too short for them.
+    Raises ``InputError`` if a model's texts are too short for them.
     """
     if max_length < 128:
         raise InputError(f"the model's longest text has {max_length} tokens; take one with 128.")

@@ -7,8 +7,6 @@ import numpy as np
 
 from trainkit.bench.measure.environment import cpu_steal_monitor
 
-__all__ = ["wait_until_quiet"]
-
 BUSY_S, PAUSE_S = 2.0, 15.0
 
 

@@ -15,8 +15,6 @@ from trainkit.bench.measure.procfs import rss_bytes
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import Tokens
 
-__all__ = ["SAMPLE_EVERY", "requests"]
-
 SAMPLE_EVERY = 100
 MAX_ROWS, MAX_LENGTH = 32, 512
 # n**-EXPONENT is the weight of n texts in a request: nine of ten have three at most.

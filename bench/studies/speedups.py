@@ -1,29 +1,18 @@
-"""How far trainkit is ahead of the others on the suite's results, beside the goals, as Markdown.
+"""Speed-ups of trainkit's ONNX bundle over the fastest competing engine, with goals.
 
-In go the suite's results by their files' names. trainkit is ONNX Runtime on its bundle; the other
-is the fastest, by its median rate, of what trainkit did not make.
+The competitors are the engines that run neither trainkit's forward nor its exports; the fastest is
+the one of the highest median throughput.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from trainkit.bench.report.compare import speeds
+from trainkit import tables
+from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.report.tables import engine_labels
-from trainkit.bench.result import Measurement, Ratio, Result, WorkloadResult
-
-__all__ = [
-    "HEADINGS",
-    "OTHERS",
-    "OURS",
-    "WORKERS",
-    "Figure",
-    "Goals",
-    "figures",
-    "headline",
-    "markdown",
-    "summary",
-]
+from trainkit.bench.result import Measurement, Result, WorkloadResult
+from trainkit.tables import Table
 
 WORKERS = "onnx-workers"
 DEFAULT = ("onnx",)
@@ -45,7 +34,7 @@ HEADINGS = ("fp32 against fp32", "int8 against fp32", "int8 against int8", "fp32
 
 
 class Goals(NamedTuple):
-    """The least figure under each of ``HEADINGS``; None where there is no goal."""
+    """The least figure under each of ``HEADINGS``; or None without a goal."""
 
     fp32: float | None = None
     int8: float | None = None
@@ -53,7 +42,7 @@ class Goals(NamedTuple):
     peak_share: float | None = None
 
 
-class Figure(NamedTuple):
+class SpeedupCell(NamedTuple):
     """A cell of the table: what was reached, and against whom; the goal, empty without one."""
 
     reached: str
@@ -68,9 +57,9 @@ class Figure(NamedTuple):
 
 
 def markdown(results: Mapping[str, Result]) -> str:
-    """Return a table with one row a run and batch size; a figure that misses its goal says so."""
-    lines = [f"| model, texts, batch | {' | '.join(HEADINGS)} |", "|---|---|---|---|---|"]
-    found: list[Figure] = []
+    """Return a table with a row per run and batch size; a figure that misses its goal is marked."""
+    rows = []
+    found: list[SpeedupCell] = []
     wrong, noisy = [], []
     for name, result in results.items():
         model = name.removeprefix("suite-").removesuffix(f"-{result.data}")
@@ -81,35 +70,38 @@ def markdown(results: Mapping[str, Result]) -> str:
                 continue
             run = f"{model}, {result.data}, {workload.batch_size}"
             row = figures(result, workload, _goals(result.data, workload.batch_size))
-            lines.append(f"| {run} | {' | '.join(map(str, row))} |")
+            rows.append((run, *map(str, row)))
             found += row
             wrong += [
                 f"{engine_labels(result)[one.engine]} ({run})"
                 for one in workload.measurements
                 if one.wrong and result.engines[one.engine].runtime in (*OURS, *OTHERS)
             ]
-    lines += ["", summary(found)]
+    notes = [summary(found)]
     if wrong:
-        lines += ["", f"Left out, for their outputs are wrong: {', '.join(wrong)}."]
+        notes.append(f"Left out because of wrong outputs: {', '.join(wrong)}.")
     if noisy:
-        lines += ["", f"Noisy, for the reasons below their tables: {'; '.join(noisy)}."]
-    return "\n".join(lines)
+        notes.append(f"Noisy, for the reasons below their tables: {'; '.join(noisy)}.")
+    columns = ("model, texts, batch", *HEADINGS)
+    return tables.markdown(Table(columns, rows, notes=notes, numeric=False))
 
 
 def headline(results: Mapping[str, Result]) -> str:
     """Return a small table of the default runtime's speed-ups on newsgroups posts."""
-    lines = ["| newsgroups posts | float32 | int8 |", "|---|---|---|"]
+    rows = []
     machines = set()
     for model, name in NAMES.items():
         result = results[f"suite-{model}-newsgroups20"]
-        here = result.environment_before
+        here = result.environment
         machines.add(f"{here.processor} ({', '.join(here.flags)}), {here.cores} cores")
         for workload in sorted(result.workloads, key=lambda one: -one.batch_size):
             size = workload.batch_size
             fp32, _, int8, _ = figures(result, workload, Goals(), DEFAULT)
             how = f"batches of {size}" if size > 1 else "single texts"
-            lines.append(f"| {name}, {how} | {fp32.reached} | {int8.reached} |")
-    return "\n".join([*lines, "", f"{'; '.join(sorted(machines))}; 95% intervals in brackets."])
+            rows.append((f"{name}, {how}", fp32.reached, int8.reached))
+    note = f"{'; '.join(sorted(machines))}; 95% intervals in brackets."
+    columns = ("newsgroups posts", "float32", "int8")
+    return tables.markdown(Table(columns, rows, notes=[note], numeric=False))
 
 
 def _goals(data: str, batch_size: int) -> Goals:
@@ -122,7 +114,7 @@ def _goals(data: str, batch_size: int) -> Goals:
     return Goals(peak_share=0.85)
 
 
-def summary(found: Sequence[Figure]) -> str:
+def summary(found: Sequence[SpeedupCell]) -> str:
     """Say how many of the figures that have a goal miss it."""
     goals = [one for one in found if one.goal]
     return f"{sum(one.missed for one in goals)} of {len(goals)} goals are missed."
@@ -130,7 +122,7 @@ def summary(found: Sequence[Figure]) -> str:
 
 def figures(
     result: Result, workload: WorkloadResult, goals: Goals, runtimes: tuple[str, ...] = OURS
-) -> tuple[Figure, ...]:
+) -> tuple[SpeedupCell, ...]:
     """Return the figures under ``HEADINGS`` of one workload; ``runtimes`` are those of ours."""
     ours = _fastest(result, workload, runtimes, "fp32")
     ours8 = _fastest(result, workload, runtimes, "int8")
@@ -163,24 +155,24 @@ def _ratio(
     ours: Measurement | None,
     other: Measurement | None,
     goal: float | None,
-) -> Figure:
+) -> SpeedupCell:
     wanted = "" if goal is None else f"{goal:g}"
     if ours is None or other is None:
-        return Figure("not measured", wanted, goal is not None)
-    ratio = Ratio.of_rounds(speeds(workload, ours), speeds(workload, other))
+        return SpeedupCell("not measured", wanted, goal is not None)
+    ratio = Ratio.of_rounds(workload.speeds(ours), workload.speeds(other))
     median, low = (f"{_down(100 * value) / 100:.2f}" for value in (ratio.median, ratio.low))
     whom = engine_labels(result)[other.engine]
     how = " with workers" if result.engines[ours.engine].runtime == WORKERS else ""
     reached = f"{median} ({low} to {ratio.high:.2f}){how}, {whom}"
-    return Figure(reached, wanted, goal is not None and ratio.median < goal)
+    return SpeedupCell(reached, wanted, goal is not None and ratio.median < goal)
 
 
-def _share(share: float | None, goal: float | None) -> Figure:
-    wanted = "" if goal is None else f"{100 * goal:g} %"
+def _share(share: float | None, goal: float | None) -> SpeedupCell:
+    wanted = "" if goal is None else f"{100 * goal:g}%"
     if share is None or share > 1:  # which cannot be, so that it shows nothing
-        told = f"{100 * share:.0f} %, so the peak was measured too low" if share else "not measured"
-        return Figure(told, wanted, goal is not None)
-    return Figure(f"{_down(100 * share)} %", wanted, goal is not None and share < goal)
+        shown = f"{100 * share:.0f}%, so the peak was measured too low" if share else "not measured"
+        return SpeedupCell(shown, wanted, goal is not None)
+    return SpeedupCell(f"{_down(100 * share)}%", wanted, goal is not None and share < goal)
 
 
 def _down(number: float) -> int:

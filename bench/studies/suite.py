@@ -1,14 +1,9 @@
 """The full table: one Hugging Face classifier in every runtime and peer, on real texts.
 
-``python -m trainkit.bench.studies suite --model minilm --data data/trec`` fine-tunes MiniLM for one
-epoch, exports it in every format, and races whatever there is; ``make peers`` adds the peers.
-``base`` is that model grown to BERT-base's size and trained for one epoch more; with ``--reuse`` it
-runs on other data too, whose labels it does not know. Writes
-``bench/results/suite-MODEL-DATA.json``.
+MiniLM is fine-tuned for one epoch and exported in every format; ``make peers`` adds the peers.
 """
 
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +17,15 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from trainkit import tables
 from trainkit.bench.engines.registry import Spec, applicable
 from trainkit.bench.race import runner
-from trainkit.bench.report.tables import table
-from trainkit.bench.result import Settings, check, save
-from trainkit.bench.studies.quiet_machine import wait_until_quiet
+from trainkit.bench.report.tables import engine_labels, machine, noise, rate_text, ratio_text
+from trainkit.bench.result import BenchmarkSettings, Measurement, Result, check
+from trainkit.bench.studies import roofline
+from trainkit.bench.studies.study import Session, Study, command_line
 from trainkit.bench.studies.widened_bert import grow
-from trainkit.cli_errors import ErrorReportingCommand
-from trainkit.console import stderr, stdout, steps
+from trainkit.console import stderr
 from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits, load
@@ -41,10 +37,8 @@ from trainkit.models.loading import quiet
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
+from trainkit.tables import Table
 
-__all__ = ["main"]
-
-RESULTS = Path("bench/results")
 # That judge int8, with training texts where validation has fewer: of 91 posts a single one is more
 # than the half point that may be lost.
 GATE_TEXTS = 400
@@ -60,18 +54,17 @@ EXPORTS = (
 )
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.option("--model", type=click.Choice(["minilm", "base"]), default="minilm")
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--text-column")
 @click.option("--label-column")
-@click.option("--texts", default=200, show_default=True, help="Of the test set, from its start.")
+@click.option("--texts", default=200, show_default=True, help="Test texts, from the first.")
 @click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=[1, 32])
 @click.option("--min-rounds", default=10, show_default=True)
-@click.option("--reuse", is_flag=True, help="Race the exports that the last run left.")
-@click.option("--calm-minutes", default=0.0, help="To wait for a calm machine.")
+@click.option("--reuse", is_flag=True, help="Race the exports of the last run.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/suite"))
-def main(
+def measure(
+    session: Session,
     model: str,
     data: Path,
     text_column: str | None,
@@ -80,38 +73,64 @@ def main(
     batch_sizes: tuple[int, ...],
     min_rounds: int,
     reuse: bool,
-    calm_minutes: float,
     work: Path,
-) -> None:
-    """Measure one model on one data set in every runtime."""
+) -> Result:
+    """Measure one model on one data set in every runtime.
+
+    ``base`` is the fine-tuned MiniLM widened to BERT-base's size and trained for one epoch more;
+    with --reuse it runs on other data too, whose labels it does not know.
+    """
     splits = load(data, Columns(text_column=text_column, label_column=label_column))
-    name = f"{model}-{data.name}"
-    made = work / ("base" if model == "base" else name)  # base is one model for all data
-    folder = made / "classifier"
+    home = work / ("base" if model == "base" else f"{model}-{data.name}")
+    folder = home / "classifier"
     if not reuse:
-        shutil.rmtree(made, ignore_errors=True)  # this program's own, from its last time
+        shutil.rmtree(home, ignore_errors=True)  # the study's own, from its last run
         _make(model, splits, folder)
         _export(folder, splits)
-    bundles = sorted(path.parent for path in made.glob(f"*/{MANIFEST}"))
-    # Hugging Face's own forward is the baseline: what everybody begins with.
+    bundles = sorted(path.parent for path in home.glob(f"*/{MANIFEST}"))
+    # Hugging Face's own forward is the baseline.
     names = ["huggingface", *(one for one in applicable(folder) if one != "huggingface")]
     specs = [Spec(runtime, folder) for runtime in names]
     specs += [Spec(runtime, bundle) for bundle in bundles for runtime in applicable(bundle)]
-    settings = Settings(
-        batch_sizes=batch_sizes,
-        threads=(usable_cores(),),
-        min_seconds=5.0,
-        min_rounds=min_rounds,
+    settings = BenchmarkSettings(
+        batch_sizes=batch_sizes, threads=(usable_cores(),), min_seconds=5.0, min_rounds=min_rounds
     )
-    command = ["python", "-m", "trainkit.bench.studies.suite", *sys.argv[1:]]
-    with steps() as told:
-        wait_until_quiet(60 * calm_minutes, told)
-        result = runner.run(
-            specs, splits.test[:texts], settings, data=data.name, progress=told, command=command
-        )
-    save(result, RESULTS / f"suite-{name}.json")
-    stdout.print(table(result))
-    check(result)
+    return runner.run(
+        specs,
+        splits.test[:texts],
+        settings,
+        data=data.name,
+        on_progress=session,
+        command=command_line(),
+        peak_flops={threads: roofline.measure(threads) for threads in settings.threads},
+    )
+
+
+def markdown(result: Result) -> str:
+    """Return one table with the workloads side by side: speed, ratio, accuracy."""
+    columns = ["engine"]
+    for workload in result.workloads:
+        columns += [f"batch {workload.batch_size}: texts/s", "ratio"]
+    rows = []
+    for number, label in enumerate(engine_labels(result)):
+        cells, accuracy = [label], "-"
+        for workload in result.workloads:
+            measured = next((one for one in workload.measurements if one.engine == number), None)
+            cells += _speed(measured)
+            if measured and measured.accuracy is not None:
+                accuracy = f"{100 * measured.accuracy:.1f}%"
+        peak = (result.engines[number].peak_rss_bytes or 0) / 1e6
+        rows.append((*cells, accuracy, f"{peak:,.0f}"))
+    notes = [f"{result.workloads[0].texts} texts. {machine(result)}", noise(result)]
+    columns += ["accuracy", "peak MB"]
+    return tables.markdown(Table(columns, rows, notes=[*filter(None, notes)]))
+
+
+def _speed(measured: Measurement | None) -> tuple[str, str]:
+    if measured is None:
+        return "-", "-"
+    ratio = ratio_text(measured.ratio) if measured.ratio else "baseline"
+    return rate_text(measured.texts_per_s), ratio
 
 
 def _make(kind: str, splits: Splits, folder: Path) -> None:
@@ -173,7 +192,7 @@ def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
 
 
 def _export(folder: Path, splits: Splits) -> None:
-    """Export in every format; a precision that the gate refuses is left out, and said."""
+    """Export in every format; a precision that the gate refuses is logged and left out."""
     source = open_source(str(folder))
     prepared = prepare(source, (*splits.valid, *splits.train)[:GATE_TEXTS])
     for settings in EXPORTS:
@@ -185,5 +204,11 @@ def _export(folder: Path, splits: Splits) -> None:
             stderr.print(f"{name}: {refused}")
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "suite",
+    Result,
+    measure,
+    markdown,
+    check,
+    file=lambda options: f"suite-{options['model']}-{options['data'].name}",
+)

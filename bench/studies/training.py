@@ -1,42 +1,31 @@
-"""How fast a training is beside ``transformers.Trainer``: ``python -m trainkit.bench.studies
-training``.
+"""How fast a training is beside ``transformers.Trainer``: the two engines in turns.
 
-Each training is a process of its own (see :mod:`trainkit.bench.studies.training_run`); the two
-engines take turns. Writes ``bench/results/training.json``.
+Each training is a process of its own (:mod:`trainkit.bench.studies.training_run`).
 """
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import get_args
+from collections.abc import Iterator
+from typing import Literal, get_args
 
 import click
 import msgspec
 import numpy as np
 
-from trainkit.bench.measure.environment import (
-    Environment,
-    cpu_steal_monitor,
-    describe,
-)
-from trainkit.bench.measure.statistics import bootstrap_interval
+from trainkit import tables
+from trainkit.bench.files import ReportHead
+from trainkit.bench.measure.statistics import Ratio, bootstrap_interval
 from trainkit.bench.race.worker_process import last_line
-from trainkit.bench.studies.quiet_machine import wait_until_quiet
-from trainkit.bench.studies.training_run import Engine, Job, Timed
-from trainkit.cli_errors import ErrorReportingCommand
-from trainkit.console import steps
+from trainkit.bench.report.tables import noise, ratio_text
+from trainkit.bench.studies.study import Session, Study, head
+from trainkit.bench.studies.training_run import Timed, Trainer, TrainingJob
 from trainkit.serve.cores import usable_cores
 from trainkit.serve.errors import CheckFailedError
-from trainkit.serve.files import pretty_json, write_atomically
-
-__all__ = ["Training", "load", "main", "markdown"]
-
-RESULTS = Path("bench/results/training.json")
+from trainkit.tables import Table
 
 
-class Corpus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One corpus, and what trainkit must reach on it: a multiple of the other's samples a second.
+class TrainedCorpus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One corpus, and what trainkit must reach on it: a multiple of the other's samples/s.
 
     ``runs`` are the engines' in turns, as many of each.
     """
@@ -44,33 +33,28 @@ class Corpus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
     batch_size: int
     goal: float
-    runs: dict[Engine, tuple[Timed, ...]]
+    runs: dict[Trainer, tuple[Timed, ...]]
 
 
-class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``training.json``."""
+class Training(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The training speed on some corpora."""
 
-    schema: str
-    command: tuple[str, ...]
-    environment: Environment
-    noisy_because: tuple[str, ...]
+    schema: Literal["trainkit-training/2"] = "trainkit-training/2"
     backbone: str
     threads: int
-    corpora: tuple[Corpus, ...]
+    corpora: tuple[TrainedCorpus, ...]
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.option("--trec", default="data/trec", show_default=True)
 @click.option("--newsgroups", default="data/newsgroups20", show_default=True)
 @click.option("--backbone", default="minilm", show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--newsgroups-rounds", default=3, show_default=True)
-@click.option("--trec-steps", default=45, show_default=True, help="Of which the first 5 warm up.")
-@click.option("--newsgroups-steps", default=8, show_default=True, help="The first 2 warm up.")
-@click.option("--calm-minutes", default=0.0, help="To wait for a calm machine, each time.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(
+@click.option("--trec-steps", default=45, show_default=True, help="5 of them for warm-up.")
+@click.option("--newsgroups-steps", default=8, show_default=True, help="2 of them for warm-up.")
+def measure(
+    session: Session,
     trec: str,
     newsgroups: str,
     backbone: str,
@@ -79,12 +63,9 @@ def main(
     newsgroups_rounds: int,
     trec_steps: int,
     newsgroups_steps: int,
-    calm_minutes: float,
-    out: Path,
-) -> None:
-    """Fine-tune a backbone with both engines, in turns, and compare their samples a second."""
-    theft = cpu_steal_monitor()
-    job = Job(
+) -> Training:
+    """Fine-tune a backbone with both engines, in turns, and compare their samples/s."""
+    job = TrainingJob(
         engine="trainkit",
         data=trec,
         backbone=backbone,
@@ -95,78 +76,51 @@ def main(
         seed=0,
     )
     longer = msgspec.structs.replace(job, data=newsgroups, steps=newsgroups_steps, warm_up=2)
-    with steps() as told:
-        corpora = (
-            Corpus(
-                name="TREC",
-                batch_size=batch_size,
-                goal=1.5,
-                runs=_in_turns(job, rounds, calm_minutes, told),
-            ),
-            Corpus(
-                name="newsgroups",
-                batch_size=batch_size,
-                goal=1.0,
-                runs=_in_turns(longer, newsgroups_rounds, calm_minutes, told),
-            ),
+    plan = (("TREC", job, rounds, 1.5), ("newsgroups", longer, newsgroups_rounds, 1.0))
+    corpora = tuple(
+        TrainedCorpus(
+            name=name, batch_size=batch_size, goal=goal, runs=_in_turns(one, count, session)
         )
-    found = Training(
-        schema="trainkit-training/1",
-        command=("python", "-m", "trainkit.bench.studies.training", *sys.argv[1:]),
-        environment=describe(),
-        noisy_because=theft(),
-        backbone=backbone,
-        threads=job.threads,
-        corpora=corpora,
+        for name, one, count, goal in plan
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, pretty_json(found))
-    click.echo(markdown(found))
-    check(found)
+    return Training(**head(), backbone=backbone, threads=job.threads, corpora=corpora)
 
 
-def _in_turns(
-    job: Job, rounds: int, calm_minutes: float, told: Callable[[str], None]
-) -> dict[Engine, tuple[Timed, ...]]:
-    """Train with each engine in each round, the other one first each time, with its own seed."""
-    runs: dict[Engine, list[Timed]] = {engine: [] for engine in get_args(Engine)}
+def _in_turns(job: TrainingJob, rounds: int, session: Session) -> dict[Trainer, tuple[Timed, ...]]:
+    """Train with each engine in each round, in alternating order; each round has its seed."""
+    runs: dict[Trainer, list[Timed]] = {engine: [] for engine in get_args(Trainer)}
     for turn in range(rounds):
-        wait_until_quiet(60 * calm_minutes, told)
+        session.wait_until_quiet()
         for engine in list(runs)[:: 1 if turn % 2 == 0 else -1]:
-            told(f"{job.data}: round {turn + 1} of {rounds}, {engine}")
+            session(f"{job.data}: round {turn + 1} of {rounds}, {engine}")
             runs[engine].append(_timed(msgspec.structs.replace(job, engine=engine, seed=turn)))
     return {engine: tuple(found) for engine, found in runs.items()}
 
 
-def _timed(job: Job) -> Timed:
+def _timed(job: TrainingJob) -> Timed:
     command = [sys.executable, "-P", "-m", "trainkit.bench.studies.training_run"]
     done = subprocess.run(
         [*command, msgspec.json.encode(job).decode()], capture_output=True, check=False
     )
     if done.returncode:
-        said = last_line(done.stderr.decode(errors="replace"))
-        raise CheckFailedError(f"the training with {job.engine} ended with an error: {said}")
+        reason = last_line(done.stderr.decode(errors="replace"))
+        raise CheckFailedError(f"the training with {job.engine} ended with an error: {reason}")
     return msgspec.json.decode(done.stdout, type=Timed)
 
 
-def load(path: Path = RESULTS) -> Training:
-    """Read ``training.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Training)
-
-
-def rates(corpus: Corpus, engine: Engine) -> list[float]:
-    """Return the samples a second of each round, by the median step."""
+def rates(corpus: TrainedCorpus, engine: Trainer) -> list[float]:
+    """Return the samples/s of each round, by the median step."""
     return [corpus.batch_size / float(np.median(run.seconds)) for run in corpus.runs[engine]]
 
 
-def ratios(corpus: Corpus) -> list[float]:
+def ratios(corpus: TrainedCorpus) -> list[float]:
     """Return, round by round, how many times as fast trainkit was."""
-    mine, other = (rates(corpus, engine) for engine in get_args(Engine))
+    mine, other = (rates(corpus, engine) for engine in get_args(Trainer))
     return [a / b for a, b in zip(mine, other, strict=True)]
 
 
 def check(training: Training) -> None:
-    """Raise ``CheckFailedError`` where a goal is missed."""
+    """Raise ``CheckFailedError`` if a goal is missed."""
     missed = [
         f"on {corpus.name} {found:.2f} times, not {corpus.goal:g}"
         for corpus in training.corpora
@@ -178,29 +132,27 @@ def check(training: Training) -> None:
 
 def markdown(training: Training) -> str:
     """Lay the rates out as a table."""
-    lines = [
-        "| texts | padding | samples a second: trainkit | transformers.Trainer | ratio, 95 % | "
-        "last loss: trainkit, Trainer | peak memory |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [_row(corpus) for corpus in training.corpora]
-    notes = [f"Noisy: {reason}." for reason in training.noisy_because]
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
-
-
-def _row(corpus: Corpus) -> str:
-    found = ratios(corpus)
-    low, high = bootstrap_interval(found)
-    engines: Sequence[Engine] = get_args(Engine)
-    mine, other = (f"{np.median(rates(corpus, engine)):.1f}" for engine in engines)
-    runs = [corpus.runs[engine] for engine in engines]
-    losses = ", ".join(f"{np.mean([run.last_loss for run in of]):.2f}" for of in runs)
-    peaks = ", ".join(f"{max(run.peak_rss_bytes or 0 for run in of) / 1e9:.1f} GB" for of in runs)
-    return (
-        f"| {corpus.name} | {100 * runs[0][0].padding_share:.0f} % | {mine} | {other} | "
-        f"{np.median(found):.2f} ({low:.2f} to {high:.2f}) | {losses} | {peaks} |"
+    columns = (
+        "texts",
+        "padding",
+        "samples/s: trainkit",
+        "transformers.Trainer",
+        "ratio (95% interval)",
+        "last loss: trainkit, Trainer",
+        "peak memory",
     )
+    rows = [tuple(_cells(corpus)) for corpus in training.corpora]
+    return tables.markdown(Table(columns, rows, notes=[*filter(None, [noise(training)])]))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _cells(corpus: TrainedCorpus) -> Iterator[str]:
+    found = ratios(corpus)
+    runs = [corpus.runs[engine] for engine in get_args(Trainer)]
+    yield from (corpus.name, f"{100 * runs[0][0].padding_share:.0f}%")
+    yield from (f"{np.median(rates(corpus, engine)):.1f}" for engine in get_args(Trainer))
+    yield ratio_text(Ratio(float(np.median(found)), *bootstrap_interval(found)))
+    yield ", ".join(f"{np.mean([run.last_loss for run in of]):.2f}" for of in runs)
+    yield ", ".join(f"{max(run.peak_rss_bytes or 0 for run in of) / 1e9:.1f} GB" for of in runs)
+
+
+STUDY = Study("training", Training, measure, markdown, check)

@@ -2,7 +2,7 @@
 
 Both engines fine-tune the same backbone in float32 on the same batches of the same token ids, with
 AdamW, clipping, dropout and a schedule. Their heads differ: trainkit's is linear over the states'
-mean, transformers' is BERT's own, a pooler and a linear layer (0.7 % of MiniLM's parameters).
+mean, transformers' is BERT's own, a pooler and a linear layer (0.7% of MiniLM's parameters).
 """
 
 import itertools
@@ -28,20 +28,18 @@ from trainkit.trainer.batches import EncodedExamples, encode
 from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.config import DEFAULTS
 from trainkit.trainer.loop import fit
-from trainkit.trainer.run import make_model
+from trainkit.trainer.new_model import make_model
 from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import seed_everything
 
-__all__ = ["Engine", "Job", "Timed"]
-
-Engine = Literal["trainkit", "transformers.Trainer"]
+Trainer = Literal["trainkit", "transformers.Trainer"]
 LOSS_STEPS = 5  # whose mean is compared
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to train: ``steps`` batches, of which the first ``warm_up`` are not timed."""
 
-    engine: Engine
+    engine: Trainer
     data: str
     backbone: str
     batch_size: int
@@ -83,7 +81,7 @@ class Clock:
         """Do nothing."""
 
 
-def main(job: Job) -> Timed:
+def main(job: TrainingJob) -> Timed:
     """Train, and return the times."""
     torch.set_num_threads(job.threads)
     rows = load(job.data, Columns(), job.seed).train
@@ -113,14 +111,14 @@ def main(job: Job) -> Timed:
     )
 
 
-def _order(job: Job, data: EncodedExamples) -> list[int]:
+def _order(job: TrainingJob, data: EncodedExamples) -> list[int]:
     """Return the rows in the order in which trainkit's first epoch takes them."""
     order: list[int] = np.random.default_rng((job.seed, 1)).permutation(len(data.rows)).tolist()
     return order
 
 
 def _trainkit(
-    job: Job, choice: ModelSpec, splits: Splits, folder: Path, clock: Clock
+    job: TrainingJob, choice: ModelSpec, splits: Splits, folder: Path, clock: Clock
 ) -> EncodedExamples:
     config = msgspec.structs.replace(
         DEFAULTS["finetune"], epochs=1, batch_size=job.batch_size, seed=job.seed, device="cpu"
@@ -132,7 +130,7 @@ def _trainkit(
 
 
 def _trainer(
-    job: Job, choice: ModelSpec, splits: Splits, folder: Path, clock: Clock
+    job: TrainingJob, choice: ModelSpec, splits: Splits, folder: Path, clock: Clock
 ) -> EncodedExamples:
     from transformers import (
         AutoModelForSequenceClassification,
@@ -192,7 +190,7 @@ def _trainer(
     return data
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(job: TrainingJob) -> dict[str, Any]:
     """Return what trainkit's own training is set to, in the Trainer's words.
 
     But for the head, which has a higher rate of its own there.
@@ -219,5 +217,5 @@ def _versions() -> dict[str, str]:
 
 if __name__ == "__main__":
     with redirect_stdout(sys.stderr):  # the Trainer prints its own summary
-        timed = main(msgspec.json.decode(sys.argv[1], type=Job))
+        timed = main(msgspec.json.decode(sys.argv[1], type=TrainingJob))
     sys.stdout.buffer.write(msgspec.json.encode(timed))

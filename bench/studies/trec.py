@@ -1,40 +1,28 @@
-"""What the models of TREC-6 give once they are exported: ``make figures``.
+"""What the models of TREC-6 give once they are exported: parity, labels, start.
 
-Takes the models that ``python -m trainkit.bench.studies accuracy`` trained with seed 0 (and trains
-what is not there), exports them to both formats with all labels of the test questions unchanged,
-and measures start-up and throughput. Writes ``trec.json`` (parity, start-up) and ``runtimes.json``
-(a benchmark with raw samples).
+Takes the models that the study ``accuracy`` trained with seed 0, and trains those that are missing.
 """
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
 
-from trainkit.bench import result as report
-from trainkit.bench.engines.registry import Spec
-from trainkit.bench.measure.environment import Environment, describe
-from trainkit.bench.race import runner
-from trainkit.bench.report.tables import markdown
+from trainkit import tables
+from trainkit.bench.files import ReportHead
 from trainkit.bench.studies import accuracy, cold_start
-from trainkit.bench.studies.accuracy import Job, jobs_of, train_all
+from trainkit.bench.studies.accuracy import AccuracyJob, jobs_of, train_all
 from trainkit.bench.studies.cold_start import ColdStart, HelpTime
-from trainkit.cli_errors import ErrorReportingCommand
-from trainkit.console import steps
+from trainkit.bench.studies.study import Session, Study, head
 from trainkit.data.splits import Splits, load
 from trainkit.export.bundle_writer import export_all, make_target
 from trainkit.export.settings import ExportSettings
 from trainkit.export.source import open_source
-from trainkit.serve.bundle import Format
-from trainkit.serve.cores import usable_cores
-from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.serve.formats import Format
+from trainkit.tables import Table
 from trainkit.trainer import checkpoint
 
-__all__ = ["Figures", "load_figures", "main", "parity_markdown", "start_markdown"]
-
-RESULTS = Path("bench/results")
 MEASURED = "prefix"  # the kind whose start-up and throughput are measured
 FORMATS: tuple[Format, ...] = ("onnx", "torchscript")  # what the README shows
 QUESTION = "How far is it from Denver to Aspen?"
@@ -59,57 +47,35 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exports: tuple[ExportFigures, ...]
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``trec.json``. Accuracies are shares of the 500 official test questions."""
+class TrecFigures(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The exports of all models; accuracies are shares of the 500 official test questions."""
 
-    schema: str
-    command: tuple[str, ...]
-    environment: Environment
+    schema: Literal["trainkit-figures/3"] = "trainkit-figures/3"
     test_questions: int
     models: tuple[ModelFigures, ...]
     start_to_first_answer: ColdStart
     help: HelpTime
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.option("--data", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(data: Path, work: Path, out: Path) -> None:
+def measure(session: Session, data: Path, work: Path) -> TrecFigures:
     """Measure the models of TREC-6, whose official files are in the folder DATA/trec."""
     task = accuracy.TASKS[0]
     splits = load(data / task.folder, task.columns, seed=0)
     jobs = [jobs_of(task, settings, work, 1)[0] for settings, _ in task.models]
     train_all(jobs, data, threads=1)
-    models = tuple(measure(job, splits) for job in jobs)
-    measured = next(job.folder for job in jobs if job.settings["model"] == MEASURED)
-    figures = Figures(
-        schema="trainkit-figures/2",
-        command=("python", "-m", "trainkit.bench.studies.trec", *sys.argv[1:]),
-        environment=describe(),
+    started = next(job.folder for job in jobs if job.settings["model"] == MEASURED)
+    return TrecFigures(
+        models=tuple(measure_model(job, splits) for job in jobs),
         test_questions=len(splits.test),
-        models=models,
-        start_to_first_answer=cold_start.measure(measured / "onnx", QUESTION),
+        start_to_first_answer=cold_start.measure(started / "onnx", QUESTION),
         help=cold_start.help_seconds(),
+        **head(),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "trec.json", pretty_json(figures))
-    with steps() as told:
-        specs = [
-            Spec("eager", measured),
-            Spec("torchscript", measured / "torchscript"),
-            Spec("onnx", measured / "onnx"),
-        ]
-        settings = report.Settings(threads=(usable_cores(),))
-        command = ("make", "figures")
-        result = runner.run(
-            specs, splits.test, settings, data="TREC test", progress=told, command=command
-        )
-    report.save(result, out / "runtimes.json")
-    click.echo(f"{parity_markdown(models, len(splits.test))}\n\n{markdown(result)}")
 
 
-def measure(job: Job, splits: Splits) -> ModelFigures:
+def measure_model(job: AccuracyJob, splits: Splits) -> ModelFigures:
     """Export what was trained; an export with other labels, or that is too far off, fails."""
     trained = checkpoint.load(job.folder).checkpoint
     return ModelFigures(
@@ -122,9 +88,7 @@ def measure(job: Job, splits: Splits) -> ModelFigures:
 
 def _export(folder: Path, splits: Splits) -> list[ExportFigures]:
     targets = [make_target(str(folder), format, ExportSettings(), None) for format in FORMATS]
-    with steps() as told:
-        source = open_source(str(folder))
-        exported = export_all(source, targets, data=splits.test, force=True, on_progress=told)
+    exported = export_all(open_source(str(folder)), targets, data=splits.test, force=True)
     return [
         ExportFigures(
             format=bundle.manifest.format,
@@ -139,20 +103,21 @@ def _export(folder: Path, splits: Splits) -> list[ExportFigures]:
     ]
 
 
-def parity_markdown(models: Sequence[ModelFigures], questions: int) -> str:
+def parity_markdown(figures: TrecFigures) -> str:
     """Lay out what the exports gave: on the test questions, and on the parity matrix."""
-    lines = [
-        "| TREC-6, seed 0 | PyTorch, ONNX and TorchScript | ONNX: same labels, largest difference "
-        "| TorchScript |",
-        "|---|---:|---:|---:|",
-    ]
-    for model in models:
+    columns = (
+        "TREC-6, seed 0",
+        "PyTorch, ONNX and TorchScript",
+        "ONNX: same labels, largest difference",
+        "TorchScript",
+    )
+    rows = []
+    for model in figures.models:
         exports = {export.format: export for export in model.exports}
-        cells = (_cell(exports[name], questions) for name in FORMATS)
         name = f"`{model.kind}`" + (f" on {model.backbone}" if model.backbone else "")
-        right = f"{100 * model.exports[0].accuracy:.1f} %"
-        lines.append(f"| {name} | {right} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = (_cell(exports[format], figures.test_questions) for format in FORMATS)
+        rows.append((name, f"{100 * model.exports[0].accuracy:.1f}%", *cells))
+    return tables.markdown(Table(columns, rows))
 
 
 def _cell(export: ExportFigures, questions: int) -> str:
@@ -160,7 +125,7 @@ def _cell(export: ExportFigures, questions: int) -> str:
     return f"{export.same_test_labels} of {questions}, {difference}"
 
 
-def start_markdown(figures: Figures) -> str:
+def start_markdown(figures: TrecFigures) -> str:
     """Say in a sentence what start-up costs."""
     cold = figures.start_to_first_answer
     peak = f"{cold.peak_rss_bytes / 1e6:.0f} MB" if cold.peak_rss_bytes else "not measured"
@@ -170,10 +135,9 @@ def start_markdown(figures: Figures) -> str:
     )
 
 
-def load_figures(path: Path) -> Figures:
+def load_figures(path: Path) -> TrecFigures:
     """Read ``trec.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Figures)
+    return msgspec.json.decode(path.read_bytes(), type=TrecFigures)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+STUDY = Study("trec", TrecFigures, measure, parity_markdown)

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.models.bert.modeling_bert import BertLayer
 
-__all__ = ["grow"]
-
 # Of the weights' own spread. Two equal units would get equal gradients and stay one for ever.
 NOISE = 0.5
 

@@ -1,7 +1,7 @@
 """The ranges of activations, from real texts: what static quantisation fixes beforehand.
 
-In go a float32 graph and batches; the graph runs in ONNX Runtime with the inputs of its products as
-further outputs. Out comes a :class:`Range` for each of them.
+Runs a float32 graph in ONNX Runtime with the inputs of its products as further outputs, and returns
+a :class:`Range` for each of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,6 @@ from trainkit.export.precision.quantizable import Product, find_quantizable
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError
 from trainkit.serve.types import FloatArray
-
-__all__ = ["Range", "calibrate"]
 
 BINS = 2048
 
@@ -43,8 +41,8 @@ def calibrate(
 
     ``percentile`` of an input's values lie inside its range, the rest is cut off equally at both
     ends; at 100 it is the least and the largest value. ``scratch`` is a folder for the graph with
-    its further outputs. ``InputError`` without a batch,
-    ``CheckFailedError`` where an activation is NaN or infinite.
+    its further outputs. Raises InputError without a batch,
+    and CheckFailedError if an activation is NaN or infinite.
     """
     names = [
         str(site.node.inputs[0].name)

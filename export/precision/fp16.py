@@ -1,7 +1,7 @@
 """A graph in float16: weights and arithmetic in half the bytes, for GPUs above all.
 
-In goes a float32 graph, rewritten or as it was exported; it is changed in place. Inputs stay as
-they are, outputs float32. What cannot be in float16 stays in float32 and is reported, see
+Changes a float32 graph in place. Inputs stay as they are, outputs float32.
+What cannot be in float16 stays in float32 and is reported, see
 :mod:`trainkit.export.precision.fp32_nodes`.
 """
 
@@ -12,12 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from trainkit.export.precision.emit import Emitter
 from trainkit.export.precision.fp32_nodes import LARGEST, find_fp32_nodes, infer_types
 from trainkit.export.rewrite.base import RewriteResult
+from trainkit.export.rewrite.graph import initializer
 from trainkit.serve.types import FloatArray
-
-__all__ = ["to_fp16"]
 
 NAME = "fp16"
 # What hides a score. At the end of the range, a score or a bias added to it could make -inf of a
@@ -39,7 +37,7 @@ def to_fp16(model: ir.Model, keep: Collection[str] = ()) -> RewriteResult:
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_types(model)
-    return _Conversion(model, keep).run()
+    return _Fp16Conversion(model, keep).run()
 
 
 def _refused(model: ir.Model) -> str | None:
@@ -49,13 +47,12 @@ def _refused(model: ir.Model) -> str | None:
     return None if inner is None else "a node has a graph of its own inside"
 
 
-class _Conversion:
+class _Fp16Conversion:
     """One graph on its way to float16."""
 
     def __init__(self, model: ir.Model, keep: Collection[str]) -> None:
         self.model = model
         self.graph = model.graph
-        self.emit = Emitter(model)
         self.reasons, self.mask_values = find_fp32_nodes(model, keep)
         self.limited: list[str] = []
         self.outputs = list(self.graph.outputs)
@@ -105,8 +102,8 @@ class _Conversion:
             return value
         if (value, wanted) not in self.versions:
             if value.const_value is not None:
-                made = self.emit.constant(
-                    f"{value.name}.fp16", self._in_range(value).astype(np.float16)
+                made = initializer(
+                    self.graph, f"{value.name}.fp16", self._in_range(value).astype(np.float16)
                 )
             else:
                 made = self._cast(value, wanted, reader)
@@ -132,7 +129,7 @@ class _Conversion:
         if (
             value in self.mask_values
         ):  # the cast alone would make -inf of it, and NaN of masked rows
-            least = self.emit.constant("fp16.least", np.float32(-HIDDEN))
+            least = initializer(self.graph, "fp16.least", np.float32(-HIDDEN))
             nodes.insert(0, ir.node("Max", [value, least]))
             nodes[1].replace_input_with(0, nodes[0].outputs[0])
         made = nodes[-1].outputs[0]

@@ -13,12 +13,10 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["LARGEST", "Fp32Nodes", "find_fp32_nodes", "infer_types"]
-
 LARGEST = 65504.0  # the largest finite float16
 
 # Sums, and the arithmetic of norms around them. LayerNormalization, RMSNormalization, Softmax and
-# Attention are not among them: their kernels add up in float32 whatever their inputs are.
+# Attention are not among them: their kernels add up in float32 for any input type.
 SUMS = ("DFT", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "CumSum")
 POWERS = ("Pow", "Sqrt", "Reciprocal", "Exp", "Log", "ReduceLogSum", "ReduceLogSumExp")
 SENSITIVE = frozenset((*SUMS, *POWERS))
@@ -75,7 +73,7 @@ class _Marks:
         self.masked: set[ir.Value] = set()
 
     def reason(self, node: ir.Node) -> str | None:
-        """Return why ``node`` stays in float32, None where it need not."""
+        """Return why ``node`` stays in float32, None if it need not."""
         values = (*node.inputs, *node.outputs)
         if any(value is not None and value.name in self.keep for value in values):
             return "its values leave float16's range on real texts"
@@ -107,7 +105,7 @@ class _Marks:
     def _adds_mask(self, node: ir.Node) -> bool:
         """Tell whether ``node`` is on the way from scores and a mask to the softmax of both.
 
-        ``score - 3.4e38`` is ``-3.4e38`` in float32, whatever the score: a row that is masked as
+        ``score - 3.4e38`` is ``-3.4e38`` in float32 for every score: a row that is masked as
         a whole becomes uniform. In float16 the score would still show beside the largest number.
         """
         if node.op_type in ("Add", "Sub"):

@@ -1,21 +1,22 @@
 """A graph in int8: products in bytes, embeddings stored as bytes, everything else in float32.
 
-In goes a float32 graph of standard operators, rewritten or as it was exported; it is changed in
-place. ``y = x W + b`` becomes ``(q_x - z_x) (q_W - z_W) s_x s_W + b``, the product in 32-bit
-integers and therefore exact (Jacob et al. 2018, arXiv 1712.05877). An input that several products
-read is quantised once.
+Changes a float32 graph of standard operators in place.
+
+``y = x W + b`` becomes ``(q_x - z_x) q_W s_x s_W + b``, the product in 32-bit integers and
+therefore exact (Jacob et al. 2018, arXiv 1712.05877). An input that several products read is
+quantised once.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trainkit.export.precision.arithmetic import quantise_table, quantise_weight
 from trainkit.export.precision.calibration import Range
-from trainkit.export.precision.emit import MICROSOFT, Emitter, replace
 from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.quantizable import (
     Lookup,
@@ -25,8 +26,7 @@ from trainkit.export.precision.quantizable import (
     find_quantizable,
 )
 from trainkit.export.rewrite.base import RewriteResult
-
-__all__ = ["to_int8"]
+from trainkit.export.rewrite.graph import MICROSOFT, Builder, initializer, replace
 
 NAME = "int8"
 # Rows of nothing but zeros must not divide by zero; every float32 scale of interest is larger.
@@ -57,10 +57,10 @@ def to_int8(
     already has no float32 weights left and is returned as it is, with nothing rewritten.
     """
     settings = settings or Int8Settings()
-    return _Conversion(model, settings, ranges or {}).run()
+    return _Quantization(model, settings, ranges or {}).run()
 
 
-class _Conversion:
+class _Quantization:
     """One graph on its way to int8: what is shared between its nodes is made once."""
 
     def __init__(
@@ -69,7 +69,6 @@ class _Conversion:
         self.model = model
         self.settings = settings
         self.ranges = ranges
-        self.emit = Emitter(model)
         self.activations: dict[ir.Value, Activation] = {}
         self.names: dict[object, str] = {}
 
@@ -82,11 +81,13 @@ class _Conversion:
                 rewritten += 1
             else:
                 declined.append(f"{output}: {reason}")
+        if any(node.domain == MICROSOFT for node in self.model.graph):
+            self.model.opset_imports.setdefault(MICROSOFT, 1)
         common.RemoveUnusedNodesPass()(self.model)
         return RewriteResult(name=NAME, rewritten=rewritten, declined=tuple(declined))
 
     def _rewrite(self, site: Product | Lookup | NotQuantizable, output: str) -> str | None:
-        """Replace the site's node; returns the reason where it stays."""
+        """Replace the site's node; returns the reason if it stays."""
         if isinstance(site, NotQuantizable):
             return site.reason
         if output in self.settings.keep:
@@ -102,72 +103,73 @@ class _Conversion:
         return None
 
     def _product(self, site: Product, source: ir.Value) -> None:
-        emit, base = self.emit, self._base(site.weight, "weight")
-        activation = self._activation(source)
+        build, base = Builder(site.node), self._base(site.weight, "weight")
+        activation = self._activation(source, build)
         quantised = quantise_weight(site.weight.array, self.settings.weight_bits)
         # The operator adds a bias while it writes the product; an Add would read and write all of
         # it once more.
         inside = site.row if activation.rows is None else None
-        result = emit.op(
+        result = build(
             "MatMulIntegerToFloat",
             activation.values,
-            emit.constant(f"{base}.int8", quantised.values),
+            self._constant(f"{base}.int8", quantised.values),
             activation.scale,
-            emit.constant(f"{base}.scale", quantised.scale),
+            self._constant(f"{base}.scale", quantised.scale),
             activation.zero_point,
-            emit.constant(f"{base}.zero_point", np.zeros(quantised.scale.shape, np.int8)),
+            self._constant(f"{base}.zero_point", np.zeros(quantised.scale.shape, np.int8)),
             *(() if inside is None else (inside,)),
             domain=MICROSOFT,
+            dtype=ir.DataType.FLOAT,
         )
-        replaced = site.node
         if inside is not None:
-            replaced = site.added or site.node
-        else:
-            if activation.rows is not None:
-                result = emit.op("Mul", result, activation.rows)
-            if site.bias is not None:
-                result = emit.op("Add", result, site.bias)
-        emit.place(site.node)
-        replace(replaced, result)
+            replace(site.added or site.node, result)
+            return
+        if activation.rows is not None:
+            result = build("Mul", result, activation.rows)
+        if site.bias is not None:
+            result = build("Add", result, site.bias)
+        replace(site.node, result)
 
-    def _activation(self, source: ir.Value) -> Activation:
-        """Quantise ``source`` once, whoever reads it; its first reader stands before the others."""
+    def _activation(self, source: ir.Value, build: Builder) -> Activation:
+        """Quantise ``source`` once; its first reader stands before the others."""
         if source not in self.activations:
             static = self.settings.activations == "static"
-            self.activations[source] = (self._static if static else self._per_token)(source)
+            make = self._static if static else self._per_token
+            self.activations[source] = make(source, build)
         return self.activations[source]
 
-    def _per_token(self, source: ir.Value) -> Activation:
-        emit = self.emit
-        one = emit.constant("int8.one", np.float32(1))
-        middle = emit.constant("int8.middle", np.uint8(128))
-        last_axis = emit.constant("int8.last_axis", np.array([-1]))
-        largest = emit.op("ReduceMax", emit.op("Abs", source), last_axis, keepdims=1)
-        step = emit.op("Mul", largest, emit.constant("int8.step", np.float32(1 / 127)))
-        rows = emit.op("Max", step, emit.constant("int8.least", LEAST_SCALE))
-        values = emit.op("QuantizeLinear", emit.op("Div", source, rows), one, middle)
+    def _per_token(self, source: ir.Value, build: Builder) -> Activation:
+        one = self._constant("int8.one", np.float32(1))
+        middle = self._constant("int8.middle", np.uint8(128))
+        largest = build("ReduceMax", build("Abs", source), [-1], keepdims=1)
+        step = build("Mul", largest, self._constant("int8.step", np.float32(1 / 127)))
+        rows = build("Max", step, self._constant("int8.least", LEAST_SCALE))
+        scaled = build("Div", source, rows)
+        values = build("QuantizeLinear", scaled, one, middle, dtype=ir.DataType.UINT8)
         return Activation(values, middle, one, rows)
 
-    def _static(self, source: ir.Value) -> Activation:
+    def _static(self, source: ir.Value, build: Builder) -> Activation:
         known = self.ranges[str(source.name)]
         scale, zero_point = known.scale_and_zero_point()
-        scale_value = self.emit.constant(f"{source.name}.scale", scale)
-        zero_value = self.emit.constant(f"{source.name}.zero_point", zero_point)
-        values = self.emit.op("QuantizeLinear", source, scale_value, zero_value)
+        scale_value = self._constant(f"{source.name}.scale", scale)
+        zero_value = self._constant(f"{source.name}.zero_point", zero_point)
+        values = build("QuantizeLinear", source, scale_value, zero_value, dtype=ir.DataType.UINT8)
         return Activation(values, zero_value, scale_value)
 
     def _lookup(self, site: Lookup) -> None:
-        emit, base = self.emit, self._base(site.weight, "table")
+        build, base = Builder(site.node), self._base(site.weight, "table")
         table = quantise_table(site.weight.array)
         ids = site.node.inputs[1]
-        rows = emit.op("Gather", emit.constant(f"{base}.int8", table.values), ids, axis=0)
-        scale = emit.op("Gather", emit.constant(f"{base}.scale", table.scale), ids, axis=0)
-        result = emit.op("Mul", emit.op("Cast", rows, to=ir.DataType.FLOAT), scale)
-        emit.place(site.node)
-        replace(site.node, result)
+        rows = build("Gather", self._constant(f"{base}.int8", table.values), ids, axis=0)
+        scale = build("Gather", self._constant(f"{base}.scale", table.scale), ids, axis=0)
+        floats = build("Cast", rows, to=ir.DataType.FLOAT, dtype=ir.DataType.FLOAT)
+        replace(site.node, build("Mul", floats, scale))
+
+    def _constant(self, name: str, content: npt.ArrayLike) -> ir.Value:
+        return initializer(self.model.graph, name, content)
 
     def _base(self, weight: Weight, role: str) -> str:
-        """Name a weight's constants: the same for each use of it, and nobody else's."""
+        """Name a weight's constants: the same for each use of it."""
         key = (weight.key, role)
         if key not in self.names:
             taken = set(self.names.values())

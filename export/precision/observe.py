@@ -8,9 +8,8 @@ import onnxruntime as ort
 
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import InputError
+from trainkit.serve.onnx_session import open_session
 from trainkit.serve.types import FloatArray
-
-__all__ = ["observe"]
 
 FILE = "observed.onnx"
 
@@ -43,4 +42,4 @@ def _session(copy: ir.Model, names: Sequence[str], scratch: Path) -> ort.Inferen
     for old in (path, weights):
         old.unlink(missing_ok=True)  # a session may still map the last one's weights
     ir.save(copy, path, external_data=weights.name)
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return open_session(path)

@@ -10,8 +10,6 @@ from trainkit.export.precision.fp32_nodes import LARGEST, find_fp32_nodes, infer
 from trainkit.export.precision.observe import observe
 from trainkit.serve.encoding import Batch
 
-__all__ = ["overflowing"]
-
 HEADROOM = 2  # other texts have larger values than the ones at hand
 MASK = 1e38  # such values were put there to hide a score, and are limited by the conversion
 

@@ -12,16 +12,6 @@ import onnx_ir as ir
 
 from trainkit.serve.types import FloatArray
 
-__all__ = [
-    "Lookup",
-    "NotQuantizable",
-    "Product",
-    "QuantizableNode",
-    "Weight",
-    "find_quantizable",
-    "quantizable_names",
-]
-
 # Quantising the (M, K) input of a product costs about as much as a few columns of it: with fewer
 # than these there is nothing to win. A classifier's head is such a product.
 LEAST_COLUMNS = 32
@@ -152,7 +142,7 @@ def _lookup(node: ir.Node) -> Iterator[QuantizableNode]:
 
 
 def _unfit(weight: Weight) -> str | None:
-    """Say why an array cannot be quantised; None where it can."""
+    """Say why an array cannot be quantised; None if it can."""
     array = weight.array
     if array.dtype != np.float32:
         return f"{weight.name} is {array.dtype}, not float32"

@@ -16,8 +16,6 @@ import onnx_ir as ir
 from trainkit.export.precision.quantizable import Lookup, NotQuantizable, Product, find_quantizable
 from trainkit.serve.types import FloatArray
 
-__all__ = ["diff_graphs"]
-
 # Half a step is what rounding does, and a zero point is rounded too.
 MOST_STEPS = 1.001
 AROUND = ("Mul", "Add")
@@ -174,7 +172,7 @@ def _read_lookup(last: ir.Node) -> _Read | str:
     cast = last.inputs[0].producer() if last.inputs[0] is not None else None
     gather = cast.inputs[0].producer() if cast is not None and cast.inputs[0] is not None else None
     if last.op_type != "Mul" or gather is None or gather.op_type != "Gather":
-        return "it is no lookup in bytes"
+        return "it is not a lookup in bytes"
     rows = last.inputs[1].producer() if last.inputs[1] is not None else None
     source = gather.inputs[1]
     if rows is None or rows.inputs[1] is not source:

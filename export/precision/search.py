@@ -23,8 +23,6 @@ from trainkit.export.rewrite.base import RewriteResult
 from trainkit.serve.encoding import Batch
 from trainkit.serve.errors import CheckFailedError, first_line
 
-__all__ = ["CANDIDATES", "Found", "SearchResult", "Try", "search"]
-
 # Fastest first. In all of them a row's answer depends on that row alone, which one dynamic scale
 # for a whole batch does not give (docs/precision.md).
 CANDIDATES = (
@@ -55,7 +53,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the manifest keeps: the choice, None where nothing passed, and every try in order."""
+    """What the manifest keeps: the choice, None if nothing passed, and every try in order."""
 
     limits: AccuracyLimits
     texts: int
@@ -65,7 +63,7 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sensitivity: tuple[Sensitivity, ...] = ()
 
     def check(self) -> Try:
-        """Return the choice; ``CheckFailedError`` with the nearest try where there is none."""
+        """Return the choice; raises CheckFailedError with the nearest try if there is none."""
         if self.chosen is not None:
             return self.chosen
         nearest = max(self.tries, key=_merit)
@@ -78,7 +76,7 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Found(NamedTuple):
-    """The record, and the chosen graph with what was done to it; both None where none passed."""
+    """The record, and the chosen graph with what was done to it; both None if none passed."""
 
     result: SearchResult
     model: ir.Model | None
@@ -103,9 +101,9 @@ def search(
     returns its logits on the gate's texts. ``scratch`` is an empty folder for files.
     ``calibration`` are batches of texts, best not those of the gate; without any, candidates
     with static activations are left out. ``fault`` says what else is wrong with a file that the
-    gate lets through, nothing where all is well.
+    gate lets through, nothing if all is well.
     """
-    return _Search(fresh, gate, limits, evaluate, scratch, calibration, fault, on_progress).run(
+    return _Int8Search(fresh, gate, limits, evaluate, scratch, calibration, fault, on_progress).run(
         [one for one in candidates if calibration or one.activations != "static"]
     )
 
@@ -118,7 +116,7 @@ class _Made(NamedTuple):
 
 
 @dataclass
-class _Search:
+class _Int8Search:
     """What :func:`search` was given, and what it found out so far."""
 
     fresh: Callable[[], ir.Model]
@@ -174,7 +172,7 @@ class _Search:
         if settings.activations != "static":
             return {}
         if settings.percentile not in self.ranges:
-            self.on_progress(f"int8: calibrate, {settings.percentile:g} %")
+            self.on_progress(f"int8: calibrate, {settings.percentile:g}%")
             self.ranges[settings.percentile] = calibrate(
                 self.fresh(), self.calibration, self.scratch, settings.percentile
             )
@@ -202,7 +200,9 @@ class _Search:
     def _check(self, path: Path) -> GateResult:
         try:
             logits = self.evaluate(path)
-        except Exception as error:  # whatever a runtime raises is a finding about this candidate
+        except (
+            Exception
+        ) as error:  # a runtime may raise anything; it is a finding about this candidate
             return GateResult(f"{type(error).__name__}: {first_line(error)}")
         result = self.gate.check(logits, self.limits)
         return result._replace(reason=self.fault(path)) if result.passed else result
@@ -225,7 +225,7 @@ def describe(settings: Int8Settings) -> str:
     """Say what is special about settings, in a few words."""
     words = [f"{settings.activations} activations"]
     if settings.percentile != 100:
-        words.append(f"{settings.percentile:g} % of values")
+        words.append(f"{settings.percentile:g}% of values")
     if settings.weight_bits != 8:
         words.append(f"{settings.weight_bits}-bit weights")
     if settings.keep:

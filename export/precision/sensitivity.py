@@ -12,8 +12,6 @@ from trainkit.export.precision.int8_settings import Int8Settings
 from trainkit.export.precision.quantizable import quantizable_names
 from trainkit.serve.types import FloatArray
 
-__all__ = ["Evaluate", "Sensitivity", "rank"]
-
 Evaluate = Callable[[Path], FloatArray]
 """A candidate's file to its (N, C) logits on the texts."""
 
@@ -23,7 +21,7 @@ MOST_GROUPS = 48  # deeper graphs are measured in groups of neighbours
 class Sensitivity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``names`` quantised, all else in fp32: the change of the logits, root of the mean square.
 
-    ``rms`` is None where there were no logits, or they were not finite.
+    ``rms`` is None if there were no logits, or they were not finite.
     """
 
     names: tuple[str, ...]
@@ -54,7 +52,7 @@ def rank(
 def _change(evaluate: Evaluate, path: Path, reference: FloatArray) -> float | None:
     try:
         logits = evaluate(path)
-    except Exception:  # whatever a runtime raises: it cannot run this one, which is the worst
+    except Exception:  # a runtime that cannot run this one: the worst
         return None
     rms = float(np.sqrt(np.mean(np.square(logits - reference))))
     return rms if np.isfinite(rms) else None

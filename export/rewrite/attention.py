@@ -1,4 +1,4 @@
-"""Attention as one operator on one vector a token, whatever it was written in.
+"""Attention as one operator on one vector per token.
 
 From opset 23 on that is mostly the standard ``Attention`` with (B, L, H) operands; before, the
 ``MultiHeadAttention`` that ONNX Runtime brings itself. B batch, L queries, K keys, A heads, D head
@@ -20,6 +20,7 @@ from trainkit.export.rewrite.attention_pattern import (
 )
 from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
+    MICROSOFT,
     Builder,
     Declined,
     attribute,
@@ -33,10 +34,7 @@ from trainkit.export.rewrite.heads import HEADS_FIRST, Heads, find_heads, tokens
 from trainkit.export.rewrite.masks import Masks
 from trainkit.export.rewrite.reshapes import merge_reshapes
 
-__all__ = ["fuse_attention"]
-
 STANDARD = 23  # the first opset with Attention
-RUNTIME = "com.microsoft"
 
 MEETING = RewritePass((transpose_transpose_rule, no_op_transpose_rule))
 
@@ -67,8 +65,8 @@ def fuse_attention(model: ir.Model) -> RewriteResult:
             rewritten += (_reshaped if node.op_type == "Attention" else _fuse)(node, fusing)
         except Declined as reason:
             declined.add(str(reason))
-    if any(node.domain == RUNTIME for node in model.graph):
-        model.opset_imports.setdefault(RUNTIME, 1)
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports.setdefault(MICROSOFT, 1)
     if rewritten:
         rename_axes(model, fusing.same)
         # Once the reshapes between them are gone, transposes meet.
@@ -86,7 +84,7 @@ def fuse_attention(model: ir.Model) -> RewriteResult:
 
 
 def _fuse(node: ir.Node, fusing: Fusing) -> bool:
-    """Fuse the attention around a Softmax; False where there is none."""
+    """Fuse the attention around a Softmax; False if there is none."""
     pattern = match_attention(node)
     if pattern is None:
         return False
@@ -95,8 +93,8 @@ def _fuse(node: ir.Node, fusing: Fusing) -> bool:
     build = Builder(pattern.node)
     heads, operands = _operands(pattern, build)
     masked = pattern.mask != Mask()
-    # On rows without a visible key the standard operator gives zeros in ONNX Runtime, whatever the
-    # mask is made of; the runtime's own averages all values. Each where it is right.
+    # On rows without a visible key the standard operator gives zeros in ONNX Runtime for
+    # any kind of mask; the runtime's own averages all values. Each where it is right.
     if fusing.version >= STANDARD and (pattern.mask.zeros or not masked):
         context = _standard(pattern, heads, operands, build, fusing.masks)
     else:
@@ -128,7 +126,7 @@ def _runtime(
         "MultiHeadAttention",
         *operands,
         *((None, None, bias) if bias is not None else ()),
-        domain=RUNTIME,
+        domain=MICROSOFT,
         shape=dims(operands[0]),
         num_heads=heads.number,
         scale=pattern.scale,

@@ -14,8 +14,6 @@ import onnx_ir as ir
 from trainkit.export.rewrite.graph import Declined, array, attribute, dims, producer, scalar
 from trainkit.export.rewrite.heads import swapped
 
-__all__ = ["AttentionPattern", "Mask", "find_attention", "match_attention"]
-
 # Added to any score of a real model, this gives exactly the same float32: as good as -infinity.
 ABSORBING = -1e30
 
@@ -56,7 +54,7 @@ def find_attention(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def match_attention(softmax: ir.Node) -> AttentionPattern | None:
-    """Read the attention around a Softmax; None where it is none, ``Declined`` where it is odd."""
+    """Read the attention around a Softmax; None if it is none, ``Declined`` where it is odd."""
     if softmax.outputs[0].is_graph_output() or len(dims(softmax.outputs[0]) or ()) < 3:
         return None  # the probabilities of the labels, most likely
     weights, zeros = _after(softmax)

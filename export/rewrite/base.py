@@ -1,8 +1,6 @@
-"""What a rewrite says about itself."""
+"""The result of a rewrite."""
 
 import msgspec
-
-__all__ = ["RewriteResult"]
 
 
 class RewriteResult(msgspec.Struct, frozen=True, kw_only=True):

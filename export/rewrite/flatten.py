@@ -22,8 +22,6 @@ from trainkit.export.rewrite.graph import (
 from trainkit.export.rewrite.reshapes import merge_reshapes
 from trainkit.export.rewrite.tokenwise import tokenwise_inputs
 
-__all__ = ["flatten_tokens"]
-
 Region = dict[ir.Node, list[int]]
 """Nodes that treat each token by itself, with the inputs that hold tokens."""
 

@@ -20,8 +20,6 @@ from trainkit.export.rewrite.graph import (
 )
 from trainkit.export.rewrite.reshapes import unshaped
 
-__all__ = ["fold_constants"]
-
 # Not `optimizer.optimize`: its rules take any number below 1e-8 for a zero, so that
 # `variance + epsilon` of a LayerNorm loses its epsilon and a constant row becomes NaN.
 RULES = (
@@ -148,7 +146,7 @@ def _settle_sizes(model: ir.Model) -> None:
 
 
 def _settled(part: ir.Value | None, before: ir.Node) -> ir.Value | None:
-    """Return one size, 1 instead of -1; None where it may be -1 and is not known."""
+    """Return one size, 1 instead of -1; None if it may be -1 and is not known."""
     if (fixed := integers(part)) is not None:
         return Builder(before).constant([1 if size == -1 else size for size in fixed])
     value = part

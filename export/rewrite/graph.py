@@ -8,24 +8,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-__all__ = [
-    "Builder",
-    "Declined",
-    "array",
-    "attribute",
-    "dims",
-    "drop_unused",
-    "infer_shapes",
-    "integers",
-    "is_scalar",
-    "opset",
-    "producer",
-    "rename_axes",
-    "same_rows",
-    "scalar",
-    "size",
-]
-
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 # Constants up to this many elements are looked at element by element.
 SMALL = 64
 
@@ -35,7 +18,7 @@ class Declined(Exception):  # noqa: N818  # not an error: the answer "not here",
 
 
 def array(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """Return the constant that ``value`` is, or None where it depends on the graph's inputs."""
+    """Return the constant that ``value`` is, or None if it depends on the graph's inputs."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     # An initializer that is an input too may be given another content at every run.
     if tensor is None or (value is not None and value.is_graph_input()):
@@ -50,7 +33,7 @@ def size(value: ir.Value | None) -> int | None:
 
 
 def integers(value: ir.Value | None) -> list[int] | None:
-    """Return a small constant of integers as a flat list; None where it is none."""
+    """Return a small constant of integers as a flat list; None if it is none."""
     if (count := size(value)) is None or count > SMALL:
         return None
     found = array(value)
@@ -60,16 +43,11 @@ def integers(value: ir.Value | None) -> list[int] | None:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """Return a constant of one element as a float; None where it is none."""
+    """Return a constant of one element as a float; None if it is none."""
     if size(value) != 1:
         return None
     found = array(value)
     return None if found is None else float(found.reshape(-1)[0])
-
-
-def is_scalar(value: ir.Value | None) -> bool:
-    """Tell whether ``value`` is a constant of one element."""
-    return size(value) == 1
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -94,6 +72,26 @@ def drop_unused(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
+def initializer(graph: ir.Graph, name: str, content: npt.ArrayLike) -> ir.Value:
+    """Return the initializer ``name``, added with ``content`` if it is not there yet."""
+    if name not in graph.initializers:
+        # Not np.ascontiguousarray: it makes a vector of a scalar.
+        tensor = ir.tensor(np.array(content, order="C"), name=name)
+        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(np.shape(content))
+        graph.register_initializer(ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
+    return graph.initializers[name]
+
+
+def replace(node: ir.Node, new: ir.Value) -> None:
+    """Let every reader of ``node``'s only output read ``new``, under its old name and type."""
+    (old,) = node.outputs
+    name, old.name = old.name, f"{old.name}.replaced"
+    new.name, new.type, new.shape = name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+
+
 class Builder:
     """Adds nodes before one node of the graph; constants become initializers named by content."""
 
@@ -105,8 +103,7 @@ class Builder:
     def constant(self, content: npt.ArrayLike, dtype: Any = np.int64) -> ir.Value:
         """Return a small constant, the same one for the same content."""
         made = np.asarray(content, dtype=dtype)
-        name = f"{made.dtype}{made.tolist()}".replace(" ", "")
-        return self.graph.initializers.get(name) or self.weights(name, made)
+        return initializer(self.graph, f"{made.dtype}{made.tolist()}".replace(" ", ""), made)
 
     def weights(self, name: str, content: npt.NDArray[Any]) -> ir.Value:
         """Store an array under ``name``, or one like it where that is taken."""
@@ -114,15 +111,7 @@ class Builder:
         while free in self.graph.initializers:
             number += 1
             free = f"{name}.{number}"
-        tensor = ir.tensor(content.copy(order="C"), name=free)
-        value = ir.Value(
-            name=free,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(content.shape),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
+        return initializer(self.graph, free, content)
 
     def __call__(
         self,
@@ -137,33 +126,18 @@ class Builder:
 
         ``shape`` and ``dtype`` describe the output; dtype is by default that of the first input.
         """
-        return self.several(
-            1, op_type, *inputs, shapes=[shape], dtype=dtype, domain=domain, **attributes
-        )[0]
-
-    def several(
-        self,
-        outputs: int,
-        op_type: str,
-        *inputs: ir.Value | Sequence[int] | None,
-        shapes: Sequence[Iterable[Any] | None],
-        dtype: ir.DataType | None = None,
-        domain: str = "",
-        **attributes: Any,
-    ) -> Sequence[ir.Value]:
-        """Add a node with several outputs."""
         values = [
             given if given is None or isinstance(given, ir.Value) else self.constant(given)
             for given in inputs
         ]
-        node = ir.node(op_type, values, attributes, domain=domain, num_outputs=outputs)
+        node = ir.node(op_type, values, attributes, domain=domain)
+        (output,) = node.outputs
         first = next((value for value in values if value is not None), None)
-        for output, dims in zip(node.outputs, shapes, strict=True):
-            if (known := dtype or (first.dtype if first is not None else None)) is not None:
-                output.dtype = known
-            output.shape = None if dims is None else ir.Shape(list(dims))
+        if (known := dtype or (first.dtype if first is not None else None)) is not None:
+            output.dtype = known
+        output.shape = None if shape is None else ir.Shape(list(shape))
         self.graph.insert_before(self.before, node)
-        return node.outputs
+        return output
 
 
 def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
@@ -184,7 +158,7 @@ def same_rows(first: ir.Value, second: ir.Value) -> bool:
 def rename_axes(model: ir.Model, same: dict[str, int | str]) -> None:
     """Call an axis by the name or number that it was found to be the same as.
 
-    A sum of two values that have the same axes now has them too, whatever it was called before.
+    A sum of two values that have the same axes now has them too.
     """
     for node in model.graph:
         for value in node.outputs:

@@ -18,8 +18,6 @@ from trainkit.export.rewrite.graph import (
     producer,
 )
 
-__all__ = ["Heads", "find_heads", "swapped", "tokens"]
-
 HEADS_FIRST = [0, 2, 1, 3]  # (B, L, A, D) to (B, A, L, D), and back
 
 

@@ -10,8 +10,6 @@ from trainkit.export.rewrite.attention_pattern import Mask
 from trainkit.export.rewrite.graph import Builder, dims
 from trainkit.export.rewrite.heads import HEADS_FIRST, Heads
 
-__all__ = ["Masks"]
-
 LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -27,7 +25,7 @@ class Masks:
         return self._for_all_queries(self._visible(mask, build), query, build)
 
     def as_floats(self, mask: Mask, query: ir.Value, build: Builder) -> ir.Value | None:
-        """Return the mask as floats to be added, for all queries; None where there is none."""
+        """Return the mask as floats to be added, for all queries; None if there is none."""
         if mask.added:
             return self._for_all_queries(self._sum(mask.added, build), query, build)
         condition = mask.visible if mask.visible is not None else mask.hidden
@@ -91,7 +89,7 @@ class Masks:
         known, (batch, length, _) = dims(mask), dims(query) or (None, None, None)
         if length not in (None, 1) and known is not None and len(known) == 4 and known[2] == length:
             return mask
-        # As many in every layer, whatever the axis is called there; a fixed number is another.
+        # The same number in every layer under any name of the axis; a fixed number is another.
         key = ("queries", mask, length if isinstance(length, int) else None)
         if key not in self.made:
             sizes = build("Shape", query, shape=[3], dtype=ir.DataType.INT64)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from trainkit.export.rewrite.base import RewriteResult
 from trainkit.export.rewrite.graph import (
+    MICROSOFT,
     Builder,
     Declined,
     attribute,
@@ -24,13 +25,11 @@ from trainkit.export.rewrite.packed import Packed, read_pack, read_unpack
 from trainkit.export.rewrite.reshapes import merge_reshapes
 from trainkit.export.rewrite.tokenwise import tokenwise_inputs
 
-__all__ = ["narrow_last_layer"]
-
 Layout: TypeAlias = Literal["padded", "packed"]
 Use: TypeAlias = tuple[ir.Node, int]
 
 # Of the operators that take queries, keys and values as their first three inputs.
-MASK_INPUT = {("", "Attention"): 3, ("com.microsoft", "MultiHeadAttention"): 5}
+MASK_INPUT = {("", "Attention"): 3, (MICROSOFT, "MultiHeadAttention"): 5}
 
 
 class Region(NamedTuple):
@@ -227,7 +226,7 @@ def _forget_tokens(node: ir.Node) -> None:
 
 
 def _rejoin(region: Region) -> None:
-    """One token a row needs no packing: (B, 1, H) is (1, B, H) in other words."""
+    """One token per row needs no packing: (B, 1, H) is (1, B, H) in memory."""
     for layout, packed in (
         *((([1, -1]), pack) for pack in region.packs),
         *((([-1, 1]), unpack) for unpack in region.unpacks),

@@ -13,10 +13,8 @@ import onnx_ir as ir
 from trainkit.export.rewrite.graph import Builder, attribute, dims, integers, producer, scalar
 from trainkit.export.rewrite.reshapes import RESHAPES, unshaped
 
-__all__ = ["Packed", "Plan", "read_pack", "read_unpack"]
 
-
-class Plan(NamedTuple):
+class PackingPlan(NamedTuple):
     """The packing of one batch: ``keep`` with axes (B, S), and the slot of each flat position."""
 
     keep: ir.Value
@@ -35,7 +33,7 @@ class Packed(NamedTuple):
 
     node: ir.Node
     reader: ir.Node
-    plan: Plan
+    plan: PackingPlan
 
 
 def read_pack(node: ir.Node) -> Packed | None:
@@ -96,7 +94,7 @@ def _packed(
     keep = unshaped(kept[0])
     if dims(keep) != padded[:2] or None in padded[:2] or not _keeps_first(keep):
         return None
-    return Packed(node, reader, Plan(keep, kept[1]))
+    return Packed(node, reader, PackingPlan(keep, kept[1]))
 
 
 def _kept_by_slot(slot: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:

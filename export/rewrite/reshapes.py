@@ -1,10 +1,8 @@
-"""Chains of operators that only name the axes anew become one, or none."""
+"""Chains of reshaping operators become one, or none."""
 
 import onnx_ir as ir
 
 from trainkit.export.rewrite.graph import Builder, dims, drop_unused, infer_shapes, producer
-
-__all__ = ["RESHAPES", "merge_reshapes", "unshaped"]
 
 RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 

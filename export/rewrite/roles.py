@@ -1,6 +1,6 @@
-"""What a stranger's classifier takes: which input holds token ids, which the mask.
+"""The inputs of another exporter's classifier: which holds token ids, which the mask.
 
-Found by what the graph does with an input, whatever it is called: ids look up the largest table of
+Found by what the graph does with an input, not by its name: ids look up the largest table of
 embeddings, token types and positions look up others, and what looks up none is the mask.
 """
 
@@ -10,8 +10,6 @@ import onnx_ir as ir
 
 from trainkit.export.rewrite.graph import dims, size
 from trainkit.serve.errors import InputError
-
-__all__ = ["Roles", "find_roles"]
 
 RELABELLING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -32,7 +30,7 @@ class Roles(NamedTuple):
 
 
 def find_roles(model: ir.Model, name: str) -> Roles:
-    """Read the roles off the graph; ``InputError`` where it is no text classifier."""
+    """Read the roles off the graph; raises InputError if it is not a text classifier."""
     initializers = set(model.graph.initializers)
     inputs = [value for value in model.graph.inputs if value.name not in initializers]
     tables = {value: _table(value) for value in inputs}

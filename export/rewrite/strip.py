@@ -7,8 +7,6 @@ import onnx_ir as ir
 
 from trainkit.export.rewrite.base import RewriteResult
 
-__all__ = ["strip_metadata"]
-
 
 def strip_metadata(model: ir.Model) -> RewriteResult:
     """Clear every ``metadata_props`` and ``doc_string`` in ``model``, and count those that were."""

@@ -12,8 +12,6 @@ from trainkit.export.rewrite.fold import fold_constants
 from trainkit.export.rewrite.narrow import narrow_last_layer
 from trainkit.export.rewrite.strip import strip_metadata
 
-__all__ = ["REWRITES", "Rewrite"]
-
 
 class Rewrite(NamedTuple):
     """One rewrite: changes a graph in place and says what it did, or why not."""

@@ -1,13 +1,11 @@
 """Which operators treat each token by itself: a row is the vector along a value's last axis.
 
-Whatever only chooses or re-orders rows commutes with these operators.
+Choosing or re-ordering rows commutes with these operators.
 """
 
 import onnx_ir as ir
 
-from trainkit.export.rewrite.graph import attribute, dims, integers, same_rows, size
-
-__all__ = ["tokenwise_inputs"]
+from trainkit.export.rewrite.graph import MICROSOFT, attribute, dims, integers, same_rows, size
 
 ELEMENTWISE = {
     *("Abs", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish"),
@@ -23,7 +21,7 @@ REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ReduceSumSqua
 def tokenwise_inputs(node: ir.Node) -> list[int] | None:
     """Return which inputs hold the rows that the output's rows are made from, one from one.
 
-    None where the operator mixes rows, or that is not known. All other inputs are constants that
+    None if the operator mixes rows, or that is not known. All other inputs are constants that
     every row shares.
     """
     output = node.outputs[0]
@@ -31,7 +29,7 @@ def tokenwise_inputs(node: ir.Node) -> list[int] | None:
         return None
     if node.domain == "" and node.op_type in ELEMENTWISE:
         return _elementwise(node)
-    if node.domain == "com.microsoft" and node.op_type in RUNTIME_ELEMENTWISE:
+    if node.domain == MICROSOFT and node.op_type in RUNTIME_ELEMENTWISE:
         return _elementwise(node)
     if node.domain == "" and (_product(node) or _over_last_axis(node, len(known))):
         first = node.inputs[0]
@@ -53,7 +51,7 @@ def _elementwise(node: ir.Node) -> list[int] | None:
 
 
 def _shared(value: ir.Value) -> bool:
-    """Tell a constant of at most one row, whatever the number of its axes."""
+    """Tell a constant of at most one row, of any rank."""
     if size(value) is None:
         return False
     known = dims(value)

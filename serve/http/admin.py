@@ -1,31 +1,27 @@
 """The admin application: which models are served, and a new version of one.
 
-It follows Triton's model repository extension to the Open Inference Protocol, and listens on an
-address of its own, so that whoever may ask for predictions may not also change what gives them.
+It follows Triton's model repository extension of the Open Inference Protocol. It listens on an
+address of its own, so that clients that may ask for predictions cannot change the models.
 """
 
-import hmac
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
 
 from trainkit.serve.errors import InputError, TrainkitError
+from trainkit.serve.http.exceptions import HTTPError
+from trainkit.serve.http.middleware import read_body
+from trainkit.serve.http.operations import Call, Operation, application_of
 
-__all__ = ["Entry", "application"]
+T = TypeVar("T")
 
-MOST_BYTES = 1 << 16
-
-log = logging.getLogger("trainkit.serve")
+MAX_BYTES = 1 << 16
+INDEX = "/v2/repository/index"
+LOAD = "/v2/repository/models/{model}/load"
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -38,7 +34,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``folder``: the bundle to load; without it, the folder that the model came from."""
+    """``folder``: the bundle to load; None: the folder that the model was loaded from."""
 
     folder: str | None = None
 
@@ -50,27 +46,9 @@ class LoadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class IndexBody(msgspec.Struct, frozen=True):
-    """Body of an index; ``ready`` leaves out what is not."""
+    """Body of an index; with ``ready`` only models that are."""
 
     ready: bool = False
-
-
-class RequestMiddleware:
-    """Demands the token, where there is one."""
-
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self.app = app
-        self.expected = None if token is None else f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer 401."""
-        given = dict(scope.get("headers", [])).get(b"authorization", b"")
-        if self.expected is None or hmac.compare_digest(given, self.expected):
-            await self.app(scope, receive, send)
-            return
-        answer = said(401, "this address needs the header Authorization: Bearer TOKEN.")
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        await answer(scope, receive, send)
 
 
 def application(
@@ -80,65 +58,40 @@ def application(
 ) -> Starlette:
     """Build the application around two functions; ``load`` returns the new version."""
 
-    async def repository_index(request: Request) -> Response:
-        wanted = await body(request, IndexBody)
+    async def repository_index(call: Call) -> Response:
+        wanted = await _body(call, IndexBody)
         entries = [one for one in index() if one.state == "READY" or not wanted.ready]
-        return JSONResponse([msgspec.to_builtins(entry) for entry in entries])
+        return _json(entries)
 
-    async def repository_load(request: Request) -> Response:
-        name = request.path_params["name"]
-        wanted = await body(request, LoadBody)
+    async def repository_load(call: Call) -> Response:
+        name = call.model or ""
+        wanted = await _body(call, LoadBody)
         if name not in {entry.name for entry in index()}:
-            return said(404, f"no model is named {name!r}.")
+            raise HTTPError(404, f"no model is named {name!r}.")
         folder = wanted.parameters.folder
-        version = await load(name, None if folder is None else Path(folder))
-        return JSONResponse({"name": name, "version": version, "state": "READY"})
+        try:
+            version = await load(name, None if folder is None else Path(folder))
+        except TrainkitError as error:
+            status = 400 if isinstance(error, InputError) else 503
+            raise HTTPError(status, str(error)) from None
+        return _json({"name": name, "version": version, "state": "READY"})
 
-    return Starlette(
-        routes=[
-            Route("/v2/repository/index", repository_index, methods=["POST"]),
-            Route("/v2/repository/models/{name}/load", repository_load, methods=["POST"]),
-        ],
-        middleware=[Middleware(RequestMiddleware, token=token)],
-        exception_handlers={
-            HTTPException: no_such_route,
-            TrainkitError: refused,
-            Exception: failed,
-        },
-    )
+    operations = [
+        Operation("POST", INDEX, "The models", repository_index, "application/json"),
+        Operation("POST", LOAD, "Load a version", repository_load, "application/json"),
+    ]
+    hint = f"there are {INDEX} and {LOAD.format(model='NAME')}"
+    return application_of(operations, token=token, paths_hint=hint)
 
 
-async def body(request: Request, kind: type[Any]) -> Any:
-    """Read a small JSON body; none at all is an empty one. ``InputError`` where it is wrong."""
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > MOST_BYTES:
-            raise InputError(f"the body is larger than {MOST_BYTES} bytes.")
+def _json(content: list[Entry] | dict[str, str]) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+async def _body(call: Call, kind: type[T]) -> T:
+    """Read a small JSON body; an empty one is an empty object."""
+    content = await read_body(call.scope, call.receive, MAX_BYTES)
     try:
         return msgspec.json.decode(content or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the body is not what was expected: {error}.") from None
-
-
-def said(status: int, error: str) -> JSONResponse:
-    """Answer with one sentence."""
-    return JSONResponse({"error": error}, status)
-
-
-async def no_such_route(request: Request, error: Exception) -> Response:
-    """404 or 405, in the one form that every error has."""
-    assert isinstance(error, HTTPException)
-    answer = said(error.status_code, f"{request.method} {request.url.path}: {error.detail}.")
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-async def refused(request: Request, error: Exception) -> Response:
-    """Answer for a bundle or a body that is not sound (400), or a worker's own failure (503)."""
-    return said(400 if isinstance(error, InputError) else 503, str(error))
-
-
-async def failed(request: Request, error: Exception) -> Response:
-    """Answer for our own mistake; Starlette raises it again, and it is logged there."""
-    return said(500, "an internal error; see the server's log.")
+        raise HTTPError(400, f"the body is not what was expected: {error}.") from None

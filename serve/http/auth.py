@@ -5,8 +5,6 @@ import re
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["VARIABLE", "checked", "from_environment"]
-
 VARIABLE = "TRAINKIT_TOKEN"
 
 
@@ -17,7 +15,7 @@ def from_environment() -> str | None:
 
 
 def checked(token: str, where: str) -> str:
-    """Return ``token``; ``InputError`` where it could not travel in a header, or is short."""
+    """Return ``token``; ``InputError`` if it does not fit into a header or is short."""
     if not re.fullmatch(r"[!-~]{8,}", token):
         raise InputError(
             f"{where} holds no token: one line of 8 or more letters, digits and signs, no spaces."

@@ -1,9 +1,8 @@
-"""The queue of one model: requests of many rows in, batches by tokens out, answers back in order.
+"""The queue of one model: forms batches by tokens from the rows of all waiting requests.
 
-As soon as the model is free, what waits goes: one row of each request in turn, so that a small
-request does not wait for a large one, up to the budget. Knows nothing of processes: ``run`` is any
-coroutine from rows of tokens to their logits, and gets one batch at a time. B rows, S tokens in the
-longest of them.
+As soon as the model is free, waiting rows run, one of each request in turn up to the budget, so
+that a small request does not wait for a large one. ``run`` is any coroutine function from rows of
+tokens to their logits and gets one batch at a time. B rows, S tokens in the longest of them.
 """
 
 import asyncio
@@ -24,15 +23,12 @@ from trainkit.serve.http.exceptions import (
 )
 from trainkit.serve.types import FloatArray
 
-__all__ = ["BatchStats", "Batcher", "BatchingPolicy", "InferenceResult"]
-
-# Attention is computed on the padded batch, in a packed graph too: a row of S positions costs as
-# much there as S**2 / ATTENTION tokens do elsewhere. With MiniLM it was 140 in int8, 240 in fp32.
+# Attention runs on the padded batch, in a packed graph too: a row of S positions costs there what
+# S**2 / ATTENTION tokens cost elsewhere. Measured with MiniLM: 140 in int8, 240 in fp32.
 ATTENTION = 170
-# So much of a batch may be padding: a share of what its rows are worth, and about what a batch of
-# its own costs, in tokens.
+# Allowed padding: a share of the rows' cost, plus about the cost of a batch of its own, in tokens.
 WASTE, WASTE_TOKENS = 0.25, 16
-RETRY_S = (0.1, 60.0)  # bounds of what a client is told; and before the first batch,
+RETRY_S = (0.1, 60.0)  # bounds of Retry-After; before the first batch:
 UNKNOWN_RETRY_S = 1.0
 
 
@@ -95,7 +91,7 @@ def _worth(length: int) -> float:
     return length + length**2 / ATTENTION
 
 
-class _Load:
+class _BatchCost:
     """What is in a batch so far."""
 
     def __init__(self, policy: BatchingPolicy) -> None:
@@ -153,13 +149,12 @@ class Batcher:
         return not self._task.done()
 
     async def submit(self, rows: Sequence[Tokens], timeout_s: float) -> InferenceResult:
-        """Run N rows; their logits come in their order, (N, C), N at least 1.
+        """Return the (N, C) logits of N rows, N at least 1, in their order.
 
-        ``DeadlineError`` where ``timeout_s`` pass before the first row runs: then none does. Once
-        one has, all do. ``QueueFullError`` where the tokens would be more than may wait; a request
-        that alone is too large for the queue is taken when nothing else waits. ``InferenceError``
-        where ``run`` fails on these rows, without others beside them; ``UnavailableError`` once
-        closed. Cancelling it takes its rows out of the queue.
+        Raises ``DeadlineError`` if ``timeout_s`` pass before the first row runs (after that, all
+        run), ``QueueFullError`` if the queue has no room (a request larger than the queue is taken
+        when nothing else waits), ``InferenceError`` if ``run`` fails on these rows alone, and
+        ``UnavailableError`` once closed. Cancelling it removes its rows from the queue.
         """
         assert rows
         if self._closing:
@@ -187,7 +182,7 @@ class Batcher:
             _fail(request, UnavailableError("the model stopped before it came to this request"))
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
-        """Let nobody wait for ever where the queue itself fails, which is a bug."""
+        """Fail every waiting request if the queue itself fails, which is a bug."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._closing = True
@@ -259,7 +254,7 @@ class Batcher:
         so is the first of a later batch at the latest: no length waits for ever.
         """
         now = perf_counter()
-        load, batch, kept = _Load(self.policy), list[_Row](), list[_Request]()
+        load, batch, kept = _BatchCost(self.policy), list[_Row](), list[_Request]()
         # Not all of a long queue is tried for the last free tokens of a batch.
         while self._ring and max(load.rows, len(kept)) < self.policy.batch_rows:
             request, _ = self._ring.popitem(last=False)
@@ -290,7 +285,7 @@ class Batcher:
             self._ring[request] = None
 
     async def _answer(self, batch: list[_Row]) -> None:
-        """Run a batch; where it fails, run each of its requests apart to find the guilty one."""
+        """Run a batch; if it fails, run each of its requests alone to find the cause."""
         started_at = perf_counter()
         try:
             logits = await self._run([request.rows[number] for request, number in batch])
@@ -303,7 +298,7 @@ class Batcher:
                 for guest in requests:
                     if not guest.done.done():
                         await self._answer([row for row in batch if row[0] is guest])
-        except Exception as error:  # whatever it is: it is told, and the queue goes on
+        except Exception as error:  # the callers get it, and the queue goes on
             for request, _ in batch:
                 _fail(request, error)
                 self._leave(request)

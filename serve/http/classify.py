@@ -1,23 +1,21 @@
-"""``/classify``, for people: what its body may be, and what logits are called in its answer."""
+"""The request and the predictions of ``/classify``."""
 
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.middleware import HTTPError
+from trainkit.serve.http.exceptions import HTTPError
+from trainkit.serve.http.messages import Classified, ClassifyRequest
 from trainkit.serve.http.model import Model
-from trainkit.serve.http.openapi import Classified, ClassifyRequest
 from trainkit.serve.postprocess import label_thresholds, ranking
 from trainkit.serve.types import FloatArray
-
-__all__ = ["decode", "predictions", "thresholds_of"]
 
 _DECODER = msgspec.json.Decoder(ClassifyRequest)
 
 
 def decode(body: bytes) -> ClassifyRequest:
-    """Read a body; ``HTTPError`` where it is not of this form."""
+    """Read a body; ``HTTPError`` if it is invalid."""
     try:
         return _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -28,7 +26,7 @@ def decode(body: bytes) -> ClassifyRequest:
 
 
 def thresholds_of(request: ClassifyRequest, model: Model) -> dict[str, float] | None:
-    """Return the threshold of each label, where the request has some."""
+    """Return the threshold of each label, or None if the request has none."""
     if request.thresholds is None:
         return None
     if model.manifest.problem_type != "multi_label_classification":
@@ -45,7 +43,7 @@ def predictions(
     top_k: int | None,
     thresholds: Mapping[str, float] | None,
 ) -> list[Classified]:
-    """Say what (N, C) logits mean, in the words of ``/classify``."""
+    """Return the predictions of (N, C) logits in the form of ``/classify``."""
     found = []
     ranks = ranking(logits).tolist()
     predicted = model.classifier.predictions(rows, logits)

@@ -1,10 +1,21 @@
-"""What can keep a request without an answer, apart from its own input being wrong."""
+"""Why a request gets no answer, apart from an ``InputError`` about its texts."""
 
-__all__ = ["DeadlineError", "InferenceError", "QueueFullError", "UnavailableError"]
+
+class HTTPError(Exception):
+    """The request is answered with ``status`` and one sentence."""
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before it had its answer."""
 
 
 class QueueFullError(Exception):
-    """The queue holds all it may; try again after ``retry_after_s`` seconds."""
+    """The queue is full; try again after ``retry_after_s`` seconds."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_after_s:.1f} s")
@@ -12,12 +23,12 @@ class QueueFullError(Exception):
 
 
 class DeadlineError(Exception):
-    """The request's deadline passed while it waited; it was never run."""
+    """The request's deadline passed while it was queued; it was not run."""
 
 
 class InferenceError(Exception):
-    """The model fails on this request, which was run apart from all others before this is said."""
+    """The model fails on this request, also when it runs without others."""
 
 
 class UnavailableError(Exception):
-    """The model is stopping, or its model process did not come back in time."""
+    """The model is stopping, or its process did not come back in time."""

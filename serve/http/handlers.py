@@ -1,36 +1,23 @@
-"""The handlers of the HTTP application: each takes a call and gives a reply, or raises.
+"""Handlers of the HTTP application: inference, what the models are, readiness and metrics.
 
-Inference for programs and for people, what the models are and whether they are ready, and the
-metrics. What a request may be is in ``guard``, ``inference_protocol`` and ``classify``, the work in
-``model``.
+Each takes a :class:`~trainkit.serve.http.operations.Call` and returns a response or raises.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import msgspec
-from starlette.types import Receive, Scope
+from starlette.responses import Response
 
 from trainkit import __version__
+from trainkit.serve.encoding import Text, Tokens, characters
 from trainkit.serve.http import classify, metrics
 from trainkit.serve.http import inference_protocol as protocol
-from trainkit.serve.http.answering import Answering
-from trainkit.serve.http.middleware import (
-    HTTPError,
-    RequestLog,
-    Response,
-    header,
-    header_timeout_s,
-    read_body,
-    unless_gone,
-)
-from trainkit.serve.http.model import BatchStats, Model, Models
-from trainkit.serve.http.openapi import (
-    V2,
-    VERSION,
+from trainkit.serve.http.batching import BatchStats
+from trainkit.serve.http.exceptions import DeadlineError, HTTPError
+from trainkit.serve.http.messages import (
     ClassifyResponse,
     Live,
     ModelInfo,
@@ -42,29 +29,26 @@ from trainkit.serve.http.openapi import (
     TensorMetadata,
     Timings,
 )
+from trainkit.serve.http.middleware import (
+    RequestLog,
+    header,
+    header_timeout_s,
+    json_response,
+    read_body,
+    unless_gone,
+)
+from trainkit.serve.http.model import Model, Models
+from trainkit.serve.http.operations import Call
 from trainkit.serve.http.settings import Settings
+from trainkit.serve.http.tensors import Signature
 from trainkit.serve.postprocess import probabilities
-
-__all__ = ["Call", "Handler", "Handlers"]
+from trainkit.serve.types import FloatArray
 
 T = TypeVar("T")
 LONG = 1 << 16  # bytes of a body: reading more takes longer than the hop to a thread
 MANY = 64  # rows: likewise
-AT_HAND_S = 0.1  # a body that came with the request is read, whatever the deadline
+AT_HAND_S = 0.1  # to read a body that came with the request, even with a shorter deadline
 BINARY = "application/octet-stream"
-
-
-class Call(NamedTuple):
-    """One request, as a handler sees it."""
-
-    scope: Scope
-    receive: Receive
-    record: RequestLog
-    model: str | None  # of the path
-    version: str | None
-
-
-Handler = Callable[[Call], Awaitable[Response]]
 
 
 class Handlers:
@@ -81,35 +65,20 @@ class Handlers:
         self.settings = settings
         self.draining = draining
         self.tracing = tracing
-        self.answering = Answering(settings, tracing)
         self._noted: WeakKeyDictionary[Model, dict[str, int]] = WeakKeyDictionary()
         self.server = ServerMetadata(
             "trainkit", __version__, ["binary_tensor_data", "schedule_policy"]
         )
 
-    def table(self) -> list[tuple[str, str, Handler]]:
-        """Return method, path and handler of every route that asks the models."""
-        return [  # in the order in which they are tried
-            ("POST", "/classify", self.classify),
-            *(("POST", f"{path}/infer", self.infer) for path in (V2, VERSION)),
-            ("GET", "/v2", self.about),
-            ("GET", "/v2/health/live", self.live),
-            ("GET", "/v2/health/ready", self.ready),
-            *(("GET", path, self.model_metadata) for path in (V2, VERSION)),
-            *(("GET", f"{path}/ready", self.model_ready) for path in (V2, VERSION)),
-            ("GET", "/models", self.facts),
-            ("GET", "/metrics", self.metrics),
-        ]
-
-    def observe(self, record: RequestLog) -> None:
+    def observe(self, log: RequestLog) -> None:
         """Count a request that was answered."""
-        metrics.of(metrics.REQUESTS, record.route, record.model, record.status).inc()
-        if record.error:
-            metrics.of(metrics.ERRORS, record.error).inc()
-        if record.infer_s is not None:
-            metrics.of(metrics.TOKENIZE, record.model).observe(record.tokenize_s or 0)
-            metrics.of(metrics.QUEUE, record.model).observe(record.queue_s or 0)
-            metrics.of(metrics.INFER, record.model).observe(record.infer_s)
+        metrics.of(metrics.REQUESTS, log.route, log.model, log.status).inc()
+        if log.error:
+            metrics.of(metrics.ERRORS, log.error).inc()
+        if log.infer_s is not None:
+            metrics.of(metrics.TOKENIZE, log.model).observe(log.tokenize_s or 0)
+            metrics.of(metrics.QUEUE, log.model).observe(log.queue_s or 0)
+            metrics.of(metrics.INFER, log.model).observe(log.infer_s)
 
     def observe_batch(self, model: Model, facts: BatchStats) -> None:
         """Count a batch that was run."""
@@ -118,7 +87,7 @@ class Handlers:
         self._note(model)
 
     def _note(self, model: Model) -> None:
-        """Set the gauges where they changed; a model is asked after each batch."""
+        """Set the gauges that changed; called after each batch."""
         stats = model.stats()
         if self._noted.get(model) == stats:
             return
@@ -130,22 +99,22 @@ class Handlers:
 
     async def about(self, call: Call) -> Response:
         """Describe the server."""
-        return _json(self.server)
+        return json_response(self.server)
 
     async def live(self, call: Call) -> Response:
-        """Tell that the process answers."""
-        return _json(Live(True))
+        """Report that the process answers."""
+        return json_response(Live(True))
 
     async def ready(self, call: Call) -> Response:
-        """Tell whether every model takes requests."""
+        """Report whether every model takes requests."""
         ready = not self.draining() and all(model.ready for model in self.models.values())
-        return _json(Ready(ready), 200 if ready else 503)
+        return json_response(Ready(ready), 200 if ready else 503)
 
     async def model_ready(self, call: Call) -> Response:
-        """Tell whether one model takes requests."""
+        """Report whether one model takes requests."""
         model = self._model(call)
         ready = model.ready and not self.draining()
-        return _json(ModelReady(model.name, ready), 200 if ready else 503)
+        return json_response(ModelReady(model.name, ready), 200 if ready else 503)
 
     async def model_metadata(self, call: Call) -> Response:
         """Describe what a model takes and gives."""
@@ -158,18 +127,20 @@ class Handlers:
         ]
         inputs = [TensorMetadata("text", "BYTES", [-1]), *ids]
         versions = [model.version]
-        return _json(ModelMetadata(model.name, versions, "onnxruntime_onnx", inputs, outputs))
+        return json_response(
+            ModelMetadata(model.name, versions, "onnxruntime_onnx", inputs, outputs)
+        )
 
     async def facts(self, call: Call) -> Response:
         """Describe every model, for people."""
-        return _json(ModelList([_facts(model) for model in self.models.values()]))
+        return json_response(ModelList([_facts(model) for model in self.models.values()]))
 
     async def metrics(self, call: Call) -> Response:
         """Give the metrics as Prometheus reads them."""
         for model in self.models.values():
             self._note(model)
         body = await asyncio.to_thread(metrics.exposition)
-        return Response(200, body, "text/plain; version=0.0.4; charset=utf-8")
+        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def infer(self, call: Call) -> Response:
         """Answer a request of the Open Inference Protocol."""
@@ -182,7 +153,7 @@ class Handlers:
         request = await _threaded(len(body) > LONG, protocol.decode, body, length, signature)
         if request.timeout_s is not None:
             timeout_s = min(timeout_s, request.timeout_s)
-        work = self.answering.infer(call.record, model, request.texts, request.rows, timeout_s)
+        work = self._infer(call.log, model, request.texts, request.rows, timeout_s)
         rows, logits = await unless_gone(call.receive, work)
         classifier = model.classifier
         scores = probabilities(logits, classifier.problem_type, classifier.temperature)
@@ -191,9 +162,9 @@ class Handlers:
             len(rows) > MANY, protocol.encode, request, name, classifier.labels, logits, scores
         )
         if length is None:
-            return Response(200, answer)
-        headers = (("Inference-Header-Content-Length", str(length)),)
-        return Response(200, answer, BINARY, headers)
+            return Response(answer, media_type="application/json")
+        headers = {"Inference-Header-Content-Length": str(length)}
+        return Response(answer, 200, headers, BINARY)
 
     async def classify(self, call: Call) -> Response:
         """Answer texts with labels."""
@@ -203,20 +174,65 @@ class Handlers:
         name = request.model or next(iter(self.models))
         model = self._model(call._replace(model=name))
         thresholds = classify.thresholds_of(request, model)
-        work = self.answering.infer(call.record, model, request.texts, None, timeout_s)
+        work = self._infer(call.log, model, request.texts, None, timeout_s)
         rows, logits = await unless_gone(call.receive, work)
         found = await _threaded(
             len(rows) > MANY, classify.predictions, model, rows, logits, request.top_k, thresholds
         )
-        record = call.record
-        total_s = time.perf_counter() - record.started
-        parts_s = (record.tokenize_s or 0, record.queue_s or 0, record.infer_s or 0, total_s)
+        log = call.log
+        total_s = time.perf_counter() - log.started
+        parts_s = (log.tokenize_s or 0, log.queue_s or 0, log.infer_s or 0, total_s)
         timings = Timings(*(round(part * 1000, 3) for part in parts_s))
-        return _json(ClassifyResponse(model.name, model.version, found, timings))
+        return json_response(ClassifyResponse(model.name, model.version, found, timings))
+
+    async def _infer(
+        self,
+        log: RequestLog,
+        model: Model,
+        texts: Sequence[Text] | None,
+        rows: Sequence[Tokens] | None,
+        timeout_s: float,
+    ) -> tuple[Sequence[Tokens], FloatArray]:
+        """Return the encoded rows and their logits; the limits are checked before each step."""
+        deadline = log.started + min(timeout_s, self.settings.timeout_s)
+        begin = time.perf_counter()
+        if texts is not None:
+            log.texts = len(texts)
+            self._check_texts(texts)
+            with self.tracing.span("tokenize"):
+                rows = await model.tokens(texts)
+        assert rows is not None
+        log.texts, log.tokens = len(rows), sum(len(row.ids) for row in rows)
+        if log.tokens > self.settings.limits.tokens:
+            raise HTTPError(
+                422,
+                f"the texts have {log.tokens} tokens together, and a request may have "
+                f"{self.settings.limits.tokens}; send fewer at a time.",
+            )
+        now = time.perf_counter()
+        log.tokenize_s = now - begin
+        if now >= deadline:
+            raise DeadlineError
+        answer = await model.infer(rows, deadline - now)
+        log.queue_s, log.infer_s = answer.queue_s, answer.infer_s
+        self.tracing.spans_until_now(queue=answer.queue_s, infer=answer.infer_s)
+        return rows, answer.logits
+
+    def _check_texts(self, texts: Sequence[Text]) -> None:
+        limits = self.settings.limits
+        if not 0 < len(texts) <= limits.texts:
+            raise HTTPError(422, f"a request has from 1 to {limits.texts} texts, not {len(texts)}.")
+        count = sum(map(characters, texts))
+        if count > limits.characters:
+            raise HTTPError(
+                413,
+                f"the texts have {count} characters together, and a request may have "
+                f"{limits.characters}; send fewer at a time.",
+            )
 
     async def _body(self, call: Call, timeout_s: float) -> bytes:
-        """Read the body; who sends it slowly has until the request's deadline."""
-        deadline = call.record.started + min(timeout_s, self.settings.timeout_s)
+        """Read the body, before the request's deadline."""
+        deadline = call.log.started + min(timeout_s, self.settings.timeout_s)
         try:
             async with asyncio.timeout(max(deadline - time.perf_counter(), AT_HAND_S)):
                 return await read_body(call.scope, call.receive, self.settings.limits.body_bytes)
@@ -231,20 +247,16 @@ class Handlers:
             raise HTTPError(404, f"there is no model of this name; served are: {served}.")
         if call.version not in (None, model.version):
             raise HTTPError(404, f"{model.name} is served in version {model.version} only.")
-        call.record.model, call.record.version = model.name, model.version
+        call.log.model, call.log.version = model.name, model.version
         return model
 
 
 async def _threaded(wanted: bool, function: Callable[..., T], *arguments: Any) -> T:
-    """Call ``function``, in a thread where that is wanted: the event loop goes on meanwhile."""
+    """Call ``function``, in a thread if ``wanted``."""
     return await asyncio.to_thread(function, *arguments) if wanted else function(*arguments)
 
 
-def _json(content: msgspec.Struct, status: int = 200) -> Response:
-    return Response(status, msgspec.json.encode(content))
-
-
-def _header_length(scope: Scope) -> int | None:
+def _header_length(scope: Any) -> int | None:
     sent = header(scope, b"inference-header-content-length")
     if sent is None:
         return None
@@ -253,12 +265,9 @@ def _header_length(scope: Scope) -> int | None:
     return int(sent)
 
 
-def _signature(model: Model, texts: int) -> protocol.Signature:
-    return protocol.Signature(
-        model.vocabulary_size,
-        model.max_length,
-        any(tensor.name == "token_type_ids" for tensor in model.manifest.inputs),
-        texts,
+def _signature(model: Model, texts: int) -> Signature:
+    return Signature(
+        model.vocabulary_size, model.max_length, model.classifier.encoder.token_types, texts
     )
 
 

@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 with the binary tensor extension: bytes to typed requests and back.
 
-Pure functions, no I/O. In goes a body, out come texts or encoded rows; in go logits, out comes a
-body. Every fault of a request is a ``ProtocolError`` of one sentence.
+Pure functions, no I/O: a body is decoded to texts or rows of tokens, logits are encoded to a body.
+Every fault of a request is a ``ProtocolError`` of one sentence.
 https://github.com/kserve/open-inference-protocol and Triton's ``extension_binary_data``.
 """
 
@@ -23,24 +23,10 @@ from trainkit.serve.http.tensors import (
 )
 from trainkit.serve.types import FloatArray
 
-__all__ = [
-    "OUTPUTS",
-    "InferRequest",
-    "InferResponse",
-    "InputTensor",
-    "OutputTensor",
-    "ProtocolError",
-    "Request",
-    "RequestedOutput",
-    "Signature",
-    "decode",
-    "encode",
-]
-
 Datatype = Literal["BYTES", "FP32"]
 OUTPUTS: dict[str, Datatype] = {"label": "BYTES", "probabilities": "FP32", "logits": "FP32"}
 
-# Each changes what a tensor means, so that to ignore one would be to answer something else.
+# Each changes what a tensor means, so it must not be ignored.
 REFUSED = ("shared_memory_region", "classification")
 
 
@@ -79,7 +65,7 @@ class InferResponse(msgspec.Struct, omit_defaults=True):
     id: str | None = None
 
 
-class Request(NamedTuple):
+class DecodedRequest(NamedTuple):
     """N texts, or the N rows they were encoded to elsewhere; one of both is None.
 
     ``outputs`` holds the name of each output wanted and whether it is to be binary.
@@ -95,11 +81,10 @@ class Request(NamedTuple):
 _DECODER = msgspec.json.Decoder(InferRequest)
 
 
-def decode(body: bytes, header_length: int | None, signature: Signature) -> Request:
+def decode(body: bytes, header_length: int | None, signature: Signature) -> DecodedRequest:
     """Read a request.
 
-    ``header_length`` is Inference-Header-Content-Length, None where there was no such header: then
-    all of the body is JSON.
+    ``header_length`` is Inference-Header-Content-Length; None without it: the body is JSON.
     """
     if header_length is None:
         header_length = len(body)
@@ -122,7 +107,7 @@ def decode(body: bytes, header_length: int | None, signature: Signature) -> Requ
             f"inputs must be text alone, or {', '.join(signature.id_inputs)}; got "
             f"{', '.join(map(quoted, names)) or 'none'}."
         )
-    return Request(
+    return DecodedRequest(
         texts,
         rows,
         _outputs(request.outputs, _flag(parameters, "binary_data_output")),
@@ -210,7 +195,7 @@ def _timeout(parameters: Mapping[str, Any]) -> float | None:
 
 
 def encode(
-    request: Request,
+    request: DecodedRequest,
     model: tuple[str, str],
     labels: Sequence[str],
     logits: FloatArray,
@@ -218,7 +203,7 @@ def encode(
 ) -> tuple[bytes, int | None]:
     """Write the answer of a model's (name, version) for (N, C) logits and probabilities.
 
-    Returns the body and, where binary data follows the JSON, the length of the JSON.
+    Returns the body and, if binary data follows the JSON, the length of the JSON.
     """
     # By the logits: probabilities may round to the same number.
     best = [labels[column] for column in logits.argmax(axis=1)]

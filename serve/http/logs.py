@@ -12,8 +12,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["JsonFormatter", "config"]
-
 
 class JsonFormatter(logging.Formatter):
     """A record as one JSON object; ``extra={"fields": {...}}`` takes the place of the message."""

@@ -1,8 +1,8 @@
-"""What Prometheus is told, and OpenTelemetry where it is wanted.
+"""Prometheus metrics, and optional OpenTelemetry spans.
 
 Labels are bounded: routes are templates, models are those that are served. With
-PROMETHEUS_MULTIPROC_DIR set before this module is imported, several fronts add up, and any of them
-answers for all. Time histograms are in seconds.
+PROMETHEUS_MULTIPROC_DIR set before this module is imported, several workers add up, and any of
+them answers for all. Time histograms are in seconds.
 """
 
 import os
@@ -20,68 +20,37 @@ from trainkit.serve.http.traces import not_installed
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = [
-    "BATCH_ROWS",
-    "BATCH_TOKENS",
-    "ERRORS",
-    "INFER",
-    "QUEUE",
-    "QUEUE_ROWS",
-    "QUEUE_TOKENS",
-    "REGISTRY",
-    "REQUESTS",
-    "RESTARTS",
-    "TOKENIZE",
-    "Tracing",
-    "exposition",
-    "of",
-    "set_version",
-]
-
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 REGISTRY = CollectorRegistry()
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5)  # and +Inf: ten
 SIZES = (16, 64, 256, 512, 1024, 2048, 4096, 16384)
 
-REQUESTS = Counter(
-    "trainkit_requests", "Requests answered.", ("route", "model", "status"), registry=REGISTRY
-)
-ERRORS = Counter("trainkit_errors", "Requests refused or failed.", ("kind",), registry=REGISTRY)
-TOKENIZE = Histogram(
-    "trainkit_tokenize_seconds", "Tokenising.", ("model",), buckets=SECONDS, registry=REGISTRY
-)
-QUEUE = Histogram(
-    "trainkit_queue_seconds", "In the queue.", ("model",), buckets=SECONDS, registry=REGISTRY
-)
-INFER = Histogram(
-    "trainkit_infer_seconds",
-    "From the first batch of a request to the end of its last.",
-    ("model",),
-    buckets=SECONDS,
-    registry=REGISTRY,
-)
-BATCH_TOKENS = Histogram(
-    "trainkit_batch_tokens", "Tokens of a batch.", ("model",), buckets=SIZES, registry=REGISTRY
-)
-BATCH_ROWS = Histogram(
-    "trainkit_batch_rows",
-    "Texts of a batch.",
-    ("model",),
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-    registry=REGISTRY,
-)
+
+def _histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(name, documentation, ("model",), buckets=buckets, registry=REGISTRY)
 
 
 def _gauge(name: str, documentation: str, labels: tuple[str, ...] = ("model",)) -> Gauge:
     return Gauge(name, documentation, labels, registry=REGISTRY, multiprocess_mode="livesum")
 
 
-QUEUE_ROWS = _gauge("trainkit_queue_rows", "Texts that wait.")
-QUEUE_TOKENS = _gauge("trainkit_queue_tokens", "Tokens that wait.")
-# A gauge, since it is read from the engine as a total; with several fronts, of those that live.
+REQUESTS = Counter(
+    "trainkit_requests", "Requests answered.", ("route", "model", "status"), registry=REGISTRY
+)
+ERRORS = Counter("trainkit_errors", "Requests refused or failed.", ("kind",), registry=REGISTRY)
+TOKENIZE = _histogram("trainkit_tokenize_seconds", "Tokenizing.", SECONDS)
+QUEUE = _histogram("trainkit_queue_seconds", "In the queue.", SECONDS)
+INFER = _histogram(
+    "trainkit_infer_seconds", "From the first batch of a request to the end of its last.", SECONDS
+)
+BATCH_TOKENS = _histogram("trainkit_batch_tokens", "Tokens of a batch.", SIZES)
+BATCH_ROWS = _histogram("trainkit_batch_rows", "Texts of a batch.", (1, 2, 4, 8, 16, 32, 64, 128))
+QUEUE_ROWS = _gauge("trainkit_queue_rows", "Texts in the queue.")
+QUEUE_TOKENS = _gauge("trainkit_queue_tokens", "Tokens in the queue.")
+# A gauge, since the model process gives the total; of several workers, the sum of those alive.
 RESTARTS = _gauge("trainkit_worker_restarts", "Restarts of model processes.")
-INFO = _gauge("trainkit_model_info", "Fronts that serve this version.", ("model", "version"))
+INFO = _gauge("trainkit_model_info", "HTTP workers that serve this version.", ("model", "version"))
 _versions: dict[str, str] = {}
 
 
@@ -111,10 +80,7 @@ def exposition() -> bytes:
 
 
 class Tracing:
-    """Spans of OpenTelemetry, or nothing where it is not enabled.
-
-    ``InputError`` where it is enabled and not installed.
-    """
+    """Spans of OpenTelemetry if enabled; ``InputError`` if that is not installed."""
 
     def __init__(self, enabled: bool) -> None:
         self.tracer: Any = None
@@ -128,13 +94,13 @@ class Tracing:
             self._middleware = OpenTelemetryMiddleware
 
     def around(self, app: "ASGIApp") -> "ASGIApp":
-        """Put the ASGI middleware around ``app``, where tracing is enabled."""
+        """Wrap ``app`` in the ASGI middleware if tracing is enabled."""
         if self.tracer is None:
             return app
         traced: ASGIApp = self._middleware(app)
 
         async def without_query(scope: "Scope", receive: "Receive", send: "Send") -> None:
-            # No route has one, and a span would keep whatever text a client put there.
+            # No route has one, and a span would keep any text that a client put there.
             await traced({**scope, "query_string": b""}, receive, send)
 
         return without_query

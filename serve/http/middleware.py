@@ -1,4 +1,4 @@
-"""What stands around every request: its id, the token, the log line, and the limit on its body."""
+"""What every request passes: its id, the token, its log line, and the limits of its body."""
 
 import asyncio
 import hmac
@@ -7,79 +7,25 @@ import math
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = [
-    "ClientGoneError",
-    "Error",
-    "HTTPError",
-    "RequestLog",
-    "RequestMiddleware",
-    "Response",
-    "error_response",
-    "header",
-    "header_timeout_s",
-    "read_body",
-    "unless_gone",
-]
+from trainkit.serve.http.exceptions import ClientGoneError, HTTPError
+from trainkit.serve.http.messages import Error
 
 T = TypeVar("T")
 
-OPEN = {"/", "/v2/health/live", "/v2/health/ready"}  # a browser and a probe bring no token
-OTHER = "other"  # the route of every path that is none: labels stay few
-GONE = 499  # nginx's number for a client that went away; nobody receives it
+OTHER = "other"  # the route of unknown paths: labels stay few
+GONE = 499  # nginx's status for a client that went away; only the log has it
 LOGGER = logging.getLogger("trainkit.serve.http")
 
 
-class HTTPError(Exception):
-    """The request gets ``status`` and one sentence."""
-
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = tuple(headers.items())
-
-
-class ClientGoneError(Exception):
-    """The client closed the connection before it had its answer."""
-
-
-class Error(msgspec.Struct):
-    """The body of every answer that is not a success."""
-
-    error: str
-
-
-class Response(NamedTuple):
-    """An answer, before it is sent."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
-
-    async def send(self, send: Send) -> None:
-        """Send it whole."""
-        headers = [
-            (b"content-type", self.content_type.encode()),
-            (b"content-length", str(len(self.body)).encode()),
-            *((name.replace("_", "-").lower().encode(), v.encode()) for name, v in self.headers),
-        ]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
-
-
-def error_response(status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    """Return the answer that says what was wrong."""
-    return Response(status, msgspec.json.encode(Error(message)), headers=tuple(headers))
-
-
 class RequestLog(msgspec.Struct):
-    """What is known of one request, for its log line and the metrics; times in seconds."""
+    """One request's log line and metrics; times in seconds."""
 
     request_id: str
     method: str
@@ -97,7 +43,7 @@ class RequestLog(msgspec.Struct):
     total_s: float = 0.0
 
     def fields(self) -> dict[str, Any]:
-        """Return what the log line says; no part of it comes from a text."""
+        """Return the fields of the log line; none contains text of the request."""
         found: dict[str, Any] = {}
         for name, value in msgspec.structs.asdict(self).items():
             if name == "started" or value in ("", None):
@@ -111,18 +57,21 @@ class RequestLog(msgspec.Struct):
 class RequestMiddleware:
     """ASGI middleware: request id, bearer token, ``Connection: close`` while draining, log line.
 
-    ``observe`` gets the record of each request after its answer.
+    ``observe`` gets the log of each request after its answer.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        *,
         token: str | None,
+        public: Collection[str],
         draining: Callable[[], bool],
         observe: Callable[[RequestLog], None],
     ) -> None:
         self.app = app
         self.token = None if token is None else token.encode()
+        self.public = public
         self.draining = draining
         self.observe = observe
 
@@ -131,13 +80,13 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestLog(_request_id(scope), scope["method"], time.perf_counter())
-        scope["trainkit.record"] = record
+        log = RequestLog(_request_id(scope), scope["method"], time.perf_counter())
+        scope["trainkit.log"] = log
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                record.status = message["status"]
-                message["headers"] = [*message["headers"], *self._headers(record)]
+                log.status = message["status"]
+                message["headers"] = [*message["headers"], *self._headers(log)]
             elif scope["method"] == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
@@ -146,35 +95,41 @@ class RequestMiddleware:
             if self._is_allowed(scope):
                 await self.app(scope, receive, answer)
             else:
-                record.error = "token"
+                log.error = "token"
                 message = "the token is missing or wrong; send Authorization: Bearer TOKEN."
-                await error_response(401, message, [("WWW-Authenticate", "Bearer")]).send(answer)
+                headers = {"WWW-Authenticate": "Bearer"}
+                await json_response(Error(message), 401, headers)(scope, receive, answer)
         except ClientGoneError:
-            record.status, record.error = GONE, "client gone"
-        except Exception:  # the last place where a traceback can be kept from the client
-            LOGGER.exception(
-                "unexpected error", extra={"fields": {"request_id": record.request_id}}
-            )
-            record.error = "unexpected"
-            if not record.status:
-                message = f"the server failed; its log has request {record.request_id}."
-                await error_response(500, message).send(answer)
+            log.status, log.error = GONE, "client gone"
+        except Exception:  # a traceback must not reach the client
+            LOGGER.exception("unexpected error", extra={"fields": {"request_id": log.request_id}})
+            log.error = "unexpected"
+            if not log.status:
+                message = f"the server failed; its log has request {log.request_id}."
+                await json_response(Error(message), 500)(scope, receive, answer)
         finally:
-            record.route = getattr(scope.get("endpoint"), "template", OTHER)
-            record.total_s = time.perf_counter() - record.started
-            self.observe(record)
-            LOGGER.info("", extra={"fields": record.fields()})
+            log.route = getattr(scope.get("endpoint"), "path", OTHER)
+            log.total_s = time.perf_counter() - log.started
+            self.observe(log)
+            LOGGER.info("", extra={"fields": log.fields()})
 
-    def _headers(self, record: RequestLog) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", record.request_id.encode())]
+    def _headers(self, log: RequestLog) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", log.request_id.encode())]
         return [*headers, (b"connection", b"close")] if self.draining() else headers
 
     def _is_allowed(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self.token is None or path in OPEN:
+        if self.token is None or path in self.public:
             return True
         scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
         return hmac.compare_digest(token.strip(), self.token) and scheme.lower() == b"bearer"
+
+
+def json_response(
+    content: msgspec.Struct, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a struct as JSON."""
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
 def _request_id(scope: Scope) -> str:
@@ -190,7 +145,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def header_timeout_s(scope: Scope) -> float:
-    """Return what X-Request-Timeout-Ms asks for, in seconds; infinity where it is not there."""
+    """Return what X-Request-Timeout-Ms asks for, in seconds; infinity without it."""
     sent = header(scope, b"x-request-timeout-ms")
     if sent is None:
         return math.inf
@@ -216,10 +171,7 @@ def _decompressor(scope: Scope) -> Any:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Read a body in pieces, and decompress it; refused where it passes ``limit`` bytes.
-
-    Both as sent and decompressed, and before anything is read where Content-Length says so.
-    """
+    """Read and decompress a body of at most ``limit`` bytes, as sent and decompressed."""
     too_large = HTTPError(413, f"the body is larger than {limit} bytes; send fewer texts.")
     decompressor = _decompressor(scope)
     length = header(scope, b"content-length")
@@ -254,9 +206,9 @@ def _decompressed(decompressor: Any, piece: bytes, limit: int) -> bytes:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``; cancel it and raise ``ClientGoneError`` where the client goes away first.
+    """Await ``work``; cancel it and raise ``ClientGoneError`` if the client disconnects first.
 
-    The body must have been read: what is received after it says that the client is gone.
+    The body must have been read before.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(receive))

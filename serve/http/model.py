@@ -18,20 +18,19 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.forward_pool import PROVIDERS
 from trainkit.serve.http.batching import Batcher, BatchingPolicy, BatchStats, InferenceResult
 from trainkit.serve.http.exceptions import InferenceError, QueueFullError, UnavailableError
-from trainkit.serve.http.model_process import ModelProcess, ProcessSpec
+from trainkit.serve.http.model_process import ModelProcess
+from trainkit.serve.http.model_worker import ProcessSpec
 from trainkit.serve.http.settings import Settings
 from trainkit.serve.types import FloatArray
-
-__all__ = ["BatchStats", "InferenceResult", "Model", "Models", "default_threads"]
 
 logger = logging.getLogger("trainkit.serve")
 
 WARM_WORDS = (1, 16, 128)
-# So many characters take 0.15 ms, as the hop to a thread and back does: they are tokenised at once.
+# Tokenizing 256 characters takes 0.15 ms, as does the hop to a thread: shorter texts stay here.
 SHORT = 256
 MOST_CHARACTERS = 8  # that may wait for the tokenizer, for each token that may wait in the queue
 RETRY_S = 1.0  # then; a million characters take half as long
-QUIET_S = 2.0  # a model that was replaced goes when nobody has asked it for so long
+QUIET_S = 2.0  # a replaced model stops after this time without a request
 
 
 class Model:
@@ -68,7 +67,7 @@ class Model:
 
     @classmethod
     async def load(cls, name: str, folder: Path, settings: Settings) -> "Model":
-        """Open, start and warm; ``InputError`` where the bundle is not sound or does not run."""
+        """Open, start and warm up; ``InputError`` if the bundle is damaged or does not run."""
         manifest, classifier, process = await asyncio.to_thread(_open, folder, settings)
         model = cls(name, folder, manifest, classifier, process, settings)
         try:
@@ -101,10 +100,10 @@ class Model:
         }
 
     async def tokens(self, texts: Sequence[Text]) -> list[Tokens]:
-        """Tokenise, long texts in a thread; ``InputError`` names the text that is wrong.
+        """Tokenize, long texts in a thread.
 
-        ``QueueFullError`` where more would wait than may, which a request alone never does;
-        ``UnavailableError`` once the model is closed.
+        Raises ``InputError`` for an invalid text, ``QueueFullError`` if too much text of other
+        requests waits, and ``UnavailableError`` once the model is closed.
         """
         count = sum(map(characters, texts))
         if count <= SHORT:
@@ -125,9 +124,7 @@ class Model:
     async def infer(
         self, rows: Sequence[Tokens], timeout_s: float | None = None
     ) -> InferenceResult:
-        """Queue, batch, run. ``QueueFullError``, ``DeadlineError``, ``InferenceError``,
-        ``UnavailableError``. Cancelling it takes its rows out of the queue.
-        """
+        """Queue, batch and run rows; raises as :meth:`Batcher.submit` does."""
         if not rows:
             return InferenceResult(
                 np.empty((0, len(self.manifest.labels)), dtype=np.float32), 0.0, 0.0
@@ -143,7 +140,7 @@ class Model:
         self._tokenisers.shutdown(wait=False)
 
     async def retire(self, grace_s: float = 30.0) -> None:
-        """Close once those who hold it still have asked: after a while without a question."""
+        """Close after ``QUIET_S`` without a request, from callers that got it before a reload."""
         loop = asyncio.get_running_loop()
         self._used_at, end = loop.time(), loop.time() + grace_s
         while loop.time() < end and (self._characters or loop.time() < self._used_at + QUIET_S):
@@ -160,7 +157,7 @@ class Model:
         return logits
 
     async def _warm(self) -> None:
-        """Run a few lengths, alone and together: the first answers are not the slowest then."""
+        """Run a few lengths, alone and together, so that the first answers are not slow."""
         rows = await self.tokens([" ".join(["text"] * words) for words in WARM_WORDS])
         try:
             for some in (*([row] for row in rows), rows):
@@ -172,11 +169,11 @@ class Model:
 
 
 def default_threads(cores: int) -> int:
-    """Leave a core to the front where two are left then.
+    """Leave a core to the HTTP worker if two are left.
 
-    With a thread for each core, all wait for the one whose core the front took. But one thread of
-    two cores answers a long text in nearly twice the time: MiniLM then bore 14 % more TREC
-    questions a second, and half as many newsgroups posts.
+    With a thread per core, all wait for the one whose core the HTTP worker uses. On two cores, one
+    thread takes nearly twice as long for a long text: with MiniLM 14% more TREC questions/s, but
+    half the newsgroups posts/s.
     """
     return cores - 1 if cores > 2 else cores
 
@@ -195,7 +192,7 @@ def _open(folder: Path, settings: Settings) -> tuple[Manifest, Classifier, Model
     classifier = Classifier.of_bundle(opened, _holds_no_model)
     process = ModelProcess(
         ProcessSpec(
-            model=opened.model_path,
+            model=str(opened.model_path),
             files=files if len(files) > 1 else {},
             pad_id=manifest.pad_id,
             token_types=classifier.encoder.token_types,
@@ -222,17 +219,16 @@ def _policy(manifest: Manifest, settings: Settings) -> BatchingPolicy:
         batch_rows=settings.batch_rows,
         max_wait_ms=settings.max_wait_ms,
         queue_tokens=settings.queue_tokens,
-        # A reason why it is not, or null; a bundle from before there was the field says nothing.
+        # The reason why it is not, or null.
         packed=manifest.source.get("padded_because", "unknown") is None,
         equal_lengths=manifest.equal_lengths,
     )
 
 
 class Models(Mapping[str, Model]):
-    """The served models by name. A request holds the Model it got, also across a reload.
+    """The served models by name. A request keeps the model it got, also across a reload.
 
-    Ask for it when the request is read: one that was replaced goes after ``QUIET_S`` seconds
-    without a question.
+    Get it after the request's body: a replaced model stops after ``QUIET_S`` without a request.
     """
 
     def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
@@ -275,9 +271,9 @@ class Models(Mapping[str, Model]):
         model.on_batch = lambda facts: self._observe(model, facts)
 
     async def reload(self, name: str, folder: Path | None = None) -> Model:
-        """Load the folder anew beside the running one, warm it, swap, drain the old one.
+        """Load a folder beside the running model, warm it up, swap them, drain the old one.
 
-        ``InputError`` where the new one is refused: the old one stays. Other labels are allowed.
+        Raises ``InputError`` if the new one is invalid: the old one stays. Labels may differ.
         It returns when the new one answers; the old one drains in the background.
         """
         if name not in self._models:

@@ -12,48 +12,24 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
 
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import FileInfo
 from trainkit.serve.http.exceptions import InferenceError, UnavailableError
-from trainkit.serve.http.model_worker import LENGTH, Reply, RowBatch, WorkerSpec, frame
+from trainkit.serve.http.model_worker import LENGTH, ProcessSpec, Reply, RowBatch, frame
 from trainkit.serve.types import FloatArray
 
 logger = logging.getLogger("trainkit.serve")
 
-# -P: a file of the working directory must not be imported in place of a library.
-PROGRAM = (sys.executable, "-P", "-m", "trainkit.serve.http.model_worker")
+DECODER = msgspec.msgpack.Decoder(Reply)
 LATE_S = 0.05
 TRIES = 2  # a batch whose process dies runs again: it need not be the cause
-
-
-class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run, how, and how long to wait; times in seconds."""
-
-    model: Path
-    files: dict[str, FileInfo] = {}
-    """With external weights, which a descriptor cannot name, both files: they are opened by path
-    if they are still the same."""
-    pad_id: int
-    token_types: bool
-    threads: int
-    providers: tuple[str, ...]
-    start_s: float = 120.0  # for the model to load
-    hang_s: float = 30.0  # for one batch
-    return_s: float = 30.0  # that a batch waits for a new process
-    ping_s: float = 0.2  # between heartbeats
-    silent_s: float = 0.6  # without a heartbeat: not ready
-    kill_s: float = 2.0  # without a heartbeat: killed; a busy machine is back before that
-    pauses_s: tuple[float, float] = (0.1, 5.0)  # between restarts in a row; the first comes at once
-    program: tuple[str, ...] = PROGRAM
 
 
 class LostError(Exception):
@@ -179,7 +155,7 @@ class ModelProcess:
             )
 
 
-class _Process:
+class _Process(asyncio.Protocol):
     """One started process and this end of its two sockets."""
 
     def __init__(self, spec: ProcessSpec, file: int | None) -> None:
@@ -187,26 +163,22 @@ class _Process:
         self.reason: str | None = None  # why it was killed from here
         self.has_replied = False  # to a batch
         self.silent_s = 0.0  # since the last heartbeat, while this process was awake
+        loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self._loaded: asyncio.Future[Reply] = loop.create_future()
+        self._replies = deque([self._loaded])  # in the order of the batches
+        self._received = bytearray()
+        self._transport: asyncio.WriteTransport | None = None
         batches, their_batches = socket.socketpair()
         heartbeat, their_heartbeat = socket.socketpair()
-        command = WorkerSpec(
-            batches=their_batches.fileno(),
-            heartbeat=their_heartbeat.fileno(),
-            model=str(spec.model),
-            file=file,
-            files=spec.files,
-            threads=spec.threads,
-            providers=spec.providers,
-            pad_id=spec.pad_id,
-            ping_s=spec.ping_s,
-        )
-        inherited = [command.batches, command.heartbeat, *([] if file is None else [file])]
+        inherited = [their_batches.fileno(), their_heartbeat.fileno()]
+        inherited += [] if file is None else [file]
         self._batches, self._heartbeat = batches, heartbeat
         heartbeat.setblocking(False)
         with their_batches, their_heartbeat:
             try:
                 self.popen = subprocess.Popen(
-                    [*spec.program, msgspec.json.encode(command).decode()],
+                    [*spec.program, msgspec.json.encode(spec).decode(), *map(str, inherited)],
                     pass_fds=inherited,
                     stdin=subprocess.DEVNULL,
                 )
@@ -232,10 +204,7 @@ class _Process:
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        reader, self._writer = await asyncio.open_connection(sock=self._batches)
-        self._loaded: asyncio.Future[Reply] = loop.create_future()
-        self._replies = deque([self._loaded])  # in the order of the batches
-        self.lost = asyncio.ensure_future(self._receive(reader))
+        await loop.create_unix_connection(lambda: self, sock=self._batches)
         loop.add_reader(self._heartbeat, self._on_heartbeat)
 
     async def _load(self) -> None:
@@ -257,23 +226,31 @@ class _Process:
         if reply.error:
             raise InputError(reply.error)
 
-    async def _receive(self, reader: asyncio.StreamReader) -> None:
-        """Give each reply to the batch that waits for it, until the process is lost."""
-        decoder = msgspec.msgpack.Decoder(Reply)
-        try:
-            while True:
-                (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-                reply = decoder.decode(await reader.readexactly(size))
-                waiting = self._replies.popleft()
-                self.has_replied |= waiting is not self._loaded
-                if not waiting.done():  # its caller may be gone
-                    waiting.set_result(reply)
-        except (asyncio.IncompleteReadError, OSError):
-            pass
-        finally:
-            for waiting in self._replies:
-                if not waiting.done():
-                    waiting.set_exception(LostError())
+    # asyncio's streams would cost two more turns of the event loop per batch.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; uvloop's are not subclasses of asyncio's."""
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Give each reply to the batch that waits for it."""
+        self._received += data
+        while len(self._received) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._received)[0]
+            if len(self._received) < end:
+                return
+            reply = DECODER.decode(self._received[LENGTH.size : end])
+            del self._received[:end]
+            waiting = self._replies.popleft()
+            self.has_replied |= waiting is not self._loaded
+            if not waiting.done():  # its caller may be gone
+                waiting.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail every batch that waits."""
+        self.lost.set_result(None)
+        for waiting in self._replies:
+            if not waiting.done():
+                waiting.set_exception(LostError())
 
     def _on_heartbeat(self) -> None:
         with contextlib.suppress(OSError):
@@ -303,7 +280,8 @@ class _Process:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Reply] = loop.create_future()
         self._replies.append(reply)
-        self._writer.write(frame(batch))
+        assert self._transport
+        self._transport.write(frame(batch))
         hang_s = self.spec.hang_s
 
         def give_up() -> None:
@@ -318,7 +296,7 @@ class _Process:
             timer.cancel()
 
     def kill(self, reason: str) -> None:
-        """Kill it, in whatever state it is; ``lost`` follows."""
+        """Kill it, even if it is stopped; ``lost`` follows."""
         if self.alive:
             self.reason = reason
             self.popen.kill()
@@ -330,9 +308,9 @@ class _Process:
         if self._heartbeat.fileno() >= 0:  # not ended before
             asyncio.get_running_loop().remove_reader(self._heartbeat)
             self._heartbeat.close()
-        if hasattr(self, "lost"):
-            self._writer.transport.abort()
-            await asyncio.wait({self.lost})
+        if self._transport:
+            self._transport.abort()
+            await self.lost
         else:
             self._batches.close()
 

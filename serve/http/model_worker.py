@@ -29,20 +29,29 @@ from trainkit.serve.files import FileInfo
 
 LENGTH = struct.Struct("<I")
 UNLIMITED = sys.maxsize
+# -P: a file of the working directory must not be imported in place of a library.
+PROGRAM = (sys.executable, "-P", "-m", "trainkit.serve.http.model_worker")
 
 
-class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Inherited descriptors, and how to run the model."""
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run, how, and how long to wait; times in seconds."""
 
-    batches: int
-    heartbeat: int
-    model: str  # the path, for messages
-    file: int | None  # the open model file; None: open the path
-    files: dict[str, FileInfo]  # what must lie at the path then
+    model: str
+    files: dict[str, FileInfo] = {}
+    """With external weights, which a descriptor cannot name, both files: they are opened by path
+    if they are still the same."""
+    pad_id: int
+    token_types: bool
     threads: int
     providers: tuple[str, ...]
-    pad_id: int
-    ping_s: float
+    start_s: float = 120.0  # for the model to load
+    hang_s: float = 30.0  # for one batch
+    return_s: float = 30.0  # that a batch waits for a new process
+    ping_s: float = 0.2  # between heartbeats
+    silent_s: float = 0.6  # without a heartbeat: not ready
+    kill_s: float = 2.0  # without a heartbeat: killed; a busy machine is back before that
+    pauses_s: tuple[float, float] = (0.1, 5.0)  # between restarts in a row; the first comes at once
+    program: tuple[str, ...] = PROGRAM
 
 
 class RowBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -86,18 +95,24 @@ def _joined(rows: Sequence[Sequence[int]]) -> bytes:
     return values.tobytes()
 
 
-def main(spec: WorkerSpec) -> None:
-    """Load the model, then run batches until the socket closes."""
+def main(arguments: Sequence[str]) -> None:
+    """Load the model, then run batches until the socket closes.
+
+    The arguments are a :class:`ProcessSpec` as JSON and the inherited descriptors: the sockets of
+    batches and heartbeats and, unless the model has external weights, the open model file.
+    """
+    spec = msgspec.json.decode(arguments[0], type=ProcessSpec)
+    batches_fd, heartbeat_fd, *files = map(int, arguments[1:])
     # A Ctrl-C or a service manager's SIGTERM reaches the whole process group. Requests in progress
     # must still be answered: the parent decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=spec.batches)
-    heartbeat = socket.socket(fileno=spec.heartbeat)
+    connection = socket.socket(fileno=batches_fd)
+    heartbeat = socket.socket(fileno=heartbeat_fd)
     threading.Thread(target=_beat, args=(heartbeat, spec.ping_s), daemon=True).start()
     with contextlib.suppress(OSError):  # the parent is gone
         try:
-            run = _open(spec)
+            run = _open(spec, files)
         except InputError as error:
             connection.sendall(frame(Reply(str(error))))
             return
@@ -127,20 +142,19 @@ def _batches(connection: socket.socket) -> Iterator[RowBatch]:
         yield decoder.decode(stream.read(LENGTH.unpack(size)[0]))
 
 
-def _open(spec: WorkerSpec) -> Callable[[RowBatch], Reply]:
+def _open(spec: ProcessSpec, files: Sequence[int]) -> Callable[[RowBatch], Reply]:
     from trainkit.serve.forward_pool import CPU, CPU_TOKENS, ForwardPool
     from trainkit.serve.onnx_session import onnx_runner
 
     path = spec.model
-    if spec.files:
+    if not files:
         from trainkit.serve.bundle import check_file
 
         for name, expected in spec.files.items():
             check_file(Path(path).with_name(name), expected)
-    if spec.file is not None:
-        folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-        path = f"{folder}/{spec.file}"
-        os.lseek(spec.file, 0, os.SEEK_SET)  # opening /dev/fd may share the position
+    for file in files:
+        path = f"{'/proc/self/fd' if sys.platform == 'linux' else '/dev/fd'}/{file}"
+        os.lseek(file, 0, os.SEEK_SET)  # opening /dev/fd may share the position
     try:
         runner = onnx_runner(Path(path), threads=spec.threads, providers=spec.providers)
     except InputError as error:
@@ -172,4 +186,4 @@ def _open(spec: WorkerSpec) -> Callable[[RowBatch], Reply]:
 
 
 if __name__ == "__main__":
-    main(msgspec.json.decode(sys.argv[1], type=WorkerSpec))
+    main(sys.argv[1:])

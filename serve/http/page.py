@@ -5,9 +5,7 @@ import re
 from base64 import b64encode
 from importlib import resources
 
-from trainkit.serve.http.middleware import Response
-
-__all__ = ["page"]
+from starlette.responses import Response
 
 
 def page() -> Response:
@@ -21,8 +19,8 @@ def page() -> Response:
             f"style-src {_hashes(content, b'style')}",
         ]
     )
-    headers = (("Content-Security-Policy", policy), ("X-Content-Type-Options", "nosniff"))
-    return Response(200, content, "text/html; charset=utf-8", headers)
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
+    return Response(content, 200, headers, "text/html; charset=utf-8")
 
 
 def _hashes(page: bytes, tag: bytes) -> str:

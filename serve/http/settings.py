@@ -1,8 +1,8 @@
 """Settings of ``trainkit serve``: the default, the bounds and the help text of every option.
 
 The command line makes its options from these structs. ``extra`` of a field's metadata names the
-group of its option in the help and, where the option is not called like the field, its name;
-a field with ``extra["hidden"]`` has no option.
+group of its option in the help and the option's name if it is not the field's; a field with
+``extra["hidden"]`` has no option.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,51 +10,34 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-
-def _setting(description: str, group: str = "", option: str = "", **bounds: Any) -> Meta:
-    extra = {"group": group, "option": option}
-    if not group:
-        extra = {"hidden": "yes"}
-    return Meta(description=description, extra=extra, **bounds)
+ADDRESS, PROCESSES, BATCHES = "Address", "Processes", "Batching"
+SHUTDOWN, LOGGING = "Shutdown", "Logging"
 
 
-REQUEST, BATCHES, PROCESSES = "Limits of a request", "Batching", "Processes"
-ADDRESS, SHUTDOWN, LOGGING = "Address", "Shutdown", "Logging"
+def _setting(description: str, group: str, option: str = "", **bounds: Any) -> Meta:
+    return Meta(description=description, extra={"group": group, "option": option}, **bounds)
+
+
+def _limit(option: str, description: str) -> Meta:
+    return _setting(description, "Limits of a request", option, ge=1)
+
+
+def _hidden(description: str, **bounds: Any) -> Meta:
+    return Meta(description=description, extra={"hidden": "yes"}, **bounds)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one request, checked before the request is read, tokenized or run."""
 
-    body_bytes: Annotated[
-        int,
-        _setting(
-            "Maximum size of a request body in bytes, as sent and once decompressed.",
-            REQUEST,
-            "--max-body",
-            ge=1,
-        ),
-    ] = 8 << 20
-    texts: Annotated[
-        int, _setting("Maximum number of texts per request.", REQUEST, "--max-texts", ge=1)
-    ] = 1024
+    body_bytes: Annotated[int, _limit("--max-body", "Maximum bytes, sent and decompressed.")] = (
+        8 << 20
+    )
+    texts: Annotated[int, _limit("--max-texts", "Maximum number of texts.")] = 1024
     characters: Annotated[
-        int,
-        _setting(
-            "Maximum number of characters of all texts of a request.",
-            REQUEST,
-            "--max-characters",
-            ge=1,
-        ),
+        int, _limit("--max-characters", "Maximum number of characters of all texts.")
     ] = 1 << 20
     tokens: Annotated[
-        int,
-        _setting(
-            "Maximum number of tokens of all texts of a request, special tokens included, after "
-            "truncation.",
-            REQUEST,
-            "--max-tokens",
-            ge=1,
-        ),
+        int, _limit("--max-tokens", "Maximum number of tokens of all texts, after truncation.")
     ] = 1 << 17
 
 
@@ -81,25 +64,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = ()
     batch_tokens: Annotated[
-        int,
-        _setting("Maximum number of tokens per batch; a longer text runs alone.", BATCHES, ge=1),
+        int, _setting("Maximum tokens per batch; a longer text runs alone.", BATCHES, ge=1)
     ] = 2048
     max_wait_ms: Annotated[
         float,
-        _setting(
-            "Milliseconds that an idle model waits for a batch to fill. 0: it never waits.",
-            BATCHES,
-            ge=0,
-            le=10_000,
-        ),
+        _setting("Milliseconds that an idle model waits for more.", BATCHES, ge=0, le=10_000),
     ] = 0.0
     queue_tokens: Annotated[
-        int,
-        _setting(
-            "Maximum number of queued tokens per model; beyond it requests get status 429.",
-            BATCHES,
-            ge=1,
-        ),
+        int, _setting("Maximum queued tokens per model; beyond it, status 429.", BATCHES, ge=1)
     ] = 1 << 18
     timeout_s: Annotated[
         float,
@@ -110,25 +82,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             gt=0,
         ),
     ] = 30.0
-    batch_rows: Annotated[int, _setting("Maximum number of texts per batch.", ge=1)] = 64
-    max_threads: Annotated[
-        int, _setting("Maximum of the default of threads. 0: the number of usable cores.", ge=0)
-    ] = 0
-    hang_s: Annotated[
-        float, _setting("Seconds after which a batch's model process is killed.", gt=0)
-    ] = 30.0
-    start_s: Annotated[float, _setting("Seconds within which a model must have loaded.", gt=0)] = (
-        120.0
-    )
-    ping_s: Annotated[
-        float, _setting("Seconds between two heartbeats of a model process.", gt=0)
-    ] = 0.2
-    silent_s: Annotated[
-        float, _setting("Seconds without a heartbeat until a model is not ready.", gt=0)
-    ] = 0.6
-    kill_s: Annotated[
-        float, _setting("Seconds without a heartbeat until a model process is killed.", gt=0)
-    ] = 2.0
+    batch_rows: Annotated[int, _hidden("Maximum texts per batch.", ge=1)] = 64
+    max_threads: Annotated[int, _hidden("Maximum default of threads. 0: all cores.", ge=0)] = 0
+    hang_s: Annotated[float, _hidden("Seconds until a batch's process is killed.", gt=0)] = 30.0
+    start_s: Annotated[float, _hidden("Seconds for a model to load.", gt=0)] = 120.0
+    ping_s: Annotated[float, _hidden("Seconds between a process's heartbeats.", gt=0)] = 0.2
+    silent_s: Annotated[float, _hidden("Seconds without one: not ready.", gt=0)] = 0.6
+    kill_s: Annotated[float, _hidden("Seconds without one: killed.", gt=0)] = 2.0
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,8 +98,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         "127.0.0.1"
     )
     port: Annotated[
-        int,
-        _setting("Port to listen on. 0: a free port, which is printed.", ADDRESS, ge=0, le=65535),
+        int, _setting("Port. 0: a free port, which is printed.", ADDRESS, ge=0, le=65535)
     ] = 8000
     admin: Annotated[
         str | None,
@@ -154,14 +113,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = None
     workers: Annotated[
-        int,
-        _setting("Number of HTTP worker processes; each loads every model.", PROCESSES, ge=1),
+        int, _setting("HTTP worker processes; each loads every model.", PROCESSES, ge=1)
     ] = 1
     drain_s: Annotated[
         float,
         _setting(
-            "Seconds after SIGTERM during which requests are still accepted while the server "
-            "reports that it is not ready.",
+            "Seconds after SIGTERM in which requests are still accepted; readiness is false.",
             SHUTDOWN,
             "--drain-seconds",
             ge=0,
@@ -171,7 +128,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     grace_s: Annotated[
         float,
         _setting(
-            "Seconds that requests in progress have to finish after that.",
+            "Seconds after that for requests in progress.",
             SHUTDOWN,
             "--grace-seconds",
             ge=0,
@@ -183,14 +140,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _setting("Level of the JSON log on standard error; info logs each request.", LOGGING),
     ] = "info"
     otel: Annotated[
-        bool,
-        _setting(
-            "Export OpenTelemetry traces, configured by the OTEL_* environment variables.", LOGGING
-        ),
+        bool, _setting("Export OpenTelemetry traces, configured by OTEL_* variables.", LOGGING)
     ] = False
-    ping_s: Annotated[
-        float, _setting("Seconds between two pings of an HTTP worker process.", gt=0)
-    ] = 1.0
-    silent_s: Annotated[
-        float, _setting("Seconds without an answer until an HTTP worker is killed.", gt=0)
-    ] = 10.0

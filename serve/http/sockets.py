@@ -1,4 +1,4 @@
-"""An address to listen on, and uvicorn on it: the caller has the signals, nobody is cut off."""
+"""A socket to listen on, and uvicorn on it: signals are the caller's, and no request is lost."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,6 @@ from starlette.types import ASGIApp
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Server", "bound", "first", "is_loopback", "listen", "url"]
-
 BACKLOG = 2048
 FIRST_REQUEST_S = 1.0  # that a new connection has for its request once no more are accepted
 
@@ -22,8 +20,8 @@ FIRST_REQUEST_S = 1.0  # that a new connection has for its request once no more 
 def bound(host: str, port: int) -> socket.socket:
     """Return a socket bound to the address, not yet listening; an IPv6 host may be in brackets.
 
-    On ``::`` it takes IPv4 too, unless the system is set up otherwise. ``InputError`` where the
-    host is unknown or the address cannot be had.
+    On ``::`` it accepts IPv4 too, unless the system is configured otherwise. Raises ``InputError``
+    if the host is unknown or the address is not available.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -80,7 +78,7 @@ def joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class Server(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """uvicorn on a socket that listens; :meth:`run_until` is its whole life."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket, grace_s: float) -> None:
@@ -90,14 +88,13 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # nothing here asks where a request came from
+            proxy_headers=False,
             lifespan="off",
             ws="none",
         )
         config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # goes to wait_for
         super().__init__(config)
         self.listener = listener
-        self.leave = asyncio.Event()
 
     async def run_until(self, leave: asyncio.Event, now: asyncio.Event) -> None:
         """Serve until ``leave``, then finish what is in flight; ``now`` cuts that short."""
@@ -105,7 +102,6 @@ class Server(uvicorn.Server):
         try:
             await first(leave.wait(), asyncio.shield(serving))
             self.should_exit = True
-            self.leave.set()
             await first(now.wait(), asyncio.shield(serving))
             self.force_exit = now.is_set()
             await serving
@@ -117,14 +113,8 @@ class Server(uvicorn.Server):
         """Leave the signals alone."""
         yield
 
-    async def main_loop(self) -> None:
-        """Renew the Date header each second; uvicorn's own loop wakes ten times as often."""
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.leave.wait(), 1)
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nothing new, and answer whoever was accepted."""
+        """Stop accepting, and answer every accepted connection."""
         loop = asyncio.get_running_loop()
         end = loop.time() + FIRST_REQUEST_S
         with self.listener.dup() as backlog:  # stays open when the server closes its own
@@ -134,7 +124,7 @@ class Server(uvicorn.Server):
         while self._awaits_first_request() and loop.time() < end and not self.force_exit:
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
-        left: list[asyncio.Task[None]] = list(self.server_state.tasks)  # only where time is over
+        left: list[asyncio.Task[None]] = list(self.server_state.tasks)  # if the grace time is over
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -157,10 +147,7 @@ class Server(uvicorn.Server):
             server.close()
 
     async def _accept_all(self, backlog: socket.socket, end: float) -> None:
-        """Take the connections that the system accepted and nobody took yet, until ``end``.
-
-        Clients that go on connecting must not keep the server for ever.
-        """
+        """Take the connections that the system has accepted, until ``end``."""
         backlog.setblocking(False)
         loop = asyncio.get_running_loop()
         with contextlib.suppress(BlockingIOError):
@@ -177,7 +164,9 @@ class Server(uvicorn.Server):
         return made
 
     def _awaits_first_request(self) -> bool:
-        connections: set[Any] = self.server_state.connections  # of whatever parser is installed
+        connections: set[Any] = (
+            self.server_state.connections
+        )  # the class depends on the installed parser
         return any(connection.cycle is None for connection in connections)
 
 

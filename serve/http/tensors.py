@@ -13,17 +13,6 @@ import numpy as np
 
 from trainkit.serve.encoding import IntArray, Text, Tokens
 
-__all__ = [
-    "LENGTH",
-    "InputTensor",
-    "ProtocolError",
-    "Signature",
-    "integers_of",
-    "quoted",
-    "rows_of",
-    "texts_of",
-]
-
 INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
     "INT64": np.dtype("<i8"),
     "INT32": np.dtype("<i4"),

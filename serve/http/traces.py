@@ -12,10 +12,8 @@ from contextlib import contextmanager
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["exported", "not_installed"]
-
 FLUSH_S = 3.0  # at the end, for a collector that does not answer; less than a front has to exit
-# What is meant by each variable where it is set; anything else would be ignored silently.
+# The supported value of each variable; others would be ignored silently.
 UNDERSTOOD = {
     "OTEL_TRACES_EXPORTER": "otlp",
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
@@ -37,7 +35,7 @@ def not_installed(error: ImportError) -> InputError:
 def exported(enabled: bool) -> Iterator[None]:
     """Send this process's spans while the block runs, and the last ones at its end.
 
-    ``InputError`` where it is enabled and not installed, or a variable asks for what is not here.
+    Raises ``InputError`` if it is not installed or a variable asks for something else.
     """
     if not enabled:
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainkit.bench.engines.base import Engine, NotThereError
+from trainkit.bench.engines.base import Engine, EngineUnavailableError
 from trainkit.bench.race.worker import speak
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.encoding import Batch
@@ -52,7 +52,7 @@ def load() -> Engine:
     if behaviour == "refuses":
         raise InputError("this model is not for you; take another.")
     if behaviour == "absent":
-        raise NotThereError("it was never installed")
+        raise EngineUnavailableError("it was never installed")
     if behaviour == "reader":  # takes texts
         return Engine("Fake reader", None, classify=lambda texts: run(encoder.encode(texts)))
     precision = "int8" if behaviour == "int8" else "fp32"

@@ -14,23 +14,23 @@ import numpy as np
 
 from trainkit.bench.measure import environment
 from trainkit.bench.measure.environment import Environment
-from trainkit.bench.measure.roofline import Point, Roofline
+from trainkit.bench.measure.statistics import Ratio
+from trainkit.bench.race.protocol import Turn
 from trainkit.bench.result import (
-    Absent,
-    Engine,
+    BenchmarkSettings,
+    EngineInfo,
     Measurement,
-    Ratio,
     Result,
     Scenario,
-    Settings,
-    Turn,
-    WarmUp,
+    Unavailable,
     WorkloadResult,
+    percentile_intervals,
+    summarize,
 )
-from trainkit.export.parity import CaseResult, Report, Tolerance
+from trainkit.export.parity import CaseResult, ParityReport, Tolerance
 
 TOKENS = 12  # of a text
-CUDA = Absent(
+CUDA = Unavailable(
     runtime="onnx-cuda",
     source="runs/latest/onnx",
     reason="this ONNX Runtime has no CUDAExecutionProvider",
@@ -49,7 +49,7 @@ class Truth(NamedTuple):
     accuracy: float | None = None
     wrong: bool = False
     threads: int = 2
-    tokenises: bool = False
+    includes_tokenization: bool = False
     model_sha256: str | None = None
 
 
@@ -85,8 +85,8 @@ class Work(NamedTuple):
 OFFLINE = Work("offline", 32)
 
 
-def engine(truth: Truth) -> Engine:
-    return Engine(
+def engine(truth: Truth) -> EngineInfo:
+    return EngineInfo(
         name=truth.name,
         runtime=truth.runtime,
         source=truth.source,
@@ -96,17 +96,17 @@ def engine(truth: Truth) -> Engine:
         cold_start_s=0.9 + truth.call_ms,
         peak_rss_bytes=123_000_000,
         file_bytes=23_000_000 if truth.precision == "int8" else 91_000_000,
-        tokenises=truth.tokenises,
+        includes_tokenization=truth.includes_tokenization,
         model_sha256=truth.model_sha256,
     )
 
 
-def report(failed: int) -> Report:
+def report(failed: int) -> ParityReport:
     reason = "3 of 32 labels changed"
     case = CaseResult(
         case="batch 1", passed=False, max_abs=0.3, max_rel=0.1, changed_labels=3, reason=reason
     )
-    return Report(
+    return ParityReport(
         precision="fp32",
         tolerance=Tolerance(2e-5, 2e-5),
         cases=2,
@@ -144,7 +144,7 @@ def turns(
 
 
 def rates(work: Work, rounds: Sequence[Turn]) -> list[float]:
-    """Return texts a second, one a round."""
+    """Return texts/s, one a round."""
     return [work.batch_size * sum(map(len, turn.batch_s)) / turn.seconds for turn in rounds]
 
 
@@ -161,8 +161,14 @@ def workload(
             else None
             for percent, enough in ((50, 20), (90, 50), (95, 100), (99, 459))
         }
-        if number:
-            baseline = rates(work, measurements[0].rounds)
+        if work.rate is not None:
+            passes = [turn.batch_s for turn in made]
+            percentiles |= percentile_intervals(
+                percentiles["p50_ms"], percentiles["p99_ms"], passes
+            )
+        if not number:
+            baseline = rates(work, made)
+        else:
             shares = np.divide(rates(work, made), baseline)
             low, high = np.quantile(shares, [0.1, 0.9])
             ratio = Ratio(float(np.median(shares)), float(low), float(high))
@@ -177,8 +183,9 @@ def workload(
                 accuracy=None if work.length else truth.accuracy,
                 cores_used=1.9,
                 roofline_share=0.25,
-                warm_up=WarmUp(made[0], stable=True),
-                rounds=made,
+                warm_up_s=made[0].seconds,
+                warm_up_stable=True,
+                rounds=tuple(summarize(*msgspec.structs.astuple(turn)) for turn in made),
             )
         )
     texts = work.batch_size * work.batches
@@ -219,14 +226,14 @@ def result(
         command=("trainkit", "bench", "run"),
         date=datetime(2026, 11, 22, tzinfo=UTC),
         data="sample, test",
-        settings=Settings(threads=tuple(sorted({truth.threads for truth in truths}))),
-        environment_before=here,
+        settings=BenchmarkSettings(threads=tuple(sorted({truth.threads for truth in truths}))),
+        environment=here,
         environment_after=here,
-        roofline=Roofline(points=(Point(2, 1.2e11, 2.1e10),)),
+        peak_flops={2: 1.2e11},
         noisy=False,
         noisy_because=(),
         engines=tuple(engine(truth) for truth in truths),
-        absent=(CUDA,),
+        unavailable=(CUDA,),
         workloads=tuple(workload(truths, work, rounds, noise, random) for work in works),
     )
     return msgspec.structs.replace(made, **changed)
@@ -247,5 +254,5 @@ def slower(truth: Truth, factor: float) -> Truth:
 
 def environment_with(made: Result, changed: Mapping[str, Any]) -> Result:
     """Return the result as from another machine."""
-    here = msgspec.structs.replace(made.environment_before, **changed)
-    return msgspec.structs.replace(made, environment_before=here)
+    here = msgspec.structs.replace(made.environment, **changed)
+    return msgspec.structs.replace(made, environment=here)

@@ -135,16 +135,16 @@ def test_an_argument_that_is_not_utf8(refused, tiny_bundles):
     [
         (["--model", "simple", "--backbone", "minilm"], ["no backbone", "--model prefix"]),
         (["--model", "finetune"], ["needs a backbone", "--backbone minilm"]),
-        (["--model", "prefix", "--prefix-length", "0"], ["prefix_length must be at least 1"]),
+        (["--model", "prefix", "--prefix-length", "0"], ["--prefix-length must be at least 1"]),
         (["--model", "simple", "--epochs", "-1"], ["epochs", "at least 1, not -1"]),
-        (["--model", "simple", "--batch-size", "0"], ["batch_size", "at least 1, not 0"]),
+        (["--model", "simple", "--batch-size", "0"], ["--batch-size", "at least 1, not 0"]),
         (["--model", "simple", "--dropout", "2"], ["dropout", "[0, 1), not 2"]),
         (["--model", "simple", "--dropout", "nan"], ["dropout", "not nan"]),
-        (["--model", "simple", "--learning-rate", "nan"], ["learning_rate", "above 0, not nan"]),
-        (["--model", "simple", "--warmup-share", "1"], ["warmup_share", "[0, 1), not 1"]),
+        (["--model", "simple", "--learning-rate", "nan"], ["--learning-rate", "above 0, not nan"]),
+        (["--model", "simple", "--warmup-share", "1"], ["--warmup-share", "[0, 1), not 1"]),
         (["--model", "simple", "--min-count", "999"], ["999 times", "lower min_count"]),
-        pytest.param(["--model", "simple", "--max-length", "0"], ["max_length", "0"]),
-        pytest.param(["--model", "simple", "--max-length", "-1"], ["max_length", "-1"]),
+        pytest.param(["--model", "simple", "--max-length", "0"], ["--max-length", "0"]),
+        pytest.param(["--model", "simple", "--max-length", "-1"], ["--max-length", "-1"]),
         pytest.param(["--model", "simple", "--seed", "-1"], ["seed", "-1"]),
         pytest.param(["--model", "simple", "--seed", str(2**32)], ["seed", str(2**32)]),
         (["--model", "simple", "--epochs", "many"], ["'many'"]),
@@ -160,7 +160,10 @@ def test_settings_that_do_not_work(options, told, refused, questions, runs):
 
 def test_several_wrong_settings_are_told_at_once(refused, questions, runs):
     wrong = ("--epochs", "-1", "--patience-epochs", "0", "--label-smoothing", "1.5")
-    refused(*simple(questions, runs, *wrong), told=["epochs", "patience_epochs", "smoothing"])
+    refused(
+        *simple(questions, runs, *wrong),
+        told=["--epochs", "--patience-epochs", "--label-smoothing"],
+    )
 
 
 def test_one_place_for_two_bundles(refused, tiny_run, tmp_path):

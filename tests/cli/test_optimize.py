@@ -119,6 +119,7 @@ def test_the_report_can_be_read_by_a_program(model, trainkit, tmp_path):
     assert steps["strip_metadata"]["max_abs"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"dtype": torch.int32}, {"types": torch.int32}, {"axes": False}]
 )
@@ -183,6 +184,7 @@ def lost_mask(model):
     return RewriteResult(name="lost_mask", rewritten=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewrite", [wrong, lost_mask])
 def test_a_rewrite_that_changes_answers_is_refused(
     rewrite, model, trainkit, tree, tmp_path, monkeypatch
@@ -206,6 +208,7 @@ def test_nothing_is_left_behind_where_a_rewrite_breaks_the_graph(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_weights_that_lie_beside_the_target_are_not_lost(
     model, trainkit, refused, tree, tmp_path, monkeypatch
 ):
@@ -268,14 +271,14 @@ def test_the_model_itself_is_never_the_target(model, refused):
 
 
 def test_bad_files_are_refused_in_a_sentence(refused, tmp_path):
-    refused("optimize", tmp_path / "none.onnx", told=["none.onnx", "is no file"])
+    refused("optimize", tmp_path / "none.onnx", told=["none.onnx", "is not a file"])
     text = tmp_path / "text.onnx"
     text.write_text("Not a model at all, but a text that somebody named wrongly.\n" * 9)
     refused("optimize", text, told=["text.onnx", "ONNX"])
     empty = tmp_path / "empty.onnx"
     empty.write_bytes(b"")
     refused("optimize", empty, told=["empty.onnx", "ONNX"])
-    refused("optimize", text, "--out", tmp_path / "no" / "x.onnx", told=["is no folder"])
+    refused("optimize", text, "--out", tmp_path / "no" / "x.onnx", told=["is not a directory"])
 
 
 SMALL = {

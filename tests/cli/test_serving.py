@@ -21,6 +21,8 @@ from trainkit.serve import Classifier
 from trainkit.serve.bundle import Serving, open_bundle, write_serving
 from trainkit.serve.http.settings import Limits, Settings
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
 TEXTS = ["Who wrote the Odyssey?", "How far is Mars?", "What does DNA stand for?"]
 WAIT_S = 60.0  # for what takes a second on an idle machine
@@ -227,7 +229,9 @@ def test_it_listens_on_ipv6(host, workers, versions, serve, ipv6):
     loaded = httpx.post(f"{server.admin}/v2/repository/models/q/load", json=body, timeout=WAIT_S)
     assert loaded.status_code == 200
     assert server.versions() == {version(second)}
-    warned = [line for line in server.lines if line.startswith("Warning: whoever reaches http://[")]
+    warned = [
+        line for line in server.lines if line.startswith("Warning: anyone who reaches http://[")
+    ]
     assert len(warned) == (host == "::")
 
 
@@ -380,8 +384,8 @@ def test_the_token_comes_from_a_file_or_the_environment(serve, tmp_path):
     [
         ([], ["Missing argument"]),
         ([GOLDEN, GOLDEN], ["both be named 'bundle'", "NAME=FOLDER"]),
-        ([f"a b={GOLDEN}"], ["'a b' is no name", "letters, digits"]),
-        (["q="], ["names no folder"]),
+        ([f"a b={GOLDEN}"], ["'a b' is not a valid model name", "letters, digits"]),
+        (["q="], ["has no folder"]),
         ([GOLDEN, "--port", "70000"], ["70000"]),
         ([GOLDEN, "--workers", "0"], ["0"]),
         ([GOLDEN, "--timeout", "0"], ["--timeout"]),

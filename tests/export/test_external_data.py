@@ -16,6 +16,8 @@ from trainkit.serve import Classifier
 from trainkit.serve.bundle import open_bundle
 from trainkit.serve.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 
 

@@ -20,6 +20,8 @@ from trainkit.models.classifier import torch_runner
 from trainkit.models.hub_classifier import Forward
 from trainkit.serve import Classifier
 
+pytestmark = pytest.mark.slow
+
 PACKED = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mobilebert"}
 TOKEN_TYPES = PACKED - {"distilbert"} | {"albert", "fnet"}
 # Rotary positions are relative, so it does not matter where a decoder's text begins.
@@ -103,7 +105,6 @@ def _checks(exported):
     return [batch_invariance.InvarianceCheck(**check) for check in exported.manifest.independence]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", pytest.param("qwen2", marks=pytest.mark.cross)])
 def test_machine_code(family, prepared, tmp_path):
     exported = bundle_writer.write_bundle(

@@ -102,7 +102,7 @@ def test_int8_says_which_labels_changed_only_for_a_near_tie():
     noisy = np.array([[4.0, 2.0], [1.0, 1.1], [3.0, 2.0]], np.float32)  # its error is 1.9
     report = parity.compare(cases, lambda batch: noisy, "int8")
     assert report.why == (
-        "the differences are 98.8 % of the logits' spread, not 25 % at most; of 2 changed labels 1 "
+        "the differences are 98.8% of the logits' spread, not 25% at most; of 2 changed labels 1 "
         "changed only because the two largest logits lie nearer together than the error"
     )
     assert str(parity.ParityError(report)).endswith(f"{report.why}.")

@@ -24,7 +24,10 @@ PAIRS = [("How far is Mars?", "It is far."), ("Who wrote it?", "Homer wrote the 
 LABELS = {0: "LOC", 1: "HUM", 2: "NUM"}
 
 # PEFT 0.21 asks transformers for a property that it has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +218,9 @@ def answer(*arguments):
     return json.loads(done.stdout)
 
 
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("p-tuning", "lora", "prompt")]
-
-
-@pytest.mark.parametrize("kind", ["prefix", *SLOW_KINDS])
+@pytest.mark.parametrize("kind", ["prefix", "p-tuning", "lora", "prompt"])
 def test_the_commands_take_an_adapter(kind, hub_folder, questions, tmp_path):
-    """ExportResult, verified against PEFT afresh, and scored: the same before and after."""
+    """ExportResult, verified against PEFT again, and scored: the same before and after."""
     own = adapter(hub_folder, tmp_path / "adapter", ADAPTERS[kind])
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from trainkit.export.triton import write_repository
-from trainkit.serve.bundle import Bundle, Tensor, open_bundle
+from trainkit.serve.bundle import BundleFiles, Tensor, open_bundle
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -31,7 +31,7 @@ def model(bundle, tmp_path_factory):
 def changed(bundle, **fields):
     manifest = bundle.manifest
     values = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
-    return Bundle(bundle.folder, type(manifest)(**values | fields))
+    return BundleFiles(bundle.folder, type(manifest)(**values | fields))
 
 
 def read(config):

@@ -35,6 +35,6 @@ def outside(content: str) -> list[str]:
     found = []
     for tag, attributes in Page(content).tags:
         for name in ("src", "href", "xlink:href", "data", "srcset"):
-            if (value := attributes.get(name)) and not value.startswith("#"):
+            if (value := attributes.get(name)) and not value.startswith(("#", "data:")):
                 found.append(f"{tag} {name} {value}")
     return found + re.findall(r"@import[^;]*|url\((?!#)[^)]*\)", content)

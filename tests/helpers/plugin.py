@@ -96,7 +96,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     result = yield
     wall, cpu = time.monotonic() - wall, _cpu_s() - cpu
     if (
-        CHECK_LIMIT in os.environ
+        os.environ.get(CHECK_LIMIT)
         and not any(map(pyfuncitem.get_closest_marker, NO_LIMIT))
         and (cpu > CPU_LIMIT_S or wall > WALL_LIMIT_S)
     ):

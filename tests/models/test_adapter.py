@@ -214,6 +214,7 @@ def exported(request, made, loaded):
     return family, before, {"onnx": run_onnx, "torchscript": traced, "pt2": program.module()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS)
 def test_exported_logits_are_those_of_peft(exported, mask):
     family, before, runners = exported
@@ -249,15 +250,15 @@ def test_positions_that_are_not_shifted_show(made, loaded):
 @pytest.mark.parametrize("kind", ["lora", "prefix", "p-tuning"])
 def test_a_fold_that_does_nothing_is_refused(kind, made, monkeypatch):
     """The check inside: the base with its head alone, not merged and without virtual tokens."""
-    from trainkit.models import adapter, folding
+    from trainkit.models import adapter, merge_adapter
 
     def forget(adapted, _):
         model = copy.deepcopy(adapted)
         if kind == "lora":
-            return folding.MergedAdapter(model.unload(), None)
-        return folding.MergedAdapter(folding._without_peft(model), None)
+            return merge_adapter.MergedAdapter(model.unload(), None)
+        return merge_adapter.MergedAdapter(merge_adapter._without_peft(model), None)
 
-    monkeypatch.setattr(adapter, "fold", forget)
+    monkeypatch.setattr(adapter, "merge", forget)
     with pytest.raises(CheckFailedError, match="does not compute what PEFT does"):
         load_adapter(made("bert", kind)[0])
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainkit.models import classifier
-from trainkit.models.pooling import masked_mean
+from trainkit.models.attention import MaskPlan
 from trainkit.serve.encoding import pad
 from trainkit.serve.errors import InputError
 
@@ -23,7 +23,7 @@ TEXTS = [
 @pytest.fixture(params=["simple", "prefix"])
 def model(request, word_encoder):
     torch.manual_seed(3)
-    made = classifier.new(request.param, LABELS, vocabulary=word_encoder, prefix_length=4)
+    made = classifier.from_scratch(request.param, LABELS, word_encoder, prefix_length=4)
     for weight in made.model.parameters():
         torch.nn.init.normal_(weight, std=0.2)  # far from the symmetric start: faults show
     return made.model.eval()
@@ -63,15 +63,15 @@ def test_the_order_of_words_matters(model, word_encoder):
 def test_the_mean_is_over_tokens_and_not_over_padding():
     states = torch.tensor([[[1.0], [3.0], [50.0]], [[7.0], [7.0], [7.0]]])
     mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
-    assert masked_mean(states, mask).tolist() == [[2.0], [0.0]]
+    assert MaskPlan(mask).mean(states).tolist() == [[2.0], [0.0]]
 
 
 def test_the_prefix_of_a_scratch_model_reaches_the_logits(word_encoder):
-    made = classifier.new("prefix", LABELS, vocabulary=word_encoder, prefix_length=4)
+    made = classifier.from_scratch("prefix", LABELS, word_encoder, prefix_length=4)
     model = made.model.eval()
     before = logits(model, *word_encoder.encode(TEXTS)[:2])
     with torch.no_grad():
-        model.encoder.prefix.normal_()
+        model.prefix.normal_()
     assert (logits(model, *word_encoder.encode(TEXTS)[:2]) - before).abs().max() > 1e-4
 
 
@@ -137,4 +137,4 @@ def test_a_contradiction_in_the_settings_is_named(settings, told, word_encoder):
     kind = settings.pop("kind")
     labels = settings.pop("labels", LABELS)
     with pytest.raises(InputError, match=told):
-        classifier.new(kind, labels, vocabulary=word_encoder, **settings)
+        classifier.from_scratch(kind, labels, word_encoder, **settings)

@@ -8,7 +8,9 @@ import torch
 import transformers
 from transformers import AutoModel
 
-from trainkit.models.backbone import BackboneEncoder, load_pretrained, max_positions
+from trainkit.models.backbone import load_pretrained, max_positions
+from trainkit.models.backbone_classifier import BackboneClassifier
+from trainkit.models.config import BackboneConfig, ModelConfig
 from trainkit.models.packing import _running, pack_encoder
 from trainkit.serve.errors import InputError
 
@@ -34,6 +36,20 @@ MASKS = {
     "gapped": [[1, 0, 1, 1, 0, 1], [1, 1, 0, 1, 1, 0]],
     "one row blank": [[1, 1, 1, 1, 0, 0], [0] * 6],
 }
+
+
+def on_encoder(model, prefix_length=0):
+    """A classifier of three labels on ``model``."""
+    described = BackboneConfig(name="random", architecture={}, fingerprint="")
+    config = ModelConfig(
+        kind="prefix" if prefix_length else "finetune",
+        labels=("a", "b", "c"),
+        max_length=32,
+        pad_id=0,
+        prefix_length=prefix_length,
+        backbone=described,
+    )
+    return BackboneClassifier(model, config)
 
 
 def random_encoder(config):
@@ -87,28 +103,8 @@ def test_linear_layers_see_no_padding():
     assert seen == [(1, 8, 32)]
 
 
-def test_an_encoder_that_calls_pytorch_itself_is_packed_too():
-    """As BERT did before transformers 5."""
-    reference = random_encoder(CONFIGS["bert"])
-    packed = copy.deepcopy(reference)
-    packed.set_attn_implementation = lambda name: None  # it stays with transformers' own function
-    assert pack_encoder(packed).declined is None
-    ids, mask = torch.randint(5, 90, (2, 6)), torch.tensor(MASKS["gapped"])
-    seen = []
-    packed.encoder.layer[1].intermediate.register_forward_hook(
-        lambda module, args, out: seen.append(args[0].shape)
-    )
-    with torch.inference_mode():
-        expected = reference(input_ids=ids, attention_mask=mask).last_hidden_state
-        states = packed(input_ids=ids, attention_mask=mask).last_hidden_state
-    torch.testing.assert_close(states[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
-    assert seen == [(1, 8, 32)]
-    query = torch.randn(1, 2, 3, 4)  # outside the forward nothing is caught
-    assert torch.nn.functional.scaled_dot_product_attention(query, query, query).shape[1] == 2
-
-
 def test_forwards_in_threads_keep_their_own_masks():
-    model = BackboneEncoder(random_encoder(CONFIGS["bert"]), prefix_length=2).eval()
+    model = on_encoder(random_encoder(CONFIGS["bert"]), prefix_length=2).eval()
     batches = [
         (torch.randint(5, 90, (2, 6)), torch.tensor(MASKS[name])) for name in ("left", "right")
     ]
@@ -167,25 +163,26 @@ def test_a_probe_with_another_result_declines():
 def test_a_family_that_cannot_be_packed_stays_as_it_was(family):
     reference = random_encoder(PADDED[family])
     model = copy.deepcopy(reference)
-    encoder = BackboneEncoder(model).eval()
-    assert encoder.padded_because
+    assert on_encoder(model).eval().padded_because
     ids, mask = torch.randint(5, 90, (2, 6)), torch.tensor(MASKS["right"])
     with torch.inference_mode():
         expected = reference(input_ids=ids, attention_mask=mask).last_hidden_state
-        assert torch.equal(encoder(ids, mask), expected)
+        states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(states, expected)
     with pytest.raises(InputError, match="a prefix cannot be joined"):
-        BackboneEncoder(copy.deepcopy(reference), prefix_length=4)
+        on_encoder(copy.deepcopy(reference), prefix_length=4)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_prefix_freezes_the_encoder_and_reaches_every_layer(family):
-    encoder = BackboneEncoder(random_encoder(CONFIGS[family]), prefix_length=3).train()
-    trained = {name: w for name, w in encoder.named_parameters() if w.requires_grad}
+    classifier = on_encoder(random_encoder(CONFIGS[family]), prefix_length=3).train()
+    trained = {n: w for n, w in classifier.model.named_parameters() if w.requires_grad}
     assert len(trained) == 2 * SIZES["num_hidden_layers"]
     assert sum(w.numel() for w in trained.values()) == 2 * 2 * 3 * 32
-    encoder(torch.randint(5, 90, (2, 6)), torch.tensor(MASKS["gapped"])).square().sum().backward()
+    logits = classifier(torch.randint(5, 90, (2, 6)), torch.tensor(MASKS["gapped"]))
+    logits.square().sum().backward()
     assert all(w.grad is not None and w.grad.abs().max() > 0 for w in trained.values())
-    assert not any(module.training for module in encoder.model.modules() if module is not encoder)
+    assert not any(module.training for module in classifier.model.modules())
 
 
 def test_positions_before_the_padding_id_are_not_counted():

@@ -187,7 +187,7 @@ def test_a_module_that_peft_would_import_is_refused(folder):
 @pytest.mark.parametrize("content", ["{", "", "\xff", "[" * 100_000])
 def test_a_configuration_that_is_no_json_is_refused(content, folder):
     (folder / "tokenizer_config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(InputError, match="is no JSON file"):
+    with pytest.raises(InputError, match="is not a JSON file"):
         check_folder(folder)
 
 

@@ -26,12 +26,12 @@ TEXTS = [[7, 9, 3, 9, 22, 41, 5], [4], [30, 7, 9], [11, 49, 1, 2]]
 def model():
     torch.manual_seed(0)
     made = build(CONFIG)
-    linear = made.encoder.linear
+    linear = made.bigrams
     linear.place(torch.tensor([first * 50 + second for first, second in PAIRS]))
     linear.scale[:-1].uniform_(0.1, 1)  # zeros would hide which row is read
     linear.weight[:-1].normal_()
     linear.bias.normal_()
-    nn.init.normal_(made.encoder.tokens.weight)
+    nn.init.normal_(made.tokens.weight)
     return made.eval()
 
 
@@ -47,7 +47,7 @@ def padded(texts, length, places=None):
 
 def plainly(model, text):
     """The logits of one text: torch's own convolution, and a loop over its pairs."""
-    encoder = model.encoder
+    encoder = model
     words = encoder.tokens.weight[torch.tensor(text)].T[None]  # (1, H, S)
     features = []
     for convolution in encoder.convolutions:
@@ -55,7 +55,7 @@ def plainly(model, text):
         filters = convolution.parts.weight.view(k, f, -1).permute(1, 2, 0)  # (F, H, K)
         values = nn.functional.conv1d(words, filters, convolution.bias, padding=k - 1)
         features.append(values.relu().amax(dim=2)[0])
-    linear = encoder.linear
+    linear = encoder.bigrams
     rows = [*text, *(50 + PAIRS.index(two) for two in pairwise(text) if two in PAIRS)]
     weights = linear.weight[rows].sum(dim=0) / linear.scale[rows].norm() + linear.bias
     return (model.head(torch.cat(features)) + weights) / 2
@@ -67,7 +67,7 @@ def test_a_batch_gives_what_each_text_gives_alone(model, length):
         logits = model(*padded(TEXTS, length))
         expected = torch.stack([plainly(model, text) for text in TEXTS])
         torch.testing.assert_close(logits, expected)
-        model.encoder.convolutions[1].bias[0] += 5
+        model.convolutions[1].bias[0] += 5
         with pytest.raises(AssertionError):  # the comparison can fail
             torch.testing.assert_close(model(*padded(TEXTS, length)), expected)
 
@@ -82,14 +82,14 @@ def test_left_padding_changes_nothing(model):
 def test_a_blank_row_gets_the_bias_alone(model):
     with torch.no_grad():
         blank = model(torch.full((2, 3), 9), torch.tensor([[0, 0, 0], [0, 1, 0]]))
-        bias = (model.head.bias + model.encoder.linear.bias) / 2
+        bias = (model.head.bias + model.bigrams.bias) / 2
         torch.testing.assert_close(blank[0], bias)
         torch.testing.assert_close(blank[1], plainly(model, [9]))
 
 
 def test_what_is_trained_has_logits_of_its_own(model):
     model.train()
-    model.encoder.linear.forward = None  # and is not computed
+    model.bigrams.forward = None  # and is not computed
     loss = model(*padded(TEXTS, 7)).sum()
     loss.backward()
     assert model.head.weight.grad is not None
@@ -104,7 +104,7 @@ def test_a_pair_whose_slot_a_commoner_one_has_is_unknown():
 
 
 def test_rare_words_are_taken_for_the_unknown_one_while_it_is_trained(model):
-    encoder = model.encoder
+    encoder = model
     encoder.count([[7, 9, 9, 9], [9] * 96])
     assert encoder.drop_share[7] == 0.5
     assert encoder.drop_share[9] == pytest.approx(1 / 100)
@@ -119,7 +119,7 @@ def test_rare_words_are_taken_for_the_unknown_one_while_it_is_trained(model):
     assert 0.45 < dropped[0] < 0.55
     assert 0 < dropped[1] < 0.03
     assert dropped[2] == 0  # padding
-    assert "encoder.drop_share" not in model.saved_state()
+    assert "drop_share" not in model.trained_state()
 
 
 @pytest.mark.parametrize(

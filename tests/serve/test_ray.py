@@ -28,6 +28,7 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.http.exceptions import UnavailableError
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own use of pydantic
@@ -146,7 +147,6 @@ def check(answer, expected):
         assert one["scores"] == pytest.approx(known.scores, abs=1e-5)
 
 
-@pytest.mark.ray
 def test_the_application_answers_as_it_does_without_ray(cluster, expected):
     with httpx.Client(base_url=cluster.url) as client:
         answer = client.post("/classify", json={"texts": TEXTS}).json()
@@ -222,7 +222,6 @@ class Load:
         raise AssertionError(f"retries do not heal it: {said}")
 
 
-@pytest.mark.ray
 def test_a_killed_replica_costs_a_retry_and_never_a_wrong_answer(cluster, expected):
     victim, other = cluster.named(REPLICA)
     helpers = victim.children(recursive=True)
@@ -238,7 +237,6 @@ def test_a_killed_replica_costs_a_retry_and_never_a_wrong_answer(cluster, expect
     assert other in cluster.named(REPLICA)
 
 
-@pytest.mark.ray
 def test_a_new_deployment_under_load_costs_no_request(cluster, expected):
     before = cluster.named(REPLICA)
     with Load(cluster, expected) as load:
@@ -300,7 +298,6 @@ def predict(*arguments):
     )
 
 
-@pytest.mark.ray
 def test_the_number_of_workers_changes_no_byte(tmp_path):
     texts = TEXTS * 60  # 3600: four chunks
     file = tmp_path / "texts.jsonl"

@@ -13,7 +13,7 @@ from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.errors import InputError
 from trainkit.serve.file_answers import answers, thread_answers, write
-from trainkit.serve.text_file import Row, TextFile
+from trainkit.serve.text_file import TextFile, TextRow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
 TEXTS = [example.text for example in load_sample()[:40]]
@@ -87,7 +87,7 @@ def test_chunks_lie_one_after_the_other(tmp_path):
     ends = [chunk.start + chunk.size_bytes for chunk in chunks]
     assert [0, *ends[:-1]] == [chunk.start for chunk in chunks]
     assert ends[-1] == file.path.stat().st_size
-    assert file.read(chunks[1])[0] == Row(9, TEXTS[7])  # the header is line 1
+    assert file.read(chunks[1])[0] == TextRow(9, TEXTS[7])  # the header is line 1
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_chunks_lie_one_after_the_other(tmp_path):
     [
         ("a.txt", b"Who ?\n\nWhere ?\n", "line 2: empty text"),
         ("a.txt", b"Who ?\nCaf\xe9\n", "line 2: not UTF-8"),
-        ("a.txt", b"", "holds no texts"),
+        ("a.txt", b"", "has no texts"),
         ("a.label", b"NUM:dist How far ?\n", "no known format"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"question\nWho ?\n", "no column 'text'; it has: question"),
-        ("a.csv", b"text,n\nWho ?,1\nWhere ?\n", "line 3: 1 fields where the header has 2"),
+        ("a.csv", b"text,n\nWho ?,1\nWhere ?\n", "line 3: 1 fields, but the header has 2"),
         ("a.csv", b'text\nWho ?\n"Where ?\nWhen ?\n', "line 3: not CSV"),
         ("a.csv", b"text\n' '\n\" \"\n", "line 3: empty text"),
         ("a.csv", b"text\nWho ?\nCaf\xe9\n", "line 3: not UTF-8"),
@@ -178,6 +178,6 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
         raise AssertionError("it was computed")
         yield
 
-    with pytest.raises(InputError, match="is a folder; name a file in it"):
+    with pytest.raises(InputError, match="is a directory; name a file in it"):
         write(tmp_path, parts())
     assert list(tmp_path.iterdir()) == []

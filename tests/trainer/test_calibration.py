@@ -113,6 +113,7 @@ def test_a_run_keeps_the_temperature_of_its_validation_texts(few, calibrated):
     assert calibrated.no_temperature == ""
 
 
+@pytest.mark.slow
 def test_it_goes_into_the_bundle_and_its_answers(few, calibrated, exported):
     temperature = checkpoint.load(calibrated.folder).checkpoint.temperature
     assert bundle.open_bundle(exported.folder).manifest.temperature == temperature

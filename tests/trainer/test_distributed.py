@@ -127,14 +127,14 @@ def test_killed_it_goes_on_to_the_same_weights(train, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     folder, until = tmp_path / "killed", time.monotonic() + WAIT_S
-    while not list(folder.glob("state-002-*")):
+    while not (folder / "history.json").exists():
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.005)
     _kill_all(process)
     assert not (folder / "test.json").exists()
     alone = run("train", "--resume", folder, code=2)
-    assert "was begun by 2 processes and can only go on with as many, not 1" in alone.stderr
+    assert "was started by 2 processes and cannot be resumed by 1" in alone.stderr
     run("train", "--resume", folder, launcher=TWO)
     first, second = weights(folder), weights(tmp_path / "whole")
     assert all(torch.equal(first[name], second[name]) for name in first)

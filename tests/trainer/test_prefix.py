@@ -18,7 +18,8 @@ from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.errors import InputError
 from trainkit.trainer import checkpoint, run_folder
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.run import make_model, train
+from trainkit.trainer.new_model import make_model
+from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, learning_rate=1e-2, average_decay=0.9)
@@ -64,7 +65,7 @@ def logits(new, examples):
 
 def test_a_projected_prefix_is_what_peft_makes(projected, few):
     """PEFT's prefix encoder with the same weights, cut up as PEFT cuts it."""
-    encoder = make_model(projected, few).model.encoder
+    encoder = make_model(projected, few).model
     ours = encoder.projection
     length, layers, _, heads, size = ours.shape
     config = peft.PrefixTuningConfig(
@@ -87,15 +88,15 @@ def test_a_projected_prefix_is_what_peft_makes(projected, few):
 
 def test_folding_keeps_every_logit_to_the_bit(projected, few):
     new = make_model(projected, few)
-    before, state = logits(new, few.test), new.model.folded_state()
-    new.model.fold()
+    before, state = logits(new, few.test), new.model.state_to_save()
+    new.model.finalize()
     assert torch.equal(logits(new, few.test), before)
-    assert {n: t.shape for n, t in new.model.saved_state().items()} == {
+    assert {n: t.shape for n, t in new.model.trained_state().items()} == {
         name: tensor.shape for name, tensor in state.items()
     }
-    assert all(torch.equal(t, state[name]) for name, t in new.model.saved_state().items())
+    assert all(torch.equal(t, state[name]) for name, t in new.model.trained_state().items())
     with torch.no_grad():  # and the comparison is able to fail
-        new.model.encoder.prefixes[0].key[0, 0, 0] += 1
+        new.model.prefixes[0].key[0, 0, 0] += 1
     assert not torch.equal(logits(new, few.test), before)
 
 
@@ -116,9 +117,9 @@ def test_the_network_is_trained_through(projected, few):
     ids, mask, _ = new.encoder.encode([example.text for example in few.train[:8]])
     new.model(torch.from_numpy(ids), torch.from_numpy(mask)).square().sum().backward()
     with_gradient = {n for n, weight in new.model.named_parameters() if weight.grad is not None}
-    own = {n for n, _ in new.model.named_parameters() if n.startswith(("encoder.proj", "head."))}
+    own = {n for n, _ in new.model.named_parameters() if n.startswith(("projection.", "head."))}
     assert with_gradient == own
-    assert all(weight.grad.any() for weight in new.model.encoder.projection.parameters())
+    assert all(weight.grad.any() for weight in new.model.projection.parameters())
 
 
 def keys_and_values(base, ids):
@@ -136,7 +137,7 @@ def test_it_begins_as_tokens_of_training_texts(base, few):
     """Step p of each layer is the same token of one text, as transformers computes it."""
     spec = ModelSpec(kind="prefix", backbone=str(base), prefix_length=5)
     new = make_model(spec, few, CONFIG)
-    begun = [part for prefix in new.model.encoder.prefixes for part in (prefix.key, prefix.value)]
+    begun = [part for prefix in new.model.prefixes for part in (prefix.key, prefix.value)]
     rows = new.encoder.token_ids([example.text for example in few.train])
     seen = [keys_and_values(base, row) for row in rows]
     for position in range(5):
@@ -151,10 +152,10 @@ def test_it_begins_as_tokens_of_training_texts(base, few):
         ]
         assert any(near)
         assert not all(near)
-    again = make_model(spec, few, CONFIG).model.encoder.prefixes[1].value
+    again = make_model(spec, few, CONFIG).model.prefixes[1].value
     assert torch.equal(again, begun[3])
     other = msgspec.structs.replace(CONFIG, seed=1)
-    assert not torch.equal(make_model(spec, few, other).model.encoder.prefixes[1].value, begun[3])
+    assert not torch.equal(make_model(spec, few, other).model.prefixes[1].value, begun[3])
 
 
 class CutOffError(BaseException):
@@ -209,7 +210,7 @@ def test_the_options_of_a_projection_reach_the_model(base, tmp_path):
     done = CliRunner().invoke(cli, command + options)
     assert done.exit_code == 0, done.output
     assert run_folder.read(tmp_path / "run").model.prefix_hidden == 8
-    assert weights(tmp_path / "run")["encoder.model.encoder.layer.0.prefix.key"].shape[1] == 3
+    assert weights(tmp_path / "run")["model.encoder.layer.0.prefix.key"].shape[1] == 3
 
 
 def test_a_text_may_be_longer_than_512_tokens_where_that_is_asked_for(splits, tmp_path):

@@ -100,6 +100,7 @@ def test_random_numbers_go_on_as_if_there_had_been_none(few, monkeypatch):
     assert drawn() == expected
 
 
+@pytest.mark.slow
 def test_the_run_is_to_the_bit_the_one_with_that_rate_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(range_test, "STEPS", 60)
 

@@ -10,7 +10,8 @@ from trainkit.trainer import checkpoint, state
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import fit
 from trainkit.trainer.metrics import Evaluation, evaluate
-from trainkit.trainer.run import VALIDATED, VALIDATION, make_model, train
+from trainkit.trainer.new_model import make_model
+from trainkit.trainer.run import VALIDATED, VALIDATION, train
 from trainkit.trainer.run_config import ModelSpec
 
 SIMPLE = ModelSpec(kind="simple", max_length=24)
@@ -113,6 +114,7 @@ def test_where_the_first_was_stopped_early_it_is_trained_up_to_the_best_epoch(fe
     assert checkpoint.load(run.folder).checkpoint.epoch == run.trained.best.epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 7, 17, 20, 23])
 def test_cut_off_in_either_training_it_comes_to_the_same(few, refitted, tmp_path, steps):
     folder, cut = tmp_path / "run", Cut(steps)

@@ -60,18 +60,18 @@ def test_a_hostile_text_or_label_stays_text(labels):
     page = report.html(sections(labels, 160, HOSTILE))
     parsed = Page(page)
     assert outside(page) == []
-    assert not {tag for tag, _ in parsed.tags} & {"script", "img", "link", "iframe"}
+    assert not {tag for tag, _ in parsed.tags} & {"script", "link", "iframe"}
     assert parsed.open == []  # every tag is closed
     assert f"{HOSTILE} validation text 0" in parsed.text
     assert f"Run {HOSTILE}" in parsed.text
-    assert sum(tag == "svg" for tag, _ in parsed.tags) == 2
+    assert sum(tag == "img" for tag, _ in parsed.tags) == 2
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
 def test_an_unescaped_text_is_noticed(monkeypatch):
     """The test above is able to fail."""
-    monkeypatch.setattr("trainkit.page.escape", lambda text: text)
+    monkeypatch.setattr("jinja2.runtime.escape", str)
     page = report.html(sections(6, 20, HOSTILE))
     assert outside(page) != []
     assert "script" in {tag for tag, _ in Page(page).tags}
@@ -146,11 +146,11 @@ def test_its_figures_are_those_of_the_runs_files(reported):
         row = said[said.index("validation" if name == "valid" else "test") :][:7]
         assert row[1:] == [
             str(scores["count"]),
-            f"{100 * scores['accuracy']:.1f} %",
-            f"{100 * scores['macro_f1']:.1f} %",
+            f"{100 * scores['accuracy']:.1f}%",
+            f"{100 * scores['macro_f1']:.1f}%",
             f"{scores['loss']:.3f}",
-            f"{100 * scores['calibration_error']:.1f} %",
-            f"{100 * scores['raw_calibration_error']:.1f} %",
+            f"{100 * scores['calibration_error']:.1f}%",
+            f"{100 * scores['raw_calibration_error']:.1f}%",
         ]
     kept = json.loads((reported.folder / "checkpoint.json").read_text())
     told = " ".join(said)

@@ -157,14 +157,20 @@ def test_a_finished_run_and_another_folder_are_refused(few, whole, tmp_path):
         train(SIMPLE, few, CONFIG, tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("damage", ["tensors", "document", "settings"])
+@pytest.mark.parametrize("damage", ["end", "header", "tensors", "settings"])
 def test_what_was_damaged_is_refused(few, tmp_path, damage):
     folder = tmp_path / "run"
     begun(few, folder, Cut(step=7))
-    names = {"tensors": "state-*", "document": "state.json", "settings": "config.toml"}
-    (file,) = folder.glob(names[damage])
+    file = folder / ("config.toml" if damage == "settings" else state.STATE)
     content = file.read_bytes()
-    file.write_bytes(content.replace(b"16", b"17", 1) if damage != "tensors" else content[:-8])
+    damaged = {
+        "end": content[:-8],
+        "header": content.replace(b'\\"done\\":', b'\\"done\\":1', 1)[:-1],
+        "tensors": content[:-1] + bytes([content[-1] ^ 1]),
+        "settings": content.replace(b"16", b"17", 1),
+    }[damage]
+    assert damaged != content
+    file.write_bytes(damaged)
     with pytest.raises(InputError, match=r"damaged|was changed"):
         train(SIMPLE, few, CONFIG, folder, resume=True)
 
@@ -214,11 +220,16 @@ def test_a_command_that_is_killed_again_and_again_comes_to_its_end(tmp_path):
 
 def _wait_for_progress(folder, process):
     """Wait until it has saved a state that was not there."""
-    before = {path.name for path in folder.glob("state-*")}
+    before = _saved_at(folder)
     while process.poll() is None:
-        if {path.name for path in folder.glob("state-*")} - before:
+        if _saved_at(folder) != before:
             return
         time.sleep(0.01)
+
+
+def _saved_at(folder):
+    file = folder / state.STATE
+    return file.stat().st_mtime_ns if file.exists() else None
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -249,7 +260,7 @@ def test_the_command_takes_no_settings_beside_resume(few, tmp_path):
     for arguments, told in (
         (["--resume", folder, "--epochs", "5"], "--epochs cannot be given with --resume"),
         (["--resume", folder, "--data", "sample"], "--data cannot be given with --resume"),
-        (["--resume", folder], "does not say where its data was"),
+        (["--resume", folder], "was trained on data in memory"),
         (["--model", "simple"], "--data and --model are needed"),
     ):
         done = CliRunner().invoke(cli, ["train", *map(str, arguments)])

@@ -14,9 +14,9 @@ from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
 from trainkit.trainer import tuning
 from trainkit.trainer.callbacks import Epoch
-from trainkit.trainer.loop import DivergedError
 from trainkit.trainer.run import train
 from trainkit.trainer.settings import resolve
+from trainkit.trainer.train_step import DivergedError
 from trainkit.trainer.tuning import tune
 
 FIXED = {"model": "simple", "max_length": 16, "epochs": 1, "batch_size": 32}
@@ -70,6 +70,7 @@ def test_it_goes_on_and_its_best_settings_give_that_accuracy(few, splits, tmp_pa
     assert {path.name for path in file.parent.iterdir()} == {"tune.db", "tune.toml"}
 
 
+@pytest.mark.slow
 def test_a_study_in_two_parts_is_the_study_in_one(few, tmp_path, invented):
     for parts, name in (((14,), "whole"), ((3, 14), "parts")):
         for trials in parts:
@@ -89,6 +90,7 @@ def test_what_is_given_is_fixed(few, tmp_path, invented):
         tune(everything, few, tmp_path / "other.db", trials=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "halving", "none"])
 def test_a_hopeless_trial_ends_early(few, tmp_path, monkeypatch, pruner):
     ended = []
@@ -121,7 +123,7 @@ def test_a_loss_that_is_no_number_ends_one_trial(few, tmp_path, monkeypatch):
         tune(FIXED, few, file, trials=1, told=lines.append)
     assert tune(FIXED, few, file, trials=2, told=lines.append).trial == 1
     assert "the loss became nan" in lines[0]
-    assert "val acc 50.0 %" in lines[1]
+    assert "val acc 50.0%" in lines[1]
 
 
 def test_an_interrupt_is_no_trial(few, tmp_path, monkeypatch):
@@ -158,9 +160,9 @@ def _other_study(file):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (_garbage, "is no SQLite file"),
-        (_empty, "is no study of Optuna's"),
-        (_other_tables, "is no study of Optuna's"),
+        (_garbage, "is not an SQLite file"),
+        (_empty, "is not an Optuna study"),
+        (_other_tables, "is not an Optuna study"),
         (_other_study, "holds no study of this trainkit"),
     ],
 )
@@ -199,9 +201,9 @@ def test_the_command_says_what_is_wrong(tmp_path):
     _garbage(file)
     arguments = ["tune", "--data", "sample", "--study", str(file)]
     for more, told in (
-        (["--model", "simple"], "is no SQLite file"),
+        (["--model", "simple"], "is not an SQLite file"),
         ([], "no kind of model is named"),
-        (["--model", "simple", "--epochs", "0"], "epochs must be at least 1"),
+        (["--model", "simple", "--epochs", "0"], "--epochs must be at least 1"),
     ):
         done = CliRunner().invoke(cli, [*arguments, *more])
         assert done.exit_code == 2

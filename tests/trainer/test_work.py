@@ -13,7 +13,8 @@ from trainkit.trainer import checkpoint
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.loop import score
-from trainkit.trainer.run import make_model, train
+from trainkit.trainer.new_model import make_model
+from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.train_step import SparseEmbeddingGrads
 
@@ -39,7 +40,7 @@ def test_nothing_is_kept_for_a_backward_below_the_lowest_prefix(few):
 
         return hook
 
-    bert = model.encoder.model
+    bert = model.model
     for name, module in bert.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm)):
             module.register_forward_hook(keep(name))
@@ -94,7 +95,7 @@ def test_a_batch_in_parts_comes_to_the_same_weights(few, tmp_path):
 def test_gradients_of_embeddings_by_row_are_the_dense_ones(few):
     new = make_model(SIMPLE, few)
     model = new.model.train()
-    table = model.encoder.tokens.weight
+    table = model.tokens.weight
     data = encode(few.train, new.encoder, model.config.labels)
 
     def backward():

@@ -5,17 +5,19 @@ from pathlib import Path
 import click
 
 from trainkit.commands.common import A_FILE, json_option, print_json
+from trainkit.commands.options import command, option
 
 __all__ = ["compare"]
 
 
-@click.command()
+@command()
 @click.argument("a", type=A_FILE)
 @click.argument("b", type=A_FILE)
-@click.option(
+@option(
     "--fail-if-slower",
     metavar="PERCENT",
-    help="As 5%: exit 1 where an engine lost more speed than that, beyond its interval.",
+    help="Loss of speed, such as 5%, beyond which (and its interval) an engine makes the command "
+    "exit with 1.",
 )
 @json_option
 def compare(a: Path, b: Path, fail_if_slower: str | None, as_json: bool) -> None:

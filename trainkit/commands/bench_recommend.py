@@ -1,62 +1,62 @@
 """``trainkit bench recommend``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from trainkit.commands.common import A_FILE, json_option, print_json
+from trainkit.commands.common import A_FILE, A_FOLDER, json_option, print_json
+from trainkit.commands.options import command, option
+from trainkit.serve.errors import InputError
 
 __all__ = ["recommend"]
 
 
-@click.command()
+@command()
 @click.argument("result", type=A_FILE)
-@click.option(
-    "--latency-below", type=float, metavar="MS", help="Most texts/s whose batches take less."
+@option(
+    "--latency-below",
+    "latency_below_ms",
+    type=float,
+    metavar="MS",
+    help="Latency limit of a batch in milliseconds; of what keeps it, the most texts/s win.",
 )
-@click.option("--throughput", is_flag=True, help="Most texts/s, however long a batch takes.")
-@click.option("--min-accuracy", type=float, metavar="PERCENT")
-@click.option(
-    "--max-accuracy-drop", type=float, metavar="POINTS", help="Below the first engine's accuracy."
+@option("--throughput", is_flag=True, help="Take the most texts/s, without a latency limit.")
+@option("--min-accuracy", type=float, metavar="PERCENT", help="Lowest acceptable accuracy.")
+@option(
+    "--max-accuracy-drop",
+    type=float,
+    metavar="POINTS",
+    help="Percentage points that the accuracy may be below that of the first engine.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]))
-@click.option(
+@option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="Precision to recommend.  [default: any]",
+)
+@option(
     "--write",
     "bundle",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Put threads and batch size into this bundle, which must be the one recommended.",
+    type=A_FOLDER,
+    help="Bundle to write threads and batch size into, which must be the recommended one.",
 )
 @json_option
 def recommend(
-    result: Path,
-    latency_below: float | None,
-    throughput: bool,
-    min_accuracy: float | None,
-    max_accuracy_drop: float | None,
-    precision: str | None,
-    bundle: Path | None,
-    as_json: bool,
+    result: Path, throughput: bool, bundle: Path | None, as_json: bool, **limits: Any
 ) -> None:
     """Name the runtime, threads, batch size and precision to deploy, with the evidence.
 
-    Exits 1 where nothing fits.
+    Exits with 1 if nothing fits.
 
     \b
     trainkit bench recommend bench.json --latency-below 50
     """
-    from trainkit.bench.report import recommend as recommending
-    from trainkit.bench.result import load
-    from trainkit.serve.errors import InputError
-
-    if throughput == (latency_below is not None):
+    if throughput == (limits["latency_below_ms"] is not None):
         raise InputError("say what is wanted: either --latency-below MS or --throughput.")
-    wanted = recommending.Wanted(
-        latency_below_ms=latency_below,
-        min_accuracy=min_accuracy,
-        max_accuracy_drop=max_accuracy_drop,
-        precision=precision,
-    )
-    found = recommending.recommend(load(result), wanted)
+    from trainkit import Benchmark
+    from trainkit.bench.report import recommend as recommending
+
+    found = Benchmark.load(result).recommend(**limits)
     if as_json:
         print_json(found)
     else:

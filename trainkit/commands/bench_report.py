@@ -5,42 +5,37 @@ from pathlib import Path
 import click
 
 from trainkit.commands.common import A_FILE
+from trainkit.commands.options import command, option
 
 __all__ = ["report"]
 
 
-@click.command()
+@command()
 @click.argument("result", type=A_FILE)
-@click.option("--html", "html_path", type=A_FILE, help="One page with plots, nothing outside it.")
-@click.option("--markdown", "markdown_path", type=A_FILE, help="The tables, to paste.")
-@click.option("--csv", "csv_path", type=A_FILE, help="One row a measurement, all figures.")
+@option("--html", "html_path", type=A_FILE, help="HTML page to write, with plots inside it.")
+@option("--markdown", "markdown_path", type=A_FILE, help="Markdown file to write the tables to.")
+@option("--csv", "csv_path", type=A_FILE, help="CSV file to write, one row per measurement.")
 def report(
     result: Path, html_path: Path | None, markdown_path: Path | None, csv_path: Path | None
 ) -> None:
-    """Draw RESULT, which `trainkit bench run --out` wrote; as tables here where no file is named.
+    """Draw RESULT, which `trainkit bench run --out` wrote; without options, print its tables.
 
     \b
     trainkit bench report bench.json --html bench.html
     """
-    from trainkit.bench.report import tables
-    from trainkit.bench.result import load
+    from trainkit import Benchmark
+    from trainkit.bench.report.tables import table
     from trainkit.console import stdout
 
-    loaded = load(result)
-    if html_path is not None:
-        from trainkit.bench.report.html import html
-
-        _write(html_path, html(loaded))
-    if markdown_path is not None:
-        _write(markdown_path, tables.markdown(loaded))
-    if csv_path is not None:
-        _write(csv_path, tables.csv(loaded))
-    if html_path is markdown_path is csv_path is None:
-        stdout.print(tables.table(loaded))
-
-
-def _write(path: Path, content: str) -> None:
-    from trainkit.bench import files
-
-    files.write(path, content.encode())
-    click.echo(f"Wrote {path}")
+    loaded = Benchmark.load(result)
+    outputs = {
+        html_path: loaded.to_html,
+        markdown_path: loaded.to_markdown,
+        csv_path: loaded.to_csv,
+    }
+    for path, write in outputs.items():
+        if path is not None:
+            write(path)
+            click.echo(f"Wrote {path}")
+    if set(outputs) == {None}:
+        stdout.print(table(loaded.result))

@@ -1,64 +1,92 @@
 """``trainkit bench run``."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from trainkit.commands.common import (
-    SplitName,
-    columns,
-    data_options,
+    A_PATH,
+    column_options,
+    data_option,
     json_option,
+    out_option,
     print_json,
     split_option,
+    typed_command,
 )
+from trainkit.commands.options import command, option
 
 __all__ = ["bench_run"]
 
+WORK, MEASURE = "Workloads", "Measurement"
 
-@click.command("run")
-@click.argument("engines", nargs=-1, metavar="[RUNTIME:]SOURCE ...")
-@click.option("--all", "every", is_flag=True, help="Every runtime that can take each SOURCE.")
-@click.option("--data", "data_source", default="sample", show_default=True)
+
+@command("run")
+@click.argument("sources", nargs=-1, metavar="[RUNTIME:]SOURCE ...")
+@option("--all", "all_runtimes", is_flag=True, help="Add every runtime that can take each SOURCE.")
+@data_option()
 @split_option
-@click.option(
-    "--batch-size", "batch_sizes", multiple=True, type=int, default=[32], show_default=True
+@column_options
+@option(
+    "--batch-size",
+    "batch_sizes",
+    multiple=True,
+    type=int,
+    default=[32],
+    help="Texts per batch; may be repeated.",
+    group=WORK,
 )
-@click.option(
-    "--length", "lengths", multiple=True, type=int, help="Full batches of that length too."
+@option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=int,
+    metavar="TOKENS",
+    help="Length of additional batches without padding; may be repeated.",
+    group=WORK,
 )
-@click.option("--single-stream", is_flag=True, help="One text after the other too.")
-@click.option("--rate", "rates", multiple=True, type=float, help="Poisson arrivals a second too.")
-@click.option("--threads", multiple=True, type=int, help="Of each engine. [default: one a core]")
-@click.option("--min-seconds", default=10.0, show_default=True, help="Of each engine and workload.")
-@click.option("--min-rounds", default=20, show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Keep the result, samples too, as JSON."
+@option("--single-stream", is_flag=True, help="Also time one text after the other.", group=WORK)
+@option(
+    "--rate",
+    "rates",
+    multiple=True,
+    type=float,
+    metavar="REQUESTS/S",
+    help="Rate of Poisson arrivals to time as well; may be repeated.",
+    group=WORK,
 )
-@data_options
+@option(
+    "--threads",
+    multiple=True,
+    type=int,
+    help="Threads of each engine; may be repeated.  [default: one per core]",
+    group=MEASURE,
+)
+@option(
+    "--min-seconds",
+    type=float,
+    default=10.0,
+    help="Shortest time of each engine on each workload, in seconds.",
+    group=MEASURE,
+)
+@option(
+    "--min-rounds",
+    type=int,
+    default=20,
+    help="Fewest rounds of each engine on each workload.",
+    group=MEASURE,
+)
+@out_option
+@option(
+    "--samples", type=A_PATH, help="NPZ file to write the time of every batch to.", group="Output"
+)
 @json_option
-def bench_run(
-    engines: tuple[str, ...],
-    every: bool,
-    data_source: str,
-    split: SplitName | None,
-    batch_sizes: tuple[int, ...],
-    lengths: tuple[int, ...],
-    single_stream: bool,
-    rates: tuple[float, ...],
-    threads: tuple[int, ...],
-    min_seconds: float,
-    min_rounds: int,
-    out: Path | None,
-    as_json: bool,
-    **how: Any,
-) -> None:
+def bench_run(sources: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
     """Time runtimes on one model, in turns, each in a process of its own.
 
     SOURCE is a run, a bundle or a Hugging Face folder; without RUNTIME a bundle runs in that of its
-    format, all else in PyTorch. The first is the baseline; the others' outputs must be the same.
+    format, all else in PyTorch. The first is the baseline, whose outputs the others must repeat.
     Without any: runs/latest in PyTorch, and each bundle exported from it.
 
     \b
@@ -66,51 +94,15 @@ def bench_run(
     trainkit bench run compile:runs/latest runs/latest/onnx --threads 1 --threads 2
     trainkit bench run runs/latest/onnx --batch-size 1 --batch-size 8 --length 128 --rate 20
     """
-    from trainkit.bench.engines.registry import applicable, parse
-    from trainkit.bench.race import runner
+    from trainkit import benchmark
     from trainkit.bench.report.tables import table
-    from trainkit.bench.result import Settings, check, save
-    from trainkit.console import stdout, steps
-    from trainkit.data.splits import load_split
-    from trainkit.export.runtimes import training_seed
-    from trainkit.serve.bundle import MODEL_FILES
-    from trainkit.serve.cores import usable_cores
+    from trainkit.console import stdout
 
-    if not engines:
-        latest = Path("runs/latest")
-        bundles = (latest / name for name in sorted(MODEL_FILES, reverse=True))
-        engines = (str(latest), *(str(bundle) for bundle in bundles if bundle.is_dir()))
-    specs = [parse(engine) for engine in engines]
-    if every:
-        specs += [
-            parse(f"{runtime}:{spec.source}")
-            for spec in list(specs)
-            for runtime in applicable(spec.source)
-        ]
-    settings = Settings(
-        batch_sizes=batch_sizes,
-        lengths=lengths,
-        rates=rates,
-        single_stream=single_stream,
-        threads=threads or (usable_cores(),),
-        min_seconds=min_seconds,
-        min_rounds=min_rounds,
-    )
-    seed = training_seed(specs[0].source) if specs else 0
-    examples = load_split(data_source, columns(**how), split, seed)
-    with steps() as told:
-        result = runner.run(
-            list(dict.fromkeys(specs)),
-            examples,
-            settings,
-            data=Path(data_source).name,
-            progress=told,
-            command=["trainkit", *sys.argv[1:]],
-        )
+    measured = benchmark(sources, **options, command=typed_command())
     if out is not None:
-        save(result, out)
+        measured.save(out)
     if as_json:
-        print_json(result)
+        print_json(measured.result)
     else:
-        stdout.print(table(result))
-    check(result)
+        stdout.print(table(measured.result))
+    measured.check()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainkit.commands.common import columns, data_options, json_option, print_json
+from trainkit.commands.common import A_PATH, column_options, json_option, print_json
+from trainkit.commands.options import command, option
 
 if TYPE_CHECKING:
     from trainkit.data.readers import Example
@@ -14,17 +15,33 @@ if TYPE_CHECKING:
 __all__ = ["data_stats"]
 
 
-@click.command("stats")
+@command("stats")
 @click.argument("source")
-@click.option("--test", type=click.Path(path_type=Path), help="A file that is the test set.")
-@click.option("--seed", default=0, show_default=True, help="Of the split, where one is made.")
-@click.option(
-    "--tokenizer", help="Count tokens with a backbone's tokenizer: minilm, a folder or hub id."
+@option("--test", type=A_PATH, metavar="FILE", help="File that is the test set.", group="Data")
+@column_options
+@option(
+    "--seed",
+    type=int,
+    default=0,
+    help="Seed of the split, if one is made.",
+    group="Data",
 )
-@data_options
+@option(
+    "--tokenizer",
+    metavar="MODEL",
+    help="Backbone whose tokenizer counts tokens: minilm, a folder or a hub id.  [default: the "
+    "vocabulary of words]",
+)
 @json_option
 def data_stats(
-    source: str, test: Path | None, seed: int, tokenizer: str | None, as_json: bool, **how: Any
+    source: str,
+    test: Path | None,
+    seed: int,
+    tokenizer: str | None,
+    text_column: str | None,
+    label_column: str | None,
+    trec_labels: Any,
+    as_json: bool,
 ) -> None:
     """Count classes, lengths, duplicates and leaks of SOURCE: a file, a folder, or 'sample'.
 
@@ -32,10 +49,11 @@ def data_stats(
     trainkit data stats questions.csv --text-column question --label-column topic
     """
     from trainkit.console import stdout
+    from trainkit.data.columns import Columns
     from trainkit.data.splits import load
     from trainkit.data.statistics import describe, print_statistics
 
-    splits = load(source, columns(**how), seed, test)
+    splits = load(source, Columns(trec_labels, text_column, label_column), seed, test)
     statistics = describe(splits, token_counter(tokenizer, splits.train))
     if as_json:
         print_json(statistics)

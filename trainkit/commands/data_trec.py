@@ -4,18 +4,25 @@ from pathlib import Path
 
 import click
 
+from trainkit.commands.common import A_PATH
+from trainkit.commands.options import command, option
+
 __all__ = ["data_trec"]
 
 
-@click.command("trec")
-@click.option(
+@command("trec")
+@option(
     "--from",
     "source",
-    type=click.Path(path_type=Path),
-    help="A folder that holds the two files already, for machines without a network.",
+    type=A_PATH,
+    help="Folder that holds the two files already, for machines without a network.",
 )
-@click.option(
-    "--to", "target", type=click.Path(path_type=Path), default=Path("data/trec"), show_default=True
+@option(
+    "--to",
+    "target",
+    type=A_PATH,
+    default=Path("data/trec"),
+    help="Folder to write the two files into.",
 )
 def data_trec(source: Path | None, target: Path) -> None:
     """Fetch the official TREC question files and check their sha256.

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from trainkit.commands.common import json_option, print_json
+from trainkit.commands.common import A_PATH, json_option, print_json
+from trainkit.commands.options import command
 
 __all__ = ["inspect"]
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@command()
+@click.argument("bundle", type=A_PATH)
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE is, what it came from, and how it was verified.
@@ -18,10 +19,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
     \b
     trainkit inspect runs/latest/onnx
     """
+    from trainkit import Bundle
     from trainkit.console import manifest_table, stdout
-    from trainkit.serve.bundle import open_bundle
 
-    manifest = open_bundle(bundle).manifest
+    manifest = Bundle(bundle).manifest
     if as_json:
         print_json(manifest)
     else:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trainkit.commands.common import json_option, print_json
+from trainkit.commands.common import A_PATH, json_option, print_json, print_line
+from trainkit.commands.options import command, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,16 +16,20 @@ if TYPE_CHECKING:
 __all__ = ["optimize"]
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="[default: MODEL.optimized.onnx]")
-@click.option("--force", is_flag=True, help="Replace a file that exists, once the new one is good.")
+@command()
+@click.argument("model", type=A_PATH)
+@option("--out", type=A_PATH, help="ONNX file to write.  [default: MODEL.optimized.onnx]")
+@option(
+    "--force",
+    is_flag=True,
+    help="Replace a file that exists, once the new one has passed its checks.",
+)
 @json_option
 def optimize(model: Path, out: Path | None, force: bool, as_json: bool) -> None:
     """Make MODEL, the ONNX file of a text classifier, faster on CPUs.
 
-    Whoever exported it: every rewrite is proven against MODEL in ONNX Runtime, on 60 batches of all
-    kinds of padding. One that changes an answer is refused, and nothing is written.
+    MODEL may come from any exporter. Every rewrite is compared with MODEL in ONNX Runtime, on 60
+    batches with all kinds of padding. If one changes an answer, nothing is written.
 
     \b
     trainkit optimize model.onnx --out faster.onnx
@@ -40,12 +45,11 @@ def optimize(model: Path, out: Path | None, force: bool, as_json: bool) -> None:
         print_json(optimized)
         return
     stdout.print(_table(optimized))
-    stdout.print(
+    skipped = len(optimized.skipped)
+    print_line(
         f"{optimized.target}: {optimized.nodes_after} nodes instead of {optimized.nodes_before}, "
         f"the same answers on {optimized.cases} batches"
-        + (f"; {len(optimized.skipped)} that MODEL itself cannot answer" * bool(optimized.skipped)),
-        highlight=False,
-        soft_wrap=True,
+        + (f"; {skipped} that MODEL itself cannot answer" if skipped else "")
     )
 
 

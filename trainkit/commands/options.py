@@ -1,7 +1,8 @@
 """Options made from settings structs, in groups: type, range, default and help stand in the struct.
 
-A field is ``Annotated[int, Meta(ge=1, description="...", extra={...})]``; ``extra`` may hold the
-``option``'s name where it is not the field's, and its ``metavar``.
+A field is ``Annotated[int, Meta(ge=1, description="...", extra={...})]``; ``extra`` may hold
+``option`` and ``parameter`` if their names are not the field's, ``group``, ``metavar``, and the
+``words`` that the option takes beside numbers; a ``hidden`` field has no option.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from msgspec import inspect
 
 from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.serve.errors import InputError
-from trainkit.serve.fields import base_type, choices, value_faults
+from trainkit.serve.fields import base_type, choices, description, metadata, value_faults
 
 __all__ = ["Command", "Option", "command", "option", "options_of"]
 
@@ -33,7 +34,7 @@ class Option(click.Option):
 
     def faults(self, value: Any) -> list[str]:
         """Return a sentence for each way in which the value breaks the field's constraints."""
-        if self.field is None or value is None:
+        if self.field is None or value is None or value in words(self.field.type):
             return []
         return list(value_faults(self.opts[0], self.field.type, value))
 
@@ -46,7 +47,7 @@ class Command(ErrorReportingCommand):
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
             record = parameter.get_help_record(context)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 groups.setdefault(getattr(parameter, "group", OTHER), []).append(record)
         for title in sorted(groups, key=lambda title: title == OTHER):
             with formatter.section(title):
@@ -87,7 +88,11 @@ def options_of(
     With ``defaults``, a text for each field, an option that is not given is None: its value is
     chosen later, and the text is what help shows.
     """
-    fields = [field for field in msgspec.structs.fields(struct) if field.name not in without]
+    fields = [
+        field
+        for field in msgspec.structs.fields(struct)
+        if field.name not in without and not (metadata(field.type).extra or {}).get("hidden")
+    ]
 
     def decorate(function: Function) -> Function:
         for field in reversed(fields):
@@ -101,10 +106,9 @@ def options_of(
 def _declare(
     field: msgspec.structs.FieldInfo, group: str, defaults: Mapping[str, str] | None
 ) -> Callable[[Function], Function]:
-    meta = metadata(field.type)
-    extra = meta.extra or {}
+    extra = metadata(field.type).extra or {}
     settings: dict[str, Any] = {
-        "help": (meta.extra_json_schema or {}).get("description", ""),
+        "help": description(field.type),
         "metavar": extra.get("metavar"),
         "type": click_type(field.type),
     }
@@ -112,34 +116,43 @@ def _declare(
     if isinstance(base_type(field.type), inspect.BoolType):
         del settings["type"], settings["metavar"]
         settings["is_flag"] = True
-        if field.default is True:
+        if field.default is True:  # such as --no-optimize
             settings["flag_value"] = False
     elif isinstance(field.default, tuple):
         settings["multiple"] = True
     if defaults is None:
         settings["default"] = field.default
-        settings["show_default"] = field.default not in (None, (), True, False)
+        settings["show_default"] = field.default not in (None, ()) and not settings.get("is_flag")
     else:
         settings["default"] = None
         if text := defaults.get(field.name):
             settings["help"] += f"  [default: {text}]"
-    name = extra.get("option", flag)
-    return click.option(
-        *name.split("/"), field.name, cls=Option, group=group, field=field, **settings
-    )
+    names = (*(extra.get("option") or flag).split("/"), extra.get("parameter") or field.name)
+    group = extra.get("group") or group
+    return click.option(*names, cls=Option, group=group, field=field, **settings)
 
 
-def metadata(annotation: Any) -> inspect.Metadata:
-    """Return the description and the extras of a field's type, or empty ones."""
-    found = inspect.type_info(annotation)
-    if isinstance(found, inspect.UnionType):
-        found = next((kind for kind in found.types if isinstance(kind, inspect.Metadata)), found)
-    return found if isinstance(found, inspect.Metadata) else inspect.Metadata(found)
+def words(annotation: Any) -> tuple[str, ...]:
+    """Return the words that an option takes beside its field's values, such as "auto"."""
+    return tuple((metadata(annotation).extra or {}).get("words", ()))
 
 
 def click_type(annotation: Any) -> Any:
     """Return click's type for the values of a field."""
     if names := choices(annotation):
         return click.Choice(names)
+    if beside := words(annotation):
+        return _number_or_word(beside)
     kinds = {inspect.IntType: int, inspect.FloatType: float, inspect.StrType: str}
     return kinds.get(type(base_type(annotation)))
+
+
+def _number_or_word(beside: tuple[str, ...]) -> Callable[[str], float | str]:
+    def read(value: str) -> float | str:
+        try:
+            return value if value in beside else float(value)
+        except ValueError:
+            names = " nor ".join(map(repr, beside))
+            raise click.BadParameter(f"'{value}' is neither a number nor {names}.") from None
+
+    return read

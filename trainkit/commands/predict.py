@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainkit.commands.common import A_PATH
+from trainkit.commands.options import command, option
 from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,23 +20,21 @@ __all__ = ["predict"]
 CHUNK = 1024  # lines read and answered at a time, however long the input is
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@command()
+@click.argument("bundle", type=A_PATH)
 @click.argument("texts", nargs=-1)
-@click.option(
+@option(
     "--file",
-    type=click.Path(path_type=Path),
-    help="Classify a file's texts instead: .txt, .csv, .tsv, .jsonl or .ndjson.",
+    type=A_PATH,
+    help="File whose texts are classified instead: .txt, .csv, .tsv, .jsonl or .ndjson.",
 )
-@click.option("--text-column", help="Column (or JSON key) of FILE's texts.  [default: text]")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Where the answers to FILE are written."
-)
-@click.option("--ray", is_flag=True, help="Classify FILE in several processes, with Ray Data.")
-@click.option(
+@option("--text-column", help="Column (or JSON key) of the texts of --file.  [default: text]")
+@option("--output", type=A_PATH, help="File to write the answers to --file to.")
+@option("--ray", is_flag=True, help="Classify --file in several processes, with Ray Data.")
+@option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Parts of FILE classified at once, on one core each.  [default: one for each core]",
+    help="Parts of --file classified at once, on one core each.  [default: one per core]",
 )
 def predict(
     bundle: Path,
@@ -45,11 +45,11 @@ def predict(
     ray: bool,
     workers: int | None,
 ) -> None:
-    """Classify TEXTS, or the lines of standard input; one JSON object a line comes out.
+    """Classify TEXTS, or the lines of standard input, and print one JSON object per line.
 
-    Its keys: text, label, score, scores of all labels, and truncated, which is true where the text
-    is longer than the model takes and only its kept part was read. For a FILE also line, the number
-    of the text's line; the answers come in the file's order.
+    Its keys are text, label, score, scores (of all labels), and truncated, which is true if the
+    text was longer than the model takes and only a part of it was read. With --file there is also
+    line, the number of the text's line; the answers are in the file's order.
 
     \b
     trainkit predict runs/latest/onnx "How far is Mars?"

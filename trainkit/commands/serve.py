@@ -3,14 +3,16 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from trainkit.commands.options import command, options_of
 from trainkit.serve.errors import InputError
 from trainkit.serve.http import auth
+from trainkit.serve.http.settings import Limits, ServerSettings, Settings
 
 if TYPE_CHECKING:
     import socket
@@ -18,180 +20,30 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-Port = click.IntRange(0, 65535)
-Count = click.IntRange(min=1)
 
 
-class Grouped(click.Command):
-    """A command whose help lists its options in groups."""
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the groups."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(context):
-            record = parameter.get_help_record(context)
-            if record is not None and isinstance(parameter, click.Option):
-                group = getattr(parameter, "group", "Other")
-                groups.setdefault(group, []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-class GroupedOption(click.Option):
-    """An option that knows its group."""
-
-    def __init__(self, *arguments: Any, group: str, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.group = group
-
-
-def option(group: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
-    """Declare one option of a group, its default shown."""
-    settings.setdefault("show_default", settings.get("default") is not None)
-    return click.option(*names, cls=GroupedOption, group=group, **settings)
-
-
-@click.command(cls=Grouped)
+@command()
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
-@option(
-    "Address",
-    "--host",
-    metavar="HOST",
-    default="127.0.0.1",
-    help="Address to listen on, such as ::1.",
-)
-@option(
-    "Address",
-    "--port",
-    metavar="PORT",
-    type=Port,
-    default=8000,
-    help="0: a free one, which is printed.",
-)
-@option("Address", "--admin", metavar="HOST:PORT", help="Also listen there for new versions.")
-@option(
-    "Address",
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help=f"Demand this bearer token (or that of the variable {auth.VARIABLE}).",
-)
-@option(
-    "Processes", "--workers", metavar="N", type=Count, default=1, help="Fronts that share the port."
-)
-@option(
-    "Processes",
-    "--threads",
-    metavar="N",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Of each model's session; 0: as the bundle says, else all cores but one, and both of two.",
-)
-@option(
-    "Processes",
-    "--provider",
-    metavar="NAME",
-    multiple=True,
-    help="ONNX Runtime's; several in order.",
-)
-@option(
-    "Batches",
-    "--batch-tokens",
-    metavar="TOKENS",
-    type=Count,
-    default=2048,
-    help="Of a batch at most.",
-)
-@option(
-    "Batches",
-    "--max-wait-ms",
-    metavar="MS",
-    type=click.FloatRange(0, 10_000),
-    default=0.0,
-    help="That an idle model waits for a batch to fill.",
-)
-@option(
-    "Batches",
-    "--queue-tokens",
-    metavar="TOKENS",
-    type=Count,
-    default=1 << 18,
-    help="That may wait, else 429.",
-)
-@option(
-    "Batches",
-    "--timeout",
-    metavar="SECONDS",
-    type=click.FloatRange(0, min_open=True),
-    default=30.0,
-    help="For a request; fewer where it names a deadline. Then 504.",
-)
-@option(
-    "Limits of a request",
-    "--max-body",
-    metavar="BYTES",
-    type=Count,
-    default=8 << 20,
-    help="Of its body, also decompressed.",
-)
-@option("Limits of a request", "--max-texts", metavar="N", type=Count, default=1024, help="Texts.")
-@option(
-    "Limits of a request",
-    "--max-characters",
-    metavar="N",
-    type=Count,
-    default=1 << 20,
-    help="Of all its texts together.",
-)
-@option(
-    "Limits of a request",
-    "--max-tokens",
-    metavar="N",
-    type=Count,
-    default=1 << 17,
-    help="Of all its texts together, after truncation.",
-)
-@option(
-    "The end",
-    "--drain-seconds",
-    metavar="SECONDS",
-    type=click.FloatRange(0, 3600),
-    default=1.0,
-    help="Served on after SIGTERM, not ready any more.",
-)
-@option(
-    "The end",
-    "--grace-seconds",
-    metavar="SECONDS",
-    type=click.FloatRange(0, 3600),
-    default=30.0,
-    help="Then, at most, for what is in flight.",
-)
-@option(
-    "What is seen",
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    help="Of the JSON lines on standard error; info: one a request.",
-)
-@option("What is seen", "--otel", is_flag=True, help="OpenTelemetry spans, set up by OTEL_*.")
+@options_of(ServerSettings)
+@options_of(Settings, without=["limits"])
+@options_of(Limits)
 def serve(
     bundles: tuple[str, ...],
     host: str,
     port: int,
     admin: str | None,
-    token_file: Path | None,
+    token_file: str | None,
     workers: int,
-    drain_seconds: float,
-    grace_seconds: float,
+    drain_s: float,
+    grace_s: float,
     log_level: str,
     otel: bool,
     **settings: Any,
 ) -> None:
     """Answer requests over HTTP: each BUNDLE is a FOLDER, or NAME=FOLDER to name its model.
 
-    Once every model runs, a line with the address is printed. SIGTERM ends it without losing a
-    request, SIGHUP loads every bundle anew. docs/serving.md tells the routes.
+    Once every model runs, a line with the address is printed. SIGTERM ends the server without
+    losing a request, SIGHUP loads every bundle again. docs/serving.md describes the routes.
 
     \b
     trainkit serve runs/latest/onnx
@@ -199,7 +51,7 @@ def serve(
     """
     folders = named(bundles)
     admin_address = None if admin is None else host_and_port(admin)
-    token = read_token(token_file)
+    token = read_token(None if token_file is None else Path(token_file))
 
     from trainkit.serve.http import run, supervisor
     from trainkit.serve.http.sockets import bound
@@ -208,8 +60,8 @@ def serve(
         folders=folders,
         settings=server_settings(**settings),
         token=token,
-        drain_s=drain_seconds,
-        grace_s=grace_seconds,
+        drain_s=drain_s,
+        grace_s=grace_s,
         log_level=log_level,
         otel=otel,
     )
@@ -232,7 +84,7 @@ def start(run: Any, supervisor: Any, plan: Any, workers: int, *listeners: Any) -
 
 
 def named(bundles: Sequence[str]) -> dict[str, str]:
-    """Return the folder of each model; ``InputError`` where two have one name, or a bad one."""
+    """Return the folder of each model; InputError if a name is invalid or used twice."""
     folders: dict[str, str] = {}
     for given in bundles:
         name, equals, folder = given.partition("=")
@@ -241,11 +93,11 @@ def named(bundles: Sequence[str]) -> dict[str, str]:
             name, folder = Path(os.path.abspath(given)).name, given  # noqa: PTH100
         if not NAME.fullmatch(name):
             raise InputError(
-                f"{name!r} is no name for a model: letters, digits, '.', '_' and '-', 100 at most; "
-                "name it: NAME=FOLDER"
+                f"{name!r} is not a valid model name: letters, digits, '.', '_' and '-', 100 at "
+                "most; name it: NAME=FOLDER"
             )
         if not folder:
-            raise InputError(f"{given!r} names no folder; write NAME=FOLDER.")
+            raise InputError(f"{given!r} has no folder; write NAME=FOLDER.")
         if name in folders:
             raise InputError(
                 f"{folders[name]} and {folder} would both be named {name!r}; "
@@ -255,34 +107,20 @@ def named(bundles: Sequence[str]) -> dict[str, str]:
     return folders
 
 
-def server_settings(**given: Any) -> Any:
-    """Build the settings; ``InputError`` where they contradict each other."""
-    from trainkit.serve.http.settings import Limits, Settings
-
-    if given["max_tokens"] > given["queue_tokens"]:
+def server_settings(**given: Any) -> Settings:
+    """Build the settings; InputError if they contradict each other."""
+    limits = Limits(**{name: given[name] for name in Limits.__struct_fields__})
+    if limits.tokens > given["queue_tokens"]:
         raise InputError(
-            f"--max-tokens {given['max_tokens']} is more than --queue-tokens "
-            f"{given['queue_tokens']}: such a request could never wait; lower the first or "
-            "raise the second."
+            f"--max-tokens {limits.tokens} is more than --queue-tokens {given['queue_tokens']}: "
+            "such a request could never wait; lower the first or raise the second."
         )
-    return Settings(
-        limits=Limits(
-            body_bytes=given["max_body"],
-            texts=given["max_texts"],
-            characters=given["max_characters"],
-            tokens=given["max_tokens"],
-        ),
-        batch_tokens=given["batch_tokens"],
-        max_wait_ms=given["max_wait_ms"],
-        queue_tokens=given["queue_tokens"],
-        timeout_s=given["timeout"],
-        threads=given["threads"],
-        providers=given["provider"],
-    )
+    own = {name: given[name] for name in Settings.__struct_fields__ if name in given}
+    return Settings(limits=limits, **own)
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Split HOST:PORT, where an IPv6 host stands in brackets."""
+    """Split HOST:PORT; an IPv6 host is in brackets."""
     found = re.fullmatch(r"(\[.+\]|[^:\[\]]+):([0-9]{1,5})", address)
     if found is None or int(found[2]) > 65535:
         raise InputError(
@@ -310,18 +148,18 @@ def read_token(file: Path | None) -> str | None:
 
 
 def check_exposure(listener: "socket.socket", token: str | None) -> None:
-    """Warn where everybody on the network may ask."""
+    """Warn if every machine on the network can send requests."""
     from trainkit.serve.http.sockets import is_loopback, url
 
     if token is None and not is_loopback(listener):
         warn(
-            f"whoever reaches {url(listener)} can use it; set a token, or put it behind a proxy "
+            f"anyone who reaches {url(listener)} can use it; set a token, or put it behind a proxy "
             "that asks for one"
         )
 
 
 def check_admin(listener: "socket.socket", token: str | None) -> None:
-    """Refuse an admin address that everybody on the network may use."""
+    """Refuse an admin address that every machine on the network can use."""
     from trainkit.serve.http.sockets import is_loopback
 
     if token is None and not is_loopback(listener):

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trainkit.commands.common import (
-    data_options,
+    A_PATH,
+    column_options,
+    data_option,
     json_option,
     print_json,
-    setting_options,
-    source_of,
+    print_line,
 )
+from trainkit.commands.options import command, option
+from trainkit.commands.settings import setting_options
 from trainkit.serve.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,25 +23,35 @@ if TYPE_CHECKING:
 __all__ = ["tune"]
 
 
-@click.command()
-@click.option("--data", required=True, help="A file, a folder, or 'sample'.")
-@click.option("--test", type=click.Path(path_type=Path), help="As for train: kept out.")
-@click.option("--trials", type=click.IntRange(min=1), default=30, show_default=True)
-@click.option(
-    "--study",
-    type=click.Path(path_type=Path),
+@command()
+@data_option(None, required=True)
+@option(
+    "--test",
+    type=A_PATH,
     metavar="FILE",
-    help="SQLite; goes on where it exists. [default: runs/tune-MODEL.db]",
+    help="File that is the test set, which the search does not touch.",
+    group="Data",
 )
-@click.option(
+@column_options
+@setting_options
+@option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=30,
+    help="Trainings to have finished when the search ends.",
+)
+@option(
+    "--study",
+    type=A_PATH,
+    metavar="FILE",
+    help="SQLite file of the search, which continues if it exists.  [default: runs/tune-MODEL.db]",
+)
+@option(
     "--pruner",
     type=click.Choice(["median", "halving", "none"]),
     default="median",
-    show_default=True,
-    help="Which trials end early.",
+    help="Rule by which trials end early.",
 )
-@setting_options
-@data_options
 @json_option
 def tune(
     data: str,
@@ -47,25 +60,27 @@ def tune(
     study: Path | None,
     pruner: "PrunerName",
     config: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    trec_labels: Any,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Search for the settings with the highest validation accuracy; the test set is not touched.
 
     Settings that are given, as options or with --config, are fixed; the others are chosen. The same
-    command goes on with its study until TRIALS are finished, also in several processes at once. The
-    best settings so far stand beside the study, as a TOML file.
+    command continues its study until TRIALS are finished, also in several processes at once. The
+    best settings so far are written beside the study, as a TOML file.
 
     \b
     trainkit tune --data data/trec --model simple --trials 40
     trainkit train --data data/trec --config runs/tune-simple.toml
     """
-    from trainkit.console import stderr, stdout
+    from trainkit.data.columns import Columns
     from trainkit.data.splits import load
     from trainkit.trainer.settings import read, resolve
     from trainkit.trainer.tuning import tune as search
 
-    how = {name: options.pop(name) for name in ("labels", "text_column", "label_column")}
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("learning_rate") == "auto":
         raise InputError(
@@ -73,26 +88,22 @@ def tune(
         )
     fixed = ({} if config is None else read(config)) | given
     choice, training = resolve(given, config)
-    source = source_of(data, test, **how)
     file = study or Path("runs") / f"tune-{choice.kind}.db"
-    splits = load(source.data, source.columns, training.seed, test)
+    splits = load(data, Columns(trec_labels, text_column, label_column), training.seed, test)
 
-    def told(line: str) -> None:
-        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+    def report(line: str) -> None:
+        print_line(line, stderr=True)
 
     try:
-        found = search(fixed, splits, file, trials=trials, pruner=pruner, on_progress=told)
+        found = search(fixed, splits, file, trials=trials, pruner=pruner, on_progress=report)
     except KeyboardInterrupt:
-        told(f"Interrupted: {file} keeps what is finished; the same command goes on.")
+        report(f"Interrupted: {file} keeps what is finished; the same command goes on.")
         raise SystemExit(130) from None
     if as_json:
         print_json({"study": str(file), **found._asdict(), "config": str(found.config)})
     else:
-        stdout.print(
-            f"Best validation accuracy {100 * found.valid_accuracy:.1f} %: trial {found.trial} of "
+        print_line(
+            f"Best validation accuracy {100 * found.valid_accuracy:.1f}%: trial {found.trial} of "
             f"{found.finished}. To train with it: trainkit train --data {data} "
-            f"--config {found.config}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"--config {found.config}"
         )

@@ -20,8 +20,8 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where text and label stand in a file.
 
     ``labels`` is for TREC files: "coarse" makes ``NUM:dist`` the class ``NUM``, "fine" keeps it.
-    The columns are for the other formats; ``None`` means: whichever of the usual names is there.
-    ``InputError`` where the fields contradict one another.
+    The columns are for the other formats; ``None`` takes the usual name that is there.
+    Raises ``InputError`` if the fields contradict one another.
     """
 
     labels: Labels = "coarse"

@@ -35,9 +35,9 @@ Rows = Iterator[tuple[int, Example | str]]
 def read_file(path: Path, columns: Columns) -> list[Example]:
     """Return the examples of one file in their order; its suffix chooses the format.
 
-    Blank lines are passed over. Files are UTF-8, with or without a byte order mark; only TREC
-    files may be latin-1, as the official ones are. ``InputError`` where the file cannot be read,
-    is empty, lacks a column or has faulty lines, and where ``columns`` does not fit the format.
+    Blank lines are passed over. Files are UTF-8, with or without a byte order mark; only TREC files
+    may be latin-1, as the official ones are. Raises ``InputError`` if the file cannot be read, is
+    empty, lacks a column or has faulty lines, and where ``columns`` does not fit the format.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")

@@ -1,6 +1,6 @@
 """Train, valid and test: what the user gives is kept as it is, and what is missing is split off.
 
-In goes the word ``sample``, a file or a folder; out come three tuples of examples. A split made
+Reads ``sample``, a file or a folder into three tuples of examples. A split made
 here is stratified by class, depends on the seed alone, and never has two spellings of one text
 on both sides.
 """
@@ -63,8 +63,8 @@ def load(source: str | Path, columns: Columns, seed: int = 0, test: Path | None 
     Given files stay exactly as they are: a test text that also stands in train is not removed
     from train (published figures keep it); ``trainkit.data.statistics`` reports it.
 
-    ``InputError`` where a file is faulty, train is missing, two files claim one split, a class is
-    too small to be split, train has fewer than two classes, or valid or test has another class.
+    Raises ``InputError`` if a file is faulty, train is missing, two files claim one split, a class
+    is too small to be split, train has fewer than two classes, or valid or test has another class.
     """
     if source == "sample":
         with as_file(SAMPLE) as path:

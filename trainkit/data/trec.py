@@ -29,8 +29,8 @@ def fetch(target: Path, source: Path | None = None) -> list[Path]:
     """Put ``train_5500.label`` and ``TREC_10.label`` into ``target`` and return their paths.
 
     They come from the folder ``source`` where it is given, else from the network. A file that is
-    there already with the right content is left as it is. ``InputError`` where one is there with
-    other content, cannot be had, or has another sha256; then neither file is written.
+    there already with the right content is left as it is. Raises ``InputError`` if one is there
+    with other content, cannot be had, or has another sha256; then neither file is written.
     """
     missing = [name for name in SHA256 if not _is_there(target / name)]
     # Both are checked before either is written: they are 0.4 MB together.

@@ -22,7 +22,7 @@ def word_tokenizer(texts: Sequence[str], min_count: int = 2, max_size: int = 30_
     Words are lowercased and lose their accents, as in uncased BERT. A word gets an id where it
     occurs ``min_count`` times or more; the commonest come first, equally common ones in
     alphabetical order, so that the same texts give the same ids. ``max_size`` counts ``[PAD]``
-    and ``[UNK]`` too. ``InputError`` where no word is left.
+    and ``[UNK]`` too. Raises ``InputError`` if no word is left.
     """
     normalizer = BertNormalizer(lowercase=True)
     pre_tokenizer = BertPreTokenizer()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trainkit.models.adapter_base import find_base, load_base
+from trainkit.models.closeness import NO_CHANGE, SAME_STATES, probe, relative_difference
 from trainkit.models.loading import as_input_error, quiet
 from trainkit.models.merge_adapter import merge
 from trainkit.models.safe_loading import fetch
@@ -57,9 +58,9 @@ def load_adapter(
     """Load an adapter's folder or hub id on its base, and fold it in.
 
     ``base`` (a folder, hub id or ``minilm``) goes before what the adapter names, which may be
-    relative to its folder. ``trust_remote_code`` is about the base: an adapter has no code.
-    ``InputError`` where PEFT is not installed, the base is not found or another one, the adapter is
-    for another task, or weights would be left at random. ``CheckFailedError`` where the folded
+    relative to its folder. ``trust_remote_code`` is about the base: an adapter has no code. Raises
+    ``InputError`` if PEFT is not installed, the base is not found or another one, the adapter is
+    for another task, or weights would be left at random. Raises ``CheckFailedError`` if the folded
     model does not compute what PEFT does.
     """
     _need_peft()
@@ -95,22 +96,22 @@ def adapter_effect(adapted: LoadedAdapter, batch: Batch) -> dict[str, float]:
     """Measure what the adapter does to a batch's logits, its trained head left in place.
 
     ``largest_logit_change`` is absolute, ``changed_label_share`` is of the rows whose largest logit
-    is another one. ``CheckFailedError`` where nothing changes: an adapter that was never trained.
+    is another one. Raises ``CheckFailedError`` if nothing changes: an adapter that was never
+    trained.
     """
     inputs = {name: torch.from_numpy(array) for name, array in batch.tensors().items()}
     with torch.inference_mode():
         adapted_logits = adapted.reference(**inputs).logits
         with _without_adapter(adapted.reference) as plain:
             plain_logits = plain(**inputs).logits
-    change = float((adapted_logits - plain_logits).abs().max())
-    if change <= 1e-6 * max(1.0, float(plain_logits.abs().max())):
+    if relative_difference(adapted_logits, plain_logits) <= NO_CHANGE:
         raise CheckFailedError(
             f"the adapter changes nothing: with and without it, the logits of {len(plain_logits)} "
             "texts are the same; was it trained?"
         )
     changed = adapted_logits.argmax(dim=1) != plain_logits.argmax(dim=1)
     return {
-        "largest_logit_change": change,
+        "largest_logit_change": float((adapted_logits - plain_logits).abs().max()),
         "changed_label_share": float(changed.float().mean()),
     }
 
@@ -203,20 +204,20 @@ def _check_all_trained(model: nn.Module, adapter: str, base: str) -> None:
         raise InputError(
             f"neither adapter '{adapter}' nor its base model '{base}' has '{untrained[0]}' "
             f"({len(untrained)} such weights): they would be random, as they were in training, "
-            "where nobody saved them; train again with them in modules_to_save."
+            "and were not saved; train again with them in modules_to_save."
         )
 
 
 def _check_same(model: PreTrainedModel, reference: "PeftModel", kind: str) -> None:
     """Compare the folded model with PEFT's own forward on right, left, gapped and no padding."""
-    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [0] * 3 + [1] * 4, [1, 1, 0, 1, 0, 1, 0]])
-    ids = torch.arange(mask.numel()).reshape(mask.shape) % model.config.vocab_size
+    inputs = probe(model.config.vocab_size).tensors().values()
+    ids, mask = (torch.from_numpy(array) for array in inputs)
     with torch.inference_mode(), quiet():
         expected = reference(input_ids=ids, attention_mask=mask).logits
         folded = model(input_ids=ids, attention_mask=mask).logits
-    largest = float((expected - folded).abs().max())
-    if not largest <= 1e-4 * max(1.0, float(expected.abs().max())):  # `not <=`: NaN fails too
+    difference = relative_difference(folded, expected)
+    if difference > SAME_STATES:
         raise CheckFailedError(
             f"the folded {kind} adapter does not compute what PEFT does: "
-            f"logits differ by {largest:.1e}; this base cannot be exported with it."
+            f"logits differ by {difference:.1e}; this base cannot be exported with it."
         )

@@ -36,7 +36,7 @@ def find_base(
 ) -> BaseModel:
     """Find the model that the adapter in ``place`` stands on; ``base`` goes before its own word.
 
-    ``InputError`` where it is nowhere, or no model.
+    Raises ``InputError`` if it is not found or not a model.
     """
     name = base or config.base_model_name_or_path
     remedy = "give the folder or hub id of the adapter's base model with --base"

@@ -1,4 +1,4 @@
-"""The one attention function: masking, packing, prefixes and export meet here and nowhere else.
+"""The one attention function, and all that is done with masks.
 
 A :class:`MaskPlan` is made once per forward from ``attention_mask``. Between the first encoder
 layer's input and the last one's output, hidden states travel *packed*: real tokens only, (1, T, H),
@@ -9,11 +9,16 @@ Axes: B batch, S sequence, T = tokens kept in the batch, P prefix, A attention h
 H = A * D hidden size.
 """
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["KeyValuePrefix", "MaskPlan", "attend"]
+
+def prepend(per_token: Tensor, length: int, value: bool | int) -> Tensor:
+    """Put ``length`` times ``value`` before every row of a mask or of token types: (B, P + S)."""
+    return F.pad(per_token, (length, 0), value=value)
 
 
 class MaskPlan:
@@ -23,19 +28,41 @@ class MaskPlan:
     right, left or gapped padding, and rows with no token at all.
 
     Position 0 of every row is kept even where the mask hides it. Hugging Face computes a hidden
-    state for it (as a query; nobody attends to it), and heads that pool the first position read it:
-    left out, a left-padded row would read another row's state.
+    state for it (as a query; no token attends to it), and heads that pool the first position read
+    it: left out, a left-padded row would read another row's state.
     """
 
     def __init__(self, attention_mask: Tensor) -> None:
         self.mask = attention_mask.to(torch.bool)  # (B, S)
-        first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0
-        keep = (self.mask | first).flatten()  # (B * S,)
-        self.index = keep.nonzero().squeeze(1)  # (T,) flat position of each kept token
-        # For each flat position the kept token at or before it. At a hidden position that is
-        # some other token, which does no harm: its key is masked and its output never read.
-        self.slot = keep.to(torch.int64).cumsum(0) - 1  # (B * S,)
         self._visible: dict[int, Tensor] = {}
+
+    def with_prefix(self, length: int) -> "MaskPlan":
+        """Return the plan of the same rows behind ``length`` positions that are always visible."""
+        return MaskPlan(prepend(self.mask, length, True))
+
+    @cached_property
+    def _keep(self) -> Tensor:
+        first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0
+        return (self.mask | first).flatten()  # (B * S,)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The flat position of each kept token: (T,)."""
+        return self._keep.nonzero().squeeze(1)
+
+    @cached_property
+    def slot(self) -> Tensor:
+        """For each flat position the kept token at or before it: (B * S,).
+
+        At a hidden position that is some other token, which does no harm: its key is masked and
+        its output never read.
+        """
+        return self._keep.to(torch.int64).cumsum(0) - 1
+
+    @property
+    def position(self) -> Tensor:
+        """The number of each token in its text, wherever the padding is: (B, S)."""
+        return (self.mask.cumsum(dim=1) - 1).clamp(min=0)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, S, ...) to (1, T, ...): drop the padding."""
@@ -53,10 +80,38 @@ class MaskPlan:
         of ONNX Runtime's CPU provider rejects (B, 1, 1, S).
         """
         if prefix_length not in self._visible:
-            mask = F.pad(self.mask, (prefix_length, 0), value=True) if prefix_length else self.mask
+            mask = prepend(self.mask, prefix_length, True) if prefix_length else self.mask
             batch, length = self.mask.shape
             self._visible[prefix_length] = mask[:, None, None, :].expand(batch, 1, length, -1)
         return self._visible[prefix_length]
+
+    def shifted(self, steps: int) -> Tensor:
+        """Return whether a token stands ``steps`` positions further on: (B, S) bool."""
+        return F.pad(self.mask, (0, steps), value=False)[:, steps:]
+
+    def windows(self, size: int) -> Tensor:
+        """Return which windows of ``size`` positions show a token: (B, S + size - 1) bool.
+
+        The first window ends at the first position, the last one begins at the last.
+        """
+        places = self.mask.shape[1] + size - 1
+        real = F.pad(self.mask, (size - 1, size - 1), value=False)
+        seen = real[:, :places]
+        for step in range(1, size):
+            seen = seen | real[:, step : step + places]
+        return seen
+
+    def zero_padding(self, states: Tensor) -> Tensor:
+        """Set (B, S, H) states at hidden positions to zero."""
+        return states * self.mask.unsqueeze(-1)
+
+    def mean(self, states: Tensor) -> Tensor:
+        """Average the (B, S, H) states of each row's tokens: (B, H).
+
+        A row without tokens gives zeros, never NaN.
+        """
+        weights = self.mask.to(states.dtype).unsqueeze(-1)  # (B, S, 1)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 class KeyValuePrefix(nn.Module):

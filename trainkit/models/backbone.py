@@ -1,4 +1,4 @@
-"""Pretrained encoders: find one by name, load it, and give one state per token."""
+"""Pretrained encoders and their tokenizers: found by name, loaded and checked."""
 
 import copy
 import hashlib
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,18 +18,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from trainkit.models.attention import KeyValuePrefix
 from trainkit.models.config import MINILM, BackboneConfig
 from trainkit.models.loading import as_input_error, quiet
-from trainkit.models.merge_adapter import shift_positions
-from trainkit.models.packing import pack_encoder
-from trainkit.models.prefix import PrefixProjection
 from trainkit.models.safe_loading import fetch
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 
 __all__ = [
-    "BackboneEncoder",
     "build",
     "fingerprint",
     "load_pretrained",
@@ -66,115 +61,11 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> str:
     return str(folder)
 
 
-class BackboneEncoder(nn.Module):
-    """A Hugging Face encoder: (B, S) ids and mask to (B, S, H) states.
-
-    ``model`` may also be a sequence classifier (see :func:`with_own_head`): then :meth:`logits`
-    goes through its own head, which is trained, and counts positions behind the prefix.
-
-    Packed where the family allows it, see :mod:`trainkit.models.packing`; ``padded_because`` says
-    why not. With ``prefix_length`` > 0 the encoder is frozen and each layer gets trained keys and
-    values; frozen also means no dropout inside it. With ``projection_size`` > 0 these come from a
-    network with so many hidden units, until :meth:`fold`.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, prefix_length: int = 0, projection_size: int = 0
-    ) -> None:
-        super().__init__()
-        body: Any = model.base_model
-        if body is model and getattr(body, "pooler", None) is not None:
-            body.pooler = None  # type: ignore[assignment]  # the head averages the states; the pooler would never be used
-        self.model = model
-        self.hidden_size = int(model.config.hidden_size)
-        self.frozen = prefix_length > 0
-        packing = pack_encoder(body)
-        self.padded_because = packing.declined
-        if packing.declined:
-            logger.warning("%s runs padded: %s.", model.config.model_type, packing.declined)
-        if prefix_length:
-            if packing.declined:
-                raise InputError(
-                    f"a prefix cannot be joined to a {model.config.model_type} encoder: "
-                    f"{packing.declined}; use --model finetune with it, or another backbone."
-                )
-            body.requires_grad_(False)
-            if getattr(body, "pooler", None) is not None:  # part of the head
-                body.pooler.requires_grad_(True)
-            for site in packing.sites:
-                site.module.prefix = KeyValuePrefix(site.heads, prefix_length, site.head_size)
-            if body is not model:
-                shift_positions(model, prefix_length)
-        self.projection: PrefixProjection | None = None
-        if projection_size:
-            _, heads, head_size = packing.sites[0]
-            self.projection = PrefixProjection(
-                len(packing.sites), heads, head_size, prefix_length, projection_size
-            )
-            self.projection.take_over(self.prefixes)
-
-    @property
-    def prefixes(self) -> list[KeyValuePrefix]:
-        """The layers' keys and values, from the first layer to the last."""
-        return [module for module in self.model.modules() if isinstance(module, KeyValuePrefix)]
-
-    def fold(self) -> None:
-        """Put what the projection makes in its place, if there is one."""
-        if self.projection is not None:
-            self.projection.fold(self.prefixes)
-            self.projection = None
-
-    def folded_state(self) -> dict[str, Tensor]:
-        """Return what :meth:`fold` would put into the encoder, by its name there."""
-        if self.projection is None:
-            return {}
-        names = [name for name, m in self.named_modules() if isinstance(m, KeyValuePrefix)]
-        made = self.projection().detach()  # (L, 2, A, P, D)
-        return {
-            f"{name}.{part}": tensor.cpu().clone(memory_format=torch.contiguous_format)
-            for name, pair in zip(names, made, strict=True)
-            for part, tensor in zip(("key", "value"), pair, strict=True)
-        }
-
-    def train(self, mode: bool = True) -> "BackboneEncoder":
-        """Set training mode; a frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.model.base_model.eval()
-        return self
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the last hidden states, (B, S, H)."""
-        states: Tensor = self._run(input_ids, attention_mask).last_hidden_state
-        return states
-
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return what the encoder's own head makes of the states, (B, C)."""
-        logits: Tensor = self._run(input_ids, attention_mask).logits
-        return logits
-
-    def _run(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        if self.projection is not None:
-            self.projection.fill(self.prefixes)
-        return self.model(input_ids=input_ids, attention_mask=attention_mask)
-
-    def own_head(self) -> dict[str, nn.Module]:
-        """Return the trained modules of the classifier's own head, by their names in it."""
-        body: Any = self.model.base_model
-        found = {
-            name: module
-            for name, module in self.model.named_children()
-            if module is not body and any(True for _ in module.parameters())
-        }
-        if getattr(body, "pooler", None) is not None:
-            found["pooler"] = body.pooler
-        return found
-
-
 def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
     """Load an encoder with its weights in float32, and describe it.
 
-    ``InputError`` where there is no such encoder, weights are missing in it, or it is a decoder.
+    Raises ``InputError`` if there is no such encoder, weights are missing in it, or it is a
+    decoder.
     """
     remedy = "give 'minilm', or a complete Hugging Face folder or hub id"
     with as_input_error(f"backbone '{name}' cannot be loaded", remedy):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainkit.models.attention import MaskPlan
+
 __all__ = ["BigramLinear"]
 
 SLOTS_PER_PAIR = 16  # about 1 pair in 32 finds its slot taken by a commoner one
@@ -57,12 +59,11 @@ class BigramLinear(nn.Module):
 
     def rows(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the row of each word, and of each pair by its first word: (B, 2 S)."""
-        real = mask.bool()
-        later, there = F.pad(ids, (0, 1))[:, 1:], F.pad(real, (0, 1), value=False)[:, 1:]
-        keys = ids * self.vocabulary + later
+        plan = MaskPlan(mask)
+        keys = ids * self.vocabulary + F.pad(ids, (0, 1))[:, 1:]
         pairs = self.slots[keys % len(self.slots)].long()
-        known = real & there & (self.keys[pairs] == keys)
-        words = torch.where(real, ids, self.absent)
+        known = plan.mask & plan.shifted(1) & (self.keys[pairs] == keys)
+        words = torch.where(plan.mask, ids, self.absent)
         return torch.cat([words, torch.where(known, self.vocabulary + pairs, self.absent)], dim=1)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:

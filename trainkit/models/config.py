@@ -1,67 +1,82 @@
 """What a model is, apart from its weights: saved as JSON beside them, unknown keys refused."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from trainkit.serve.errors import InputError
+from trainkit.serve.fields import check_fields
+from trainkit.serve.fields import faults as field_faults
 
-__all__ = ["MINILM", "BackboneConfig", "Kind", "ModelConfig", "TextCNNConfig", "TransformerConfig"]
+__all__ = [
+    "MINILM",
+    "BackboneConfig",
+    "Kind",
+    "ModelConfig",
+    "TextCNNConfig",
+    "TransformerConfig",
+    "kind_faults",
+]
 
 MINILM = "minilm"  # the one backbone that comes as a package
 Kind = Literal["simple", "prefix", "finetune"]
 
 
-def _check_sizes(config: msgspec.Struct, *names: str) -> None:
-    for name in names:
-        if (size := getattr(config, name)) < 1:
-            raise InputError(f"{name} must be at least 1, not {size}.")
+Size = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Dropout = Annotated[float, Meta(ge=0, lt=1)]
+Head = Literal["mean", "own"]
+
+
+def kind_faults(kind: Kind, has_backbone: bool, head: Head) -> Iterator[str]:
+    """Yield what contradicts itself in a kind of model, in terms of the options that name it."""
+    if kind == "simple" and has_backbone:
+        yield (
+            "--model simple is trained from scratch and takes no backbone; use --model prefix or "
+            "finetune with it"
+        )
+    if kind == "finetune" and not has_backbone:
+        yield "--model finetune needs a backbone, for example: --backbone minilm"
+    if head == "own" and (kind != "prefix" or not has_backbone):
+        yield "--head own goes with --model prefix and a backbone; give both"
 
 
 class TextCNNConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of the encoder of words and phrases that is trained from scratch.
+    """Sizes of a ``TextCNN``: ``filters`` per window size in tokens; ``pairs`` are bigrams."""
 
-    ``windows`` are the convolutions' sizes in tokens, each with as many ``filters``; the linear
-    half weighs the words and so many ``pairs``.
-    """
-
-    vocabulary_size: int
-    unknown_id: int
-    pairs: int
-    embedding_size: int = 128
-    windows: tuple[int, ...] = (2, 3, 4)
-    filters: int = 100
-    word_dropout: float = 0.1
-    rare_word_dropout: float = 1.0
+    vocabulary_size: Size
+    unknown_id: Count
+    pairs: Count
+    embedding_size: Size = 128
+    windows: tuple[Size, ...] = (2, 3, 4)
+    filters: Size = 100
+    word_dropout: Dropout = 0.1
+    rare_word_dropout: Annotated[float, Meta(ge=0)] = 1.0
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "vocabulary_size", "embedding_size", "filters")
-        if self.pairs < 0:
-            raise InputError(f"pairs must be at least 0, not {self.pairs}.")
-        if not self.windows or min(self.windows) < 1:
-            raise InputError(f"windows must be sizes of at least 1, not {list(self.windows)}.")
-        if not 0 <= self.word_dropout < 1:
-            raise InputError(f"word_dropout must be in [0, 1), not {self.word_dropout}.")
-        if not self.rare_word_dropout >= 0:
-            raise InputError(f"rare_word_dropout must be 0 or more, not {self.rare_word_dropout}.")
-        if not 0 <= self.unknown_id < self.vocabulary_size:
+        check_fields(self, "This network cannot be built")
+        if not self.windows:
+            raise InputError("windows must have one size at least.")
+        if self.unknown_id >= self.vocabulary_size:
             raise InputError(
                 f"unknown_id must be one of {self.vocabulary_size} tokens, not {self.unknown_id}."
             )
 
 
 class TransformerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of the transformer that is trained from scratch."""
+    """Sizes of a ``SmallTransformer``."""
 
-    vocabulary_size: int
-    hidden_size: int = 128
-    layers: int = 2
-    heads: int = 4
-    feed_forward_size: int = 256
-    word_dropout: float = 0.2
+    vocabulary_size: Size
+    hidden_size: Size = 128
+    layers: Size = 2
+    heads: Size = 4
+    feed_forward_size: Size = 256
+    word_dropout: Dropout = 0.2
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "vocabulary_size", "hidden_size", "layers", "heads", "feed_forward_size")
+        check_fields(self, "This transformer cannot be built")
         if self.hidden_size % self.heads:
             raise InputError(
                 f"hidden size {self.hidden_size} is not a multiple of {self.heads} heads; "
@@ -94,34 +109,25 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     kind: Kind
     labels: tuple[str, ...]
-    max_length: int
+    max_length: Size
     pad_id: int
-    dropout: float = 0.1
-    prefix_length: int = 0
+    dropout: Dropout = 0.1
+    prefix_length: Count = 0
     transformer: TransformerConfig | None = None
     backbone: BackboneConfig | None = None
-    head: Literal["mean", "own"] = "mean"
+    head: Head = "mean"
     text_cnn: TextCNNConfig | None = None
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = list(field_faults(self))
+        faults += kind_faults(self.kind, self.backbone is not None, self.head)
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
             faults.append(f"labels must be two or more distinct names, not {list(self.labels)}")
-        if self.max_length < 1:
-            faults.append(f"max_length must be at least 1, not {self.max_length}")
-        if not 0 <= self.dropout < 1:
-            faults.append(f"dropout must be in [0, 1), not {self.dropout}")
         if (self.kind == "prefix") != (self.prefix_length > 0):
             faults.append(f"kind {self.kind!r} does not go with prefix_length {self.prefix_length}")
         if [self.transformer, self.text_cnn, self.backbone].count(None) != 2:
             faults.append("exactly one of transformer, text_cnn and backbone must be given")
         if self.text_cnn is not None and self.kind != "simple":
             faults.append("text_cnn goes with kind 'simple'")
-        if self.kind == "simple" and self.backbone is not None:
-            faults.append("kind 'simple' is trained from scratch and takes no backbone")
-        if self.kind == "finetune" and self.backbone is None:
-            faults.append("kind 'finetune' needs a backbone, for example --backbone minilm")
-        if self.head == "own" and (self.kind != "prefix" or self.backbone is None):
-            faults.append("head 'own' goes with kind 'prefix' and a backbone")
         if faults:
             raise InputError("This model cannot be built: " + "; ".join(faults) + ".")

@@ -73,8 +73,8 @@ def load(
     """Load a folder or hub id with its weights in float32, in evaluation mode.
 
     ``max_length`` (tokens, 512 where None) can only lower what tokenizer and positions allow.
-    ``InputError`` where there is no such classifier, weights are missing in it (transformers would
-    fill them with random numbers), or it has no tokenizer that serving can read.
+    Raises ``InputError`` if there is no such classifier, weights are missing in it (transformers
+    would fill them with random numbers), or it has no tokenizer that serving can read.
     """
     pretrained = _pretrained(name, trust_remote_code)
     encoder = backbone.load_tokenizer(

@@ -1,8 +1,8 @@
 """A PEFT adapter made part of its base model, so that nothing of PEFT is left to export.
 
-In goes PEFT's own model, out comes a Hugging Face classifier with the same forward: LoRA and its
-kin merged into the weights, the keys and values of a prefix attached to attention, the virtual
-tokens of a prompt as one constant. Packed where the family allows it.
+Turns PEFT's own model into a Hugging Face classifier with the same forward: LoRA and similar
+adapters are merged into the weights, a prefix's keys and values attached to attention, the virtual
+tokens of a prompt become one constant. Packed if the family allows it.
 
 Axes: B batch, S sequence, P virtual tokens, A attention heads, D head size, H embedding size.
 """
@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainkit.models.attention import KeyValuePrefix
+from trainkit.models.attention import KeyValuePrefix, prepend
 from trainkit.models.packing import AttentionLayer, pack_encoder
 from trainkit.serve.errors import InputError
 
@@ -37,8 +36,8 @@ class MergedAdapter(NamedTuple):
 def merge(adapted: "PeftModel", kind: str) -> MergedAdapter:
     """Fold the adapter of ``kind``, a PEFT type such as ``LORA``, into a copy of its base.
 
-    ``adapted`` is left as it was. ``InputError`` where PEFT cannot merge this kind, or where it
-    cannot be told apart from its base's forward (a prefix on a decoder).
+    ``adapted`` is left as it was. Raises ``InputError`` if PEFT cannot merge this kind, or where it
+    cannot be separated from its base's forward (a prefix on a decoder).
     """
     config = adapted.active_peft_config
     merges: dict[str, Callable[[PeftModel], MergedAdapter]] = {
@@ -146,7 +145,7 @@ def _prepend(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     kwargs["inputs_embeds"] = torch.cat([prompt, texts], dim=1)
     for name, value in (("attention_mask", 1), ("token_type_ids", 0)):
         if kwargs.get(name) is not None:
-            kwargs[name] = F.pad(kwargs[name], (virtual.shape[0], 0), value=value)
+            kwargs[name] = prepend(kwargs[name], virtual.shape[0], value)
     return args, kwargs
 
 

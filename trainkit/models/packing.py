@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from trainkit.models.attention import MaskPlan, attend
+from trainkit.models.closeness import SAME_STATES, probe, relative_difference
 from trainkit.models.loading import quiet
-
-__all__ = ["AttentionLayer", "Packing", "pack_encoder"]
 
 NAME = "trainkit"
 
@@ -40,7 +39,7 @@ class Packing(NamedTuple):
     declined: str | None
 
 
-class _Running:
+class _PackedForward:
     """One forward of a packed encoder: its mask plan, and the layer that runs."""
 
     def __init__(self, attention_mask: Tensor) -> None:
@@ -59,7 +58,7 @@ class _Running:
         return attend(query, key, value, self.plan, prefix=prefix, scale=scale, dropout=dropout)
 
 
-_running: ContextVar[_Running] = ContextVar("packed forward that runs")
+_running: ContextVar[_PackedForward] = ContextVar("packed forward that runs")
 
 
 def _attention(
@@ -84,8 +83,8 @@ AttentionMaskInterface.register(NAME, _no_mask)
 
 
 @contextmanager
-def _packed(attention_mask: Tensor) -> Iterator[_Running]:
-    running = _Running(attention_mask)
+def _packed(attention_mask: Tensor) -> Iterator[_PackedForward]:
+    running = _PackedForward(attention_mask)
     token = _running.set(running)
     try:
         yield running
@@ -131,16 +130,6 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
         model.set_attn_implementation(name)
 
 
-def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Make a batch with right, left and gapped padding: ids and mask, (4, 7)."""
-    mask = torch.tensor(
-        [[1] * 7, [1] * 4 + [0] * 3, [0] * 3 + [1] * 4, [1, 1, 0, 1, 0, 1, 0]],
-        device=model.device,
-    )
-    ids = torch.arange(mask.numel(), device=model.device).reshape(mask.shape)
-    return ids % model.config.vocab_size, mask
-
-
 def pack_encoder(model: PreTrainedModel) -> Packing:
     """Route ``model`` through the one attention function, if that leaves its states the same.
 
@@ -152,7 +141,8 @@ def pack_encoder(model: PreTrainedModel) -> Packing:
     own_attention = model.config._attn_implementation
     training = model.training
     model.eval()
-    ids, mask = _probe(model)
+    inputs = probe(model.config.vocab_size).tensors().values()
+    ids, mask = (torch.from_numpy(array).to(model.device) for array in inputs)
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
     _set_attention(model, NAME)
@@ -192,7 +182,8 @@ def _difference(
 ) -> str | None:
     if [call.module for call in calls] != list(layers):
         return f"its {len(layers)} layers call attention {len(calls)} times, not once each"
-    largest = float((expected - packed)[mask.bool()].abs().max())
-    if not largest <= 1e-4 * max(1.0, float(expected.abs().max())):  # `not <=`: NaN declines too
-        return f"packed states differ by {largest:.1e} from padded ones"
+    shown = mask.bool()
+    difference = relative_difference(packed[shown].cpu(), expected[shown].cpu())
+    if difference > SAME_STATES:
+        return f"packed states differ by {difference:.1e} from padded ones"
     return None

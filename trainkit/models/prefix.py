@@ -94,7 +94,7 @@ class PrefixProjection(nn.Module):
             prefix.key, prefix.value = key, value
 
     @torch.no_grad()
-    def fold(self, prefixes: Sequence[KeyValuePrefix]) -> None:
+    def merge(self, prefixes: Sequence[KeyValuePrefix]) -> None:
         """Give each layer its keys and values for good, as parameters of its own."""
         for prefix, (key, value) in zip(prefixes, self(), strict=True):
             prefix.key = nn.Parameter(key.clone(memory_format=torch.contiguous_format))

@@ -1,8 +1,8 @@
-"""What a stranger gives: folders and hub ids go through here before any library reads them.
+"""Untrusted models: folders and hub ids are checked here before any library reads them.
 
-In goes a folder or a hub id, out comes a folder of which nothing is executed: no code of its own
-(``auto_map``, attention kernels from the hub) unless the user trusts it, no pickle but one of plain
-tensors, no tokenizer in a pickle, and no file that is read from outside the folder.
+Nothing in a checked folder is executed: no code of its own (``auto_map``, attention kernels from
+the hub) unless the user trusts it, no pickle but one of plain tensors, no tokenizer in a pickle,
+and no file that is read from outside the folder.
 """
 
 import re
@@ -69,7 +69,7 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
     ``training_args.bin`` are pickles too; nothing reads them, so they may stay.
     """
     if not folder.is_dir():
-        raise InputError(f"'{folder}' is no folder; give a Hugging Face folder or a hub id.")
+        raise InputError(f"'{folder}' is not a directory; give a Hugging Face folder or a hub id.")
     for path in sorted(folder.iterdir()):
         _check_is_inside(path, folder)
     for name in CONFIGURATIONS:
@@ -158,7 +158,9 @@ def _json(path: Path) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes())
     except (OSError, RecursionError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise InputError(f"'{path}' is no JSON file ({error}); bring the original back.") from None
+        raise InputError(
+            f"'{path}' is not a JSON file ({error}); bring the original back."
+        ) from None
 
 
 def _is_plain_name(name: object) -> bool:

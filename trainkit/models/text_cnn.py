@@ -1,14 +1,14 @@
-"""Words and phrases to a text's features: what ``simple`` is trained as, from scratch.
+"""The ``simple`` classifier: a convolutional network beside a linear model of words and bigrams.
 
 Convolutions over word embeddings, of which each filter keeps its highest value in the text (Kim
-2014), beside a linear classifier of words and pairs, which is not trained with them but solved
-(:mod:`trainkit.models.bigrams`): the two err on different texts. On few texts this does better than
+2014). The linear model (:mod:`trainkit.models.bigrams`) is fitted before the training and not
+changed by its steps. The two err on different texts; on few texts, together they do better than
 attention does (bench/studies/README.md).
 
 B batch, S sequence, T packed tokens, H embedding size, K window, F filters, C labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.models.attention import MaskPlan
+from trainkit.models.base import TextClassifier
 from trainkit.models.bigrams import BigramLinear
-from trainkit.models.config import TextCNNConfig
+from trainkit.models.config import ModelConfig
 
 __all__ = ["TextCNN"]
 
@@ -41,61 +42,71 @@ class Convolution(nn.Module):
     def forward(self, words: Tensor, plan: MaskPlan) -> Tensor:
         """Only windows with a token of the text count: padding never changes the result."""
         edge = self.window - 1
-        real = F.pad(plan.mask, (edge, edge), value=False)  # (B, S + 2 (K - 1))
-        parts = plan.unpack(self.parts(words)) * plan.mask.unsqueeze(-1)  # (B, S, K F)
+        parts = plan.zero_padding(plan.unpack(self.parts(words)))  # (B, S, K F)
         parts = F.pad(parts, (0, 0, edge, edge)).unflatten(2, (self.window, self.filters))
         places = plan.mask.shape[1] + edge
-        summed, seen = parts[:, :places, 0], real[:, :places]
+        summed = parts[:, :places, 0]
         for step in range(1, self.window):
             summed = summed + parts[:, step : step + places, step]
-            seen = seen | real[:, step : step + places]
-        values = torch.relu(summed + self.bias) * seen.unsqueeze(-1)
+        values = torch.relu(summed + self.bias) * plan.windows(self.window).unsqueeze(-1)
         return values.amax(dim=1)
 
 
-class TextCNN(nn.Module):
-    """Token ids and mask, (B, S) each, to features (B, ``hidden_size``), for a head.
+class TextCNN(TextClassifier):
+    """Convolutions with a linear head, and ``bigrams``, whose logits are averaged with theirs.
 
-    ``linear`` is the other half, from the same ids to logits (B, C).
+    In training the logits are those of the convolutions alone, which thus get a loss of their own.
     """
 
+    pooling = "highest value of each filter"
     drop_share: Tensor
 
-    def __init__(self, config: TextCNNConfig, labels: int, dropout: float) -> None:
-        super().__init__()
-        self.config = config
-        self.hidden_size = config.filters * len(config.windows)
-        self.tokens = nn.Embedding(config.vocabulary_size, config.embedding_size)
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.text_cnn is not None
+        self.sizes = sizes = config.text_cnn
+        self.tokens = nn.Embedding(sizes.vocabulary_size, sizes.embedding_size)
         self.convolutions = nn.ModuleList(
-            Convolution(config.embedding_size, window, config.filters) for window in config.windows
+            Convolution(sizes.embedding_size, window, sizes.filters) for window in sizes.windows
         )
-        self.linear = BigramLinear(config.vocabulary_size, config.pairs, labels)
-        self.dropout = nn.Dropout(dropout)
-        self.word_dropout = nn.Dropout1d(config.word_dropout)
+        self.bigrams = BigramLinear(sizes.vocabulary_size, sizes.pairs, len(config.labels))
+        self.word_dropout = nn.Dropout1d(sizes.word_dropout)
         nn.init.normal_(self.tokens.weight, std=0.02)
-        # Of training alone, and made from its texts: not a part of what is saved.
-        self.register_buffer("drop_share", torch.zeros(config.vocabulary_size), persistent=False)
+        # Only for training and counted from its texts, so not saved.
+        self.register_buffer("drop_share", torch.zeros(sizes.vocabulary_size), persistent=False)
+        self.head = nn.Linear(sizes.filters * len(sizes.windows), len(config.labels))
 
     def count(self, rows: Sequence[Sequence[int]]) -> None:
-        """Learn how often each token occurs in the training texts (ragged ids).
+        """Count how often each token occurs in the training texts (ragged ids).
 
-        While it is trained, a token seen n times is then taken for the unknown one with probability
+        In training, a token seen n times is replaced by the unknown one with probability
         a / (a + n) (Kiperwasser & Goldberg 2016): no rare word decides alone, and the unknown word
-        has been seen in its place.
+        is trained too.
         """
         ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-        counts = np.bincount(ids, minlength=self.config.vocabulary_size)
-        a = self.config.rare_word_dropout
+        counts = np.bincount(ids, minlength=self.sizes.vocabulary_size)
+        a = self.sizes.rare_word_dropout
         if a:
             self.drop_share.copy_(torch.from_numpy(a / (a + counts)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the features."""
-        plan = MaskPlan(attention_mask)
-        ids = input_ids
+        """Return the geometric mean of both probabilities (a product of experts, Hinton 2002)."""
+        logits: Tensor = self.head(self.dropout(self.features(input_ids, attention_mask)))
+        if self.training:
+            return logits
+        linear: Tensor = self.bigrams(input_ids, attention_mask)
+        return (logits + linear) / 2
+
+    def features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the highest value of each filter in a text, (B, F)."""
+        plan = MaskPlan(mask)
         if self.training:
             rare = torch.rand(ids.shape, device=ids.device) < self.drop_share[ids]
-            ids = ids.masked_fill(rare & plan.mask, self.config.unknown_id)
+            ids = ids.masked_fill(rare & plan.mask, self.sizes.unknown_id)
         words = self.dropout(self.word_dropout(self.tokens(ids)))  # (B, S, H)
         packed = plan.pack(words)  # (1, T, H)
         return torch.cat([convolve(packed, plan) for convolve in self.convolutions], dim=1)
+
+    def head_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the head's parameters."""
+        return self.head.parameters()

@@ -1,15 +1,17 @@
-"""The transformer encoder that is trained from scratch, with or without a learned prefix.
+"""A small transformer that is trained from scratch, with or without a learned prefix.
 
 Pre-LayerNorm blocks (Xiong et al. 2020), learned positions, all through
 :mod:`trainkit.models.attention`. B batch, S sequence, T packed tokens, H hidden size.
 """
 
+from collections.abc import Iterable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainkit.models.attention import MaskPlan, attend
-from trainkit.models.config import TransformerConfig
+from trainkit.models.base import TextClassifier
+from trainkit.models.config import ModelConfig, TransformerConfig
 
 __all__ = ["SmallTransformer"]
 
@@ -44,45 +46,52 @@ class Block(nn.Module):
         return out
 
 
-class SmallTransformer(nn.Module):
-    """Token ids and mask to one state per token: (B, S) int, (B, S) to (B, S, H).
+class SmallTransformer(TextClassifier):
+    """Transformer blocks, the mean of the states, and a linear head.
 
     Positions are counted along the mask, so a text gets the same states wherever its padding is.
     With ``prefix_length`` > 0, that many learned embeddings stand before every text; they are in
     the mask like any token, and their states are cut off at the end.
     """
 
-    def __init__(
-        self, config: TransformerConfig, max_length: int, dropout: float, prefix_length: int = 0
-    ) -> None:
-        super().__init__()
-        self.hidden_size = config.hidden_size
-        self.prefix_length = prefix_length
-        self.tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
-        self.positions = nn.Embedding(max_length, config.hidden_size)
-        self.dropout = nn.Dropout(dropout)
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.transformer is not None
+        sizes = config.transformer
+        self.prefix_length = config.prefix_length
+        self.tokens = nn.Embedding(sizes.vocabulary_size, sizes.hidden_size)
+        self.positions = nn.Embedding(config.max_length, sizes.hidden_size)
         # Whole words go missing in training, so that no single one decides (Iyyer et al. 2015).
-        self.word_dropout = nn.Dropout1d(config.word_dropout)
-        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.word_dropout = nn.Dropout1d(sizes.word_dropout)
+        self.blocks = nn.ModuleList(Block(sizes, config.dropout) for _ in range(sizes.layers))
+        self.norm = nn.LayerNorm(sizes.hidden_size)
         for embedding in (self.tokens, self.positions):
             nn.init.normal_(embedding.weight, std=0.02)
-        if prefix_length:
+        if self.prefix_length:
             self.prefix = nn.Parameter(
-                torch.empty(prefix_length, config.hidden_size).normal_(std=0.02)
+                torch.empty(self.prefix_length, sizes.hidden_size).normal_(std=0.02)
             )
+        self.head = nn.Linear(sizes.hidden_size, len(config.labels))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the states of the text's own positions, (B, S, H)."""
-        position = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        words = self.word_dropout(self.tokens(input_ids))
-        states = self.dropout(words + self.positions(position))
-        if self.prefix_length:
-            prefix = self.prefix.expand(input_ids.shape[0], -1, -1)
-            states = torch.cat([prefix, states], dim=1)  # (B, P + S, H)
-            attention_mask = F.pad(attention_mask, (self.prefix_length, 0), value=1)
+        """Return the head's logits of the states' mean."""
         plan = MaskPlan(attention_mask)
+        states = self.states(input_ids, plan)
+        logits: Tensor = self.head(self.dropout(plan.mean(states)))
+        return logits
+
+    def states(self, ids: Tensor, plan: MaskPlan) -> Tensor:
+        """Return the states of the text's own positions, (B, S, H)."""
+        states = self.dropout(self.word_dropout(self.tokens(ids)) + self.positions(plan.position))
+        if self.prefix_length:
+            prefix = self.prefix.expand(ids.shape[0], -1, -1)
+            states = torch.cat([prefix, states], dim=1)  # (B, P + S, H)
+            plan = plan.with_prefix(self.prefix_length)
         states = plan.pack(states)
         for block in self.blocks:
             states = block(states, plan)
         return plan.unpack(self.norm(states))[:, self.prefix_length :]
+
+    def head_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the head's parameters."""
+        return self.head.parameters()

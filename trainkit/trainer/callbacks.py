@@ -1,4 +1,4 @@
-"""What a training has reached, and who is told of it."""
+"""Progress of a training: what an epoch reached, and the callbacks that receive it."""
 
 from typing import Protocol
 
@@ -36,17 +36,15 @@ class Epoch(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         line = (
             f"Epoch {self.epoch:03d} | train loss {self.train_loss:.2f} "
-            f"| train acc {100 * self.train_accuracy:.1f} %"
+            f"| train acc {100 * self.train_accuracy:.1f}%"
         )
         if self.valid_loss is None or self.valid_accuracy is None:
             return f"{line} | on validation too"
-        return (
-            f"{line} | val loss {self.valid_loss:.2f} | val acc {100 * self.valid_accuracy:.1f} %"
-        )
+        return f"{line} | val loss {self.valid_loss:.2f} | val acc {100 * self.valid_accuracy:.1f}%"
 
 
 class TrainingCallback(Protocol):
-    """Who is told how far the training is."""
+    """Receives the progress of a training."""
 
     def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
         """One optimizer step was made; loss and accuracy are the epoch's so far."""
@@ -55,11 +53,11 @@ class TrainingCallback(Protocol):
         """One epoch ended."""
 
     def refit(self) -> None:
-        """The training begins anew, on train and validation together."""
+        """The refit on train and validation together begins."""
 
 
 class NoCallback:
-    """TrainingCallback that nobody is told."""
+    """A callback that does nothing."""
 
     def step(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
         """Do nothing."""

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 
 from trainkit import __version__
-from trainkit.models.classifier import TextClassifier, build
+from trainkit.models.base import TextClassifier
+from trainkit.models.classifier import build
 from trainkit.models.config import ModelConfig
 from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.classifier import Classifier
@@ -41,7 +42,9 @@ LATEST = "latest"
 FORMAT_VERSION = 1
 
 
-class Checkpoint(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Checkpoint(
+    Checksummed, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """The content of ``checkpoint.json``. ``metrics`` are those of the epoch that it keeps.
 
     ``temperature`` is set at the end of the training, where one is best.
@@ -94,7 +97,7 @@ def save(
     if not tokenizer.exists():
         write_atomically(tokenizer, encoder.tokenizer.to_str(pretty=True).encode())
     weights = folder / f"weights-{epoch:03d}.safetensors"
-    write_atomically(weights, safetensors.torch.save(model.folded_state()))
+    write_atomically(weights, safetensors.torch.save(model.state_to_save()))
     checkpoint = Checkpoint(
         format_version=FORMAT_VERSION,
         model=model.config,
@@ -151,7 +154,7 @@ def restore(model: TextClassifier, weights: Path) -> None:
         state = safetensors.torch.load_file(weights)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{weights} is damaged ({error}); train again.") from None
-    expected = set(model.saved_state())
+    expected = set(model.trained_state())
     if set(state) != expected:
         missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
         raise InputError(
@@ -167,7 +170,7 @@ def weights_path(folder: Path) -> Path:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read what a run's folder says of its checkpoint; ``InputError`` where it is damaged."""
+    """Read ``checkpoint.json``; raises ``InputError`` if it is missing or damaged."""
     path = folder / CHECKPOINT
     try:
         content = path.read_bytes()

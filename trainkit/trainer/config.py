@@ -22,7 +22,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             gt=0,
             description="Peak learning rate of the encoder or its prefix; auto runs a range test "
             "first (Smith 2017).",
-            extra={"option": "--learning-rate/--lr", "metavar": "RATE|auto"},
+            extra={
+                "option": "--learning-rate/--lr",
+                "metavar": "RATE|auto",
+                "words": ("auto",),
+            },
         ),
     ] = 1e-3
     head_learning_rate: Annotated[
@@ -125,7 +129,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 # Those of prefix and finetune are from runs on TREC whose validation and test scores were both in
-# view, so no unbiased spec; `trainkit train --help` shows how to change them. Fewer epochs do for
+# view, so no unbiased choice; `trainkit train --help` shows how to change them. Fewer epochs do for
 # simple where there are thousands of texts, and early stopping finds it; hundreds need these.
 DEFAULTS: dict[Kind, TrainConfig] = {
     "simple": TrainConfig(

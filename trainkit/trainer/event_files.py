@@ -18,7 +18,7 @@ class EventFiles:
     """Training callback that writes TensorBoard event files and forwards to another callback.
 
     After every step ``step/loss`` and ``step/accuracy``, of the epoch so far; after every epoch
-    ``loss`` and ``accuracy`` of both splits. ``InputError`` where TensorBoard is not installed.
+    ``loss`` and ``accuracy`` of both splits. Raises ``InputError`` if TensorBoard is not installed.
     """
 
     def __init__(self, run: Path, then: TrainingCallback) -> None:
@@ -52,7 +52,7 @@ class EventFiles:
         writer = self._open(number)
         writer.add_scalar(f"{self.prefix}step/loss", loss, number)
         writer.add_scalar(f"{self.prefix}step/accuracy", accuracy, number)
-        writer.flush()  # whatever ends the training, the writer's own thread has nothing to do then
+        writer.flush()  # so that the writer's own thread has nothing left to do at the end
         self.then.step(epoch, done, total, loss, accuracy)
 
     def epoch(self, result: Epoch) -> None:

@@ -1,8 +1,7 @@
-"""The training loop: AdamW, warm-up and cosine, clipping, early stopping, the best epoch kept.
+"""The training loop: epochs, early stopping, the best epoch kept, resumable state.
 
-In go a new model and its splits; out comes a run's folder with the best checkpoint, and the model
-with exactly those weights loaded. Several processes may do it together (see
-:mod:`trainkit.trainer.distributed`): all go through every step, and the one that leads writes.
+Several processes may train together (see :mod:`trainkit.trainer.distributed`): all make every step,
+and the main one writes.
 """
 
 import itertools
@@ -14,11 +13,11 @@ from typing import NamedTuple, cast
 import msgspec
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainkit.data.splits import Splits
-from trainkit.models.classifier import TextClassifier, UntrainedModel
-from trainkit.serve.errors import InputError
+from trainkit.models.base import TextClassifier
+from trainkit.models.classifier import UntrainedModel
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.trainer import checkpoint, state
 from trainkit.trainer.batches import (
@@ -34,22 +33,16 @@ from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.setup import (
     choose_device,
-    make_average,
-    make_optimizer,
     make_schedule,
     seed_everything,
 )
-from trainkit.trainer.state import Step, TrainingState
-from trainkit.trainer.train_step import SparseEmbeddingGrads, Stepper, make_gradients
+from trainkit.trainer.state import TrainingPosition
+from trainkit.trainer.train_step import DivergedError, make_context, train_step
 
-__all__ = ["DivergedError", "Epoch", "TrainingCallback", "TrainingResult", "fit"]
+__all__ = ["Epoch", "TrainingCallback", "TrainingResult", "fit"]
 
 HISTORY = "history.json"
 SAVE_EVERY_S = 60.0  # and after each epoch
-
-
-class DivergedError(InputError):
-    """The loss stopped being a number."""
 
 
 class TrainingResult(NamedTuple):
@@ -73,16 +66,15 @@ def fit(
 ) -> TrainingResult:
     """Train ``new`` and keep its best epoch in ``folder``.
 
-    Where the folder holds the state of an unfinished training of the same model, data and settings,
-    it goes on from there, to the same weights to the bit (on a CPU, with as many threads).
-    Processes of a ``group`` come to the weights of one process that has no dropout, to rounding.
+    If the folder holds the state of an unfinished training of the same model, data and settings, it
+    is resumed, to the same weights to the bit (on a CPU, with the same number of threads).
+    Processes of a ``group`` reach the weights of one process that has no dropout, to rounding.
 
-    Best is the highest validation accuracy, then the lowest validation loss, or the last epoch of
-    all where a refit will go as far; with ``until``, it is that epoch, with which the training
-    ends, and no validation text is looked at. An interrupt (Ctrl-C) ends the training of one
-    process as if it were over. The state is kept: whoever has done what comes after the training
-    forgets it. ``DivergedError`` where the loss stops being a number, ``InputError`` where the
-    state cannot be written.
+    Best is the highest validation accuracy, then the lowest validation loss, or the last epoch if a
+    refit follows and gets there. With ``until`` it is that epoch, the training ends with it, and
+    validation texts are not used. An interrupt (Ctrl-C) ends the training of one process as if it
+    were finished. The state is kept: the caller deletes it when the run is complete. Raises
+    ``DivergedError`` if the loss is not finite, ``InputError`` if the state cannot be written.
     """
     # Not the same numbers in each process: dropout would drop the same units of their texts.
     seed_everything((config.seed + group.rank) % 2**32)
@@ -93,7 +85,7 @@ def fit(
         while loop.has_more():
             loop.epoch()
     except KeyboardInterrupt:
-        # Nothing to keep, or the others cannot be told; or the best weights are just replaced.
+        # Nothing to keep, other processes go on, or the best weights are being replaced.
         if loop.best is None or group.size > 1 or checkpoint.read(folder).epoch != loop.best.epoch:
             raise
         interrupted = True
@@ -121,23 +113,13 @@ class _Loop:
         self.valid_data = encode(splits.valid, self.encoder, model.config.labels)
         self.batch_tokens = config.batch_tokens
         self.steps = math.ceil(len(self.train_data.rows) / config.batch_size)  # an epoch
-        self.training = TrainingState(
-            model, make_average(model, config), make_optimizer(model, config)
+        self.context = make_context(model, self.train_data, config, group)
+        self.position, self.history = state.restore(folder, self.context, group)
+        done = (self.position.epoch - 1) * self.steps + self.position.done
+        self.context.schedule = make_schedule(
+            self.context.optimizer, config, self.steps * config.epochs, done
         )
-        self.position, self.history = state.restore(folder, self.training, group)
-        self.stepper = self._stepper()
         self.saved_at = time.monotonic()
-
-    def _stepper(self) -> Stepper:
-        """Make what goes from step to step, from the restored position on."""
-        model, _, optimizer = self.training
-        gradients = make_gradients(model, self.train_data, self.config, self.group)
-        begun = (self.position.epoch - 1) * self.steps + self.position.done
-        schedule = make_schedule(optimizer, self.config, self.steps * self.config.epochs, begun)
-        # Dense gradients are what processes exchange, and what a compiler and CUDA are made for.
-        alone = self.group.size == 1 and gradients.device.type == "cpu"
-        tables = SparseEmbeddingGrads(model if alone and not self.config.compile else nn.Module())
-        return Stepper(self.training, gradients, schedule, self.config.max_gradient_norm, tables)
 
     @property
     def best(self) -> Epoch | None:
@@ -145,7 +127,7 @@ class _Loop:
         return next((epoch for epoch in reversed(self.history) if epoch.best), None)
 
     def has_more(self) -> bool:
-        """Tell whether there is a next epoch; none after so many that were no better."""
+        """Tell whether to go on: not after ``patience_epochs`` without a better epoch."""
         best, ended = self.best, self.position.epoch - 1
         if self.until is not None:
             return ended < self.until
@@ -158,13 +140,13 @@ class _Loop:
         result = self._scored()
         self._keep(result)
         self.history.append(result)
-        self.position = Step(result.epoch + 1)
+        self.position = TrainingPosition(result.epoch + 1)
         self._save()
         self.progress.epoch(result)
 
     def _train(self) -> None:
         """Make the epoch's steps that are not done yet; save on the way when it is time."""
-        self.training.model.train()
+        self.context.model.train()
         batches = shuffled(
             self.train_data,
             self.config.batch_size,
@@ -173,32 +155,29 @@ class _Loop:
             self.batch_tokens,
             self.group,
         )
-        for share in itertools.islice(batches, self.position.done, None):
-            due = self._step(share)
-            if due and self.position.done < self.steps:
+        for shard in itertools.islice(batches, self.position.done, None):
+            self._step(shard)
+            is_due = time.monotonic() - self.saved_at >= self.save_every_s
+            # If it is for any process: all take part in saving.
+            if any(self.group.all_sum(is_due)) and self.position.done < self.steps:
                 self._save()
 
-    def _step(self, share: BatchShard) -> bool:
-        """Make one step; tell whether any process finds that it is time to save."""
-        mean_loss, hits, due = self.group.all_sum(
-            *self.stepper.backward(share), time.monotonic() - self.saved_at >= self.save_every_s
-        )
-        now = self.position = self.position.after(mean_loss, hits, len(share.whole))
-        if not math.isfinite(mean_loss):
-            raise DivergedError(
-                f"the loss became {mean_loss} in epoch {now.epoch}, step {now.done}; "
-                "train with a lower --learning-rate."
-            )
-        self.stepper.update()
+    def _step(self, shard: BatchShard) -> None:
+        """Make one step and report the epoch's mean loss and accuracy so far."""
+        now = self.position
+        try:
+            loss, hits = train_step(self.context, shard)
+        except DivergedError as error:
+            raise DivergedError(f"epoch {now.epoch}, step {now.done + 1}: {error}") from None
+        now = self.position = now.after(loss, hits, len(shard.whole))
         self.progress.step(
             now.epoch, now.done, self.steps, now.loss_sum / now.seen, now.correct / now.seen
         )
-        return bool(due)
 
     def _candidate(self) -> TextClassifier:
         """Return the model that is scored and kept: the average, where there is one."""
-        model, averaged, _ = self.training
-        return model if averaged is None else cast(TextClassifier, averaged.module)
+        averaged = self.context.averaged
+        return self.context.model if averaged is None else cast(TextClassifier, averaged.module)
 
     def _scored(self) -> Epoch:
         """Score the validation texts, and compare with the best epoch so far."""
@@ -231,14 +210,14 @@ class _Loop:
 
     def _save(self) -> None:
         """Write the state, from which a training that is cut off goes on."""
-        state.save(self.folder, self.training, self.position, self.history, self.group)
+        state.save(self.folder, self.context, self.position, self.history, self.group)
         self.saved_at = time.monotonic()
 
     def finish(self, *, interrupted: bool) -> TrainingResult:
         """Load the best weights into the model."""
-        best, model = self.best, self.training.model
+        best, model = self.best, self.context.model
         assert best is not None  # there is at least one epoch, and the first is the best so far
-        model.fold()
+        model.finalize()
         if self.group.is_main:
             checkpoint.restore(model, checkpoint.weights_path(self.folder))
         return TrainingResult(model.eval(), self.history, best, interrupted)

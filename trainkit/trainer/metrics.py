@@ -69,8 +69,8 @@ def evaluate(
 ) -> Evaluation:
     """Score (N, C) ``logits`` against the N true ``labels``; ``names`` gives the C label names.
 
-    ``InputError`` where a true label is none of the model's. Macro-F1 averages over the labels that
-    occur, in truth or in answers.
+    Raises ``InputError`` if a true label is none of the model's. Macro-F1 averages over the labels
+    that occur, in truth or in answers.
     """
     unknown = sorted(set(labels) - set(names))
     if unknown:

@@ -1,9 +1,8 @@
-"""A trained prefix as a PEFT adapter, for whoever goes on without trainkit.
+"""A trained prefix as a PEFT adapter, for use without trainkit.
 
-In goes a classifier with a prefix and the backbone's own head, out comes a folder for
-``PeftModel.from_pretrained(base, folder)``, which was loaded in just that way and gave the same
-logits before it got its name. A head over the mean of the states has no place in PEFT: its forward
-takes the head of transformers' sequence classifier, which pools the first position.
+Writes the folder of a prefix with the backbone's own head, for ``PeftModel.from_pretrained(base,
+folder)``; before it gets its name it is loaded that way and must give the same logits. PEFT has no
+place for a head over the mean of the states.
 """
 
 import importlib.util
@@ -19,17 +18,17 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from trainkit.models.adapter import load_adapter
-from trainkit.models.backbone import BackboneEncoder
-from trainkit.models.classifier import TextClassifier
+from trainkit.models.backbone_classifier import BackboneClassifier
+from trainkit.models.base import TextClassifier
+from trainkit.models.closeness import SAME_LOGITS, relative_difference
 from trainkit.models.loading import quiet
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError, TrainkitError
 from trainkit.serve.files import write_atomically
 
-__all__ = ["ADAPTER", "MAX_DIFFERENCE", "write_adapter"]
+__all__ = ["ADAPTER", "write_adapter"]
 
 ADAPTER = "peft"
-MAX_DIFFERENCE = 1e-5  # of logits in float32, over the largest one where that is above 1
 
 
 def write_adapter(
@@ -39,8 +38,7 @@ def write_adapter(
 
     ``texts`` are compared. Only a prefix on a backbone is asked for; of other models, None.
     """
-    states = model.encoder
-    if not isinstance(states, BackboneEncoder) or not states.prefixes:
+    if not isinstance(model, BackboneClassifier) or not model.prefixes:
         return None
     if model.head is not None:
         return (
@@ -52,11 +50,11 @@ def write_adapter(
             "no PEFT adapter was written: PEFT is not installed; run: pip install "
             "'trainkit-onnx[peft]', and train again."
         )
-    assert model.config.backbone is not None  # a BackboneEncoder has one
+    assert model.config.backbone is not None  # a BackboneClassifier has one
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / ADAPTER
         try:
-            _save(made, model, states)
+            _save(made, model)
             compare(made, model, encoder, texts)
         except TrainkitError as error:
             return f"no PEFT adapter was written: {error}"
@@ -65,19 +63,19 @@ def write_adapter(
     return None
 
 
-def _save(folder: Path, model: TextClassifier, states: BackboneEncoder) -> None:
+def _save(folder: Path, model: BackboneClassifier) -> None:
     """Let PEFT save an adapter with these keys, values and head: the names are PEFT's business."""
     from peft import PrefixTuningConfig, get_peft_model
 
-    source: Any = states.model
-    heads, length, size = states.prefixes[0].key.shape
-    trained = states.own_head()
+    source: Any = model.model
+    heads, length, size = model.prefixes[0].key.shape
+    trained = model.own_head()
     config = PrefixTuningConfig(
         task_type="SEQ_CLS",
         num_virtual_tokens=length,
         token_dim=heads * size,
         num_attention_heads=heads,
-        num_layers=len(states.prefixes),
+        num_layers=len(model.prefixes),
         modules_to_save=list(trained),
     )
     with quiet(), warnings.catch_warnings():
@@ -86,7 +84,7 @@ def _save(folder: Path, model: TextClassifier, states: BackboneEncoder) -> None:
         if "pooler" not in trained and getattr(plain.base_model, "pooler", None) is not None:
             plain.base_model.pooler = None
         adapted: Any = get_peft_model(plain, config)
-        adapted.prompt_encoder["default"].embedding.weight.data.copy_(flat(states))
+        adapted.prompt_encoder["default"].embedding.weight.data.copy_(flat(model))
         for name, module in trained.items():
             inside = plain.base_model if name == "pooler" else plain
             wrapper = inside.get_submodule(name)
@@ -100,9 +98,9 @@ def _save(folder: Path, model: TextClassifier, states: BackboneEncoder) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
 
 
-def flat(states: BackboneEncoder) -> Tensor:
+def flat(model: BackboneClassifier) -> Tensor:
     """Lay out the prefix as PEFT does: (P, L * 2 * A * D), keys before values in each layer."""
-    layers = [torch.stack([prefix.key, prefix.value]) for prefix in states.prefixes]
+    layers = [torch.stack([prefix.key, prefix.value]) for prefix in model.prefixes]
     stacked = torch.stack(layers)  # (L, 2, A, P, D)
     return stacked.permute(3, 0, 1, 2, 4).flatten(1).detach().cpu()
 
@@ -112,7 +110,8 @@ def compare(
 ) -> None:
     """Load ``folder`` with PEFT on the backbone, and compare logits under padding of each kind.
 
-    ``InputError`` where PEFT cannot load or run it, ``CheckFailedError`` where the logits differ.
+    Raises ``InputError`` if PEFT cannot load or run it; raises ``CheckFailedError`` if the logits
+    differ.
     """
     assert model.config.backbone is not None
     reference = load_adapter(folder, model.config.backbone.name).reference
@@ -123,9 +122,9 @@ def compare(
         for one, other in ((ids, mask), (ids.flip(1), mask.flip(1)), (ids[:1], mask[:1])):
             expected = model.eval()(one.to(device), other.to(device)).cpu()
             found = reference(input_ids=one, attention_mask=other).logits
-            largest = float((found - expected).abs().max())
-            if not largest <= MAX_DIFFERENCE * max(1.0, float(expected.abs().max())):  # NaN too
+            difference = relative_difference(found, expected)
+            if difference > SAME_LOGITS:
                 raise CheckFailedError(
-                    f"PEFT's logits differ from the run's by {largest:.1e}, more than "
-                    f"{MAX_DIFFERENCE:.0e}."
+                    f"PEFT's logits differ from the run's by {difference:.1e}, more than "
+                    f"{SAME_LOGITS:.0e}."
                 )

@@ -1,14 +1,13 @@
 """A learning-rate range test: the rate rises from step to step until the loss runs away.
 
 Smith (2017), "Cyclical learning rates for training neural networks", section 3.3, here with an
-exponential sweep. In go what a training takes, out come the curve and the rate at which the
-loss, smoothed, fell steepest. A model of its own is trained for it and thrown away, and the random
-numbers go on as if nothing had been: the training that follows is the one with that rate by hand.
+exponential sweep. Returns the curve and the rate at which the loss fell steepest. A model of its
+own is trained for it and thrown away, and the random numbers go on as if nothing had been: the
+training that follows is the one with that rate by hand.
 """
 
 import io
 import itertools
-import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,25 +18,21 @@ import msgspec
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from trainkit.data.splits import Splits
-from trainkit.drawing import COLOURS
 from trainkit.models.classifier import UntrainedModel
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
+from trainkit.svg import COLOURS
 from trainkit.trainer.batches import encode, shuffled
 from trainkit.trainer.config import TrainConfig
-from trainkit.trainer.losses import objective
-from trainkit.trainer.run import make_model
+from trainkit.trainer.new_model import make_model
 from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.setup import (
     choose_device,
-    make_optimizer,
     seed_everything,
-    trained_parameters,
 )
-from trainkit.trainer.train_step import Gradients
+from trainkit.trainer.train_step import DivergedError, make_context, train_step
 
 __all__ = ["CURVE", "PICTURE", "RangeTest", "RatePoint", "choose", "chosen", "range_test"]
 
@@ -92,7 +87,7 @@ def choose(spec: ModelSpec, splits: Splits, config: TrainConfig) -> tuple[TrainC
 def range_test(new: UntrainedModel, splits: Splits, config: TrainConfig) -> RangeTest:
     """Sweep the rate of the encoder or its prefix; ``new`` is trained by it, so give one to lose.
 
-    The head stays as it is; all else is as in the training. ``InputError`` where the loss never
+    The head stays as it is; all else is as in the training. Raises ``InputError`` if the loss never
     falls.
     """
     with _random_numbers_kept():
@@ -101,7 +96,7 @@ def range_test(new: UntrainedModel, splits: Splits, config: TrainConfig) -> Rang
 
 
 def chosen(points: list[RatePoint]) -> float:
-    """Return the rate of the steepest fall, to two digits; ``InputError`` where there is none."""
+    """Return the rate of the steepest fall, to two digits; ``InputError`` if none."""
     smoothed = np.array([point.smoothed for point in points])
     # The mean of the first points is one of few losses.
     lowest = int(smoothed[WINDOW:].argmin()) + WINDOW if len(smoothed) > WINDOW else 0
@@ -130,9 +125,8 @@ def _sweep(
     # where the swept rate is too low to do anything (tried on MiniLM and from scratch).
     for weight in model.head_parameters():
         weight.requires_grad_(False)
-    optimizer = make_optimizer(model, config)
-    loss_of = objective(config, data.labels, len(model.config.labels), device)
-    gradients = Gradients(model, loss_of, device)
+    plain = msgspec.structs.replace(config, compile=False, precision="fp32", average_decay=0.0)
+    context = make_context(model, data, plain)
     batches = itertools.chain.from_iterable(
         shuffled(data, config.batch_size, config.seed, epoch, config.batch_tokens)
         for epoch in itertools.count(1)
@@ -141,15 +135,15 @@ def _sweep(
     mean = 0.0
     for step, batch in enumerate(itertools.islice(batches, STEPS)):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
-        for group in optimizer.param_groups:
+        for group in context.optimizer.param_groups:
             group["lr"] = rate
-        optimizer.zero_grad()
-        loss, _ = gradients(batch)
-        nn.utils.clip_grad_norm_(trained_parameters(model), config.max_gradient_norm)
-        optimizer.step()
+        try:
+            loss, _ = train_step(context, batch)
+        except DivergedError:
+            return points, rate
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smoothed = mean / (1 - SMOOTHING ** (step + 1))
-        if not math.isfinite(loss) or (points and smoothed > RUNAWAY * points[0].loss):
+        if points and smoothed > RUNAWAY * points[0].loss:
             return points, rate
         points.append(RatePoint(rate, loss, smoothed))
     return points, None

@@ -1,30 +1,29 @@
 """A run's report as one HTML page that needs nothing else: how it learned, how well, and on what.
 
-In go the run's settings, scores and logits; out comes ``report.html``. It quotes the user's own
-texts, and stays in the run's folder.
+It quotes the user's own texts, and stays in the run's folder as ``report.html``.
 """
 
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from html import escape
 from importlib import metadata
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trainkit import __version__
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
-from trainkit.drawing import COLOURS, inline_svg
-from trainkit.page import document, framed, table
+from trainkit.html import Block, Figure, Page, Section, Shaded, render
 from trainkit.serve.postprocess import probabilities
 from trainkit.serve.types import FloatArray
+from trainkit.svg import COLOURS, plain_axes, svg
+from trainkit.tables import Table
 from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import BINS, Evaluation, reliability
@@ -73,31 +72,20 @@ def html(run: Sections) -> str:
         f"{model}; best epoch {run.best.epoch} of {len(run.history)}; test accuracy "
         f"{_percent(test.accuracy)} on {test.count} texts"
     )
-    return document(
-        run.title,
-        [
-            f"<h1>{escape(run.title)}</h1>",
-            f'<p class="quiet">{escape(summary)}</p>',
-            "<h2>Scores</h2>",
-            *_scores(run),
-            "<h2>Learning curves</h2>",
-            _figure(inline_svg(lambda: _curves(run), "curves"), CURVES),
-            "<h2>Confusions on the test set</h2>",
-            *_confusions(test),
-            "<h2>Reliability on the test set</h2>",
-            *_reliability(run),
-            "<h2>The hardest validation examples</h2>",
-            *_hardest(run),
-            "<h2>Likely mislabelled</h2>",
-            *_mislabelled(run),
-            "<h2>Labels</h2>",
-            *_labels(run),
-            "<h2>Settings</h2>",
-            table(("setting", "value"), _settings(run), "scroll prose"),
-            "<h2>Versions</h2>",
-            table(("package", "version"), _versions(), "scroll prose"),
-        ],
+    settings = Table(("setting", "value"), [*_settings(run)], numeric=False)
+    versions = Table(("package", "version"), [*_versions()], numeric=False)
+    sections = (
+        Section("Scores", [*_scores(run)]),
+        Section("Learning curves", [Figure(svg(_curves(run)), CURVES)]),
+        Section("Confusions on the test set", [*_confusions(test)]),
+        Section("Reliability on the test set", [Figure(svg(_reliability(run)), RELIABILITY)]),
+        Section("The hardest validation examples", [HARDEST, _hardest(run)]),
+        Section("Likely mislabelled", [*_mislabelled(run)]),
+        Section("Labels", [_labels(run)]),
+        Section("Settings", [settings]),
+        Section("Versions", [versions]),
     )
+    return render(Page(run.title, summary, sections))
 
 
 CURVES = (
@@ -121,17 +109,10 @@ MISLABELLED = (
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}%"
 
 
-def _figure(svg: str, caption: str) -> str:
-    return (
-        f'<figure role="group" aria-label="{escape(caption)}">{svg}'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _scores(run: Sections) -> Iterator[str]:
+def _scores(run: Sections) -> Iterator[Block]:
     columns = ("", "texts", "accuracy", "macro F1", "loss", "calibration error", "before")
     rows = [
         (
@@ -145,19 +126,19 @@ def _scores(run: Sections) -> Iterator[str]:
         )
         for name, scores in zip(("validation", "test"), run.scores, strict=True)
     ]
-    yield table(columns, rows)
+    yield Table(columns, rows)
     if run.no_temperature:
-        yield f"<p>No temperature was kept: {escape(run.no_temperature)}</p>"
+        yield f"No temperature was kept: {run.no_temperature}"
     else:
         yield (
-            f"<p>The temperature is {run.scores[0].temperature:.3f}, fitted on the validation "
-            "texts. Loss and calibration error are those with it; the last column is the "
-            "calibration error before.</p>"
+            f"The temperature is {run.scores[0].temperature:.3f}, fitted on the validation texts. "
+            "Loss and calibration error are those with it; the last column is the calibration "
+            "error before."
         )
 
 
-def _curves(run: Sections) -> Figure:
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+def _curves(run: Sections) -> mpl.Figure:
+    figure = mpl.Figure(figsize=(9, 3.5), layout="constrained")
     epochs = [epoch.epoch for epoch in run.history]
     for axes, name, scale in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True
@@ -170,21 +151,19 @@ def _curves(run: Sections) -> Figure:
         axes.set_ylabel("loss" if name == "loss" else "accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
-        _dress(axes)
+        plain_axes(axes)
     return figure
 
 
-def _dress(axes: Axes) -> None:
-    axes.grid(color="#808080", alpha=0.3, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _confusions(test: Evaluation) -> Iterator[str]:
+def _confusions(test: Evaluation) -> Iterator[Block]:
     names = list(test.per_label)
     if len(names) <= MATRIX_LABELS:
-        yield "<p>Rows are the true labels, columns the model's answers.</p>"
-        yield framed(("", *names), map(_matrix_row, names, test.confusion))
+        rows = [
+            (name, *(Shaded(str(n) if n else "·", n / max(1, sum(counts))) for n in counts))
+            for name, counts in zip(names, test.confusion, strict=True)
+        ]
+        yield "Rows are the true labels, columns the model's answers."
+        yield Table(("", *names), rows)
         return
     found = [
         (count, names[i], names[j], sum(row))
@@ -194,45 +173,32 @@ def _confusions(test: Evaluation) -> Iterator[str]:
     ]
     found.sort(key=lambda one: one[0], reverse=True)
     yield (
-        f"<p>{len(names)} labels; {sum(one[0] for one in found)} of {test.count} texts were given "
+        f"{len(names)} labels; {sum(one[0] for one in found)} of {test.count} texts were given "
         f"another label than their own. The {min(SHOWN, len(found))} most frequent of "
-        f"{len(found)} such pairs:</p>"
+        f"{len(found)} such pairs:"
     )
     rows = [
         (true, answer, str(count), _percent(count / total))
         for count, true, answer, total in found[:SHOWN]
     ]
-    yield table(("true label", "answer", "texts", "of that label's texts"), rows)
+    columns = ("true label", "answer", "texts", "share of the label's texts")
+    yield Table(columns, rows)
 
 
-def _matrix_row(name: str, counts: Sequence[int]) -> str:
-    total = max(1, sum(counts))
-    cells = "".join(
-        # The first of the plots' colours, never so dense that the count in it is hard to read.
-        f'<td style="background: rgb(0 114 178 / {0.7 * count / total:.2f})">{count or "·"}</td>'
-        for count in counts
-    )
-    return f"<tr><td>{escape(name)}</td>{cells}</tr>"
-
-
-def _reliability(run: Sections) -> Iterator[str]:
+def _reliability(run: Sections) -> mpl.Figure:
     _, test = run.scores
     true = _columns(run.test.examples, run.labels)
-    shown = [("before temperature", 1.0, test.raw_calibration_error)]
+    panels = [("before temperature", 1.0, test.raw_calibration_error)]
     if not run.no_temperature:
         name = f"with temperature {test.temperature:.2f}"
-        shown.append((name, test.temperature, test.calibration_error))
-
-    def draw() -> Figure:
-        figure = Figure(figsize=(4.5 * len(shown), 4), layout="constrained")
-        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False).flat
-        for axes, (name, temperature, error) in zip(panels, shown, strict=True):
-            _bars(axes, run.test.logits, true, temperature)
-            axes.set_title(f"{name}: error {_percent(error)}", fontsize=10)
-        figure.axes[0].set_ylabel("right answers, %")
-        return figure
-
-    yield _figure(inline_svg(draw, "reliability"), RELIABILITY)
+        panels.append((name, test.temperature, test.calibration_error))
+    figure = mpl.Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
+    places = figure.subplots(1, len(panels), sharey=True, squeeze=False).flat
+    for axes, (name, temperature, error) in zip(places, panels, strict=True):
+        _bars(axes, run.test.logits, true, temperature)
+        axes.set_title(f"{name}: error {_percent(error)}", fontsize=10)
+    figure.axes[0].set_ylabel("right answers, %")
+    return figure
 
 
 def _bars(axes: Axes, logits: FloatArray, true: npt.NDArray[np.int64], temperature: float) -> None:
@@ -249,7 +215,7 @@ def _bars(axes: Axes, logits: FloatArray, true: npt.NDArray[np.int64], temperatu
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 105)
     axes.set_xlabel("probability of the answer, %")
-    _dress(axes)
+    plain_axes(axes)
 
 
 def _columns(examples: Sequence[Example], labels: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -257,11 +223,10 @@ def _columns(examples: Sequence[Example], labels: Sequence[str]) -> npt.NDArray[
     return np.array([number[example.label] for example in examples], dtype=np.int64)
 
 
-def _hardest(run: Sections) -> Iterator[str]:
+def _hardest(run: Sections) -> Table:
     scores = _probabilities(run, run.valid)
     true = _columns(run.valid.examples, run.labels)
     own = scores[np.arange(len(true)), true]
-    yield f"<p>{escape(HARDEST)}</p>"
     rows = [
         (
             _quoted(run.valid.examples[i].text),
@@ -274,7 +239,7 @@ def _hardest(run: Sections) -> Iterator[str]:
         for i in np.argsort(own, kind="stable")[:SHOWN].tolist()
     ]
     columns = ("text", "true label", "its probability", "answer", "its probability", "loss")
-    yield table(columns, rows, "scroll prose")
+    return Table(columns, rows, numeric=False)
 
 
 def _probabilities(run: Sections, scored: ScoredExamples) -> npt.NDArray[np.float64]:
@@ -288,21 +253,19 @@ def _quoted(text: str) -> str:
     return text if len(text) <= TEXT_LENGTH else f"{text[:TEXT_LENGTH]} …"
 
 
-def _mislabelled(run: Sections) -> Iterator[str]:
-    yield f"<p>{escape(MISLABELLED)}</p>"
+def _mislabelled(run: Sections) -> Iterator[Block]:
+    yield MISLABELLED
     if len(run.train.examples) < len(run.splits.train):
         yield (
-            f"<p>Of the {len(run.splits.train)} training texts the first "
-            f"{len(run.train.examples)} were looked at.</p>"
+            f"Of the {len(run.splits.train)} training texts the first "
+            f"{len(run.train.examples)} were looked at."
         )
     for scored in (run.valid, run.train):
         scores = _probabilities(run, scored)
         true = _columns(scored.examples, run.labels)
         found = likely_mislabelled(scores, true)
         rest = f", the first {SHOWN} of them" if len(found) > SHOWN else ""
-        yield f"<h3>{scored.name}: {len(found)} of {len(true)}{rest}</h3>"
-        if not found:
-            continue
+        title = f"{scored.name}: {len(found)} of {len(true)}{rest}"
         rows = [
             (
                 _quoted(scored.examples[i].text),
@@ -314,7 +277,7 @@ def _mislabelled(run: Sections) -> Iterator[str]:
             for i in found[:SHOWN]
         ]
         columns = ("text", "given label", "its probability", "likely label", "its probability")
-        yield table(columns, rows, "scroll prose")
+        yield Table(columns, rows, title, numeric=False)
 
 
 def likely_mislabelled(scores: npt.NDArray[np.float64], true: npt.NDArray[np.int64]) -> list[int]:
@@ -338,7 +301,7 @@ def likely_mislabelled(scores: npt.NDArray[np.float64], true: npt.NDArray[np.int
     return rows
 
 
-def _labels(run: Sections) -> Iterator[str]:
+def _labels(run: Sections) -> Table:
     _, test = run.scores
     counts = [
         Counter(example.label for example in split)
@@ -351,7 +314,7 @@ def _labels(run: Sections) -> Iterator[str]:
         rows.append((name, *(str(count[name]) for count in counts), *map(_percent, shares)))
     rows.append(("all", *(str(count.total()) for count in counts), "", "", ""))
     columns = ("label", "train", "validation", "test", "precision", "recall", "F1 on test")
-    yield table(columns, rows)
+    return Table(columns, rows)
 
 
 def _settings(run: Sections) -> Iterator[tuple[str, str]]:

@@ -1,25 +1,17 @@
 """One training run from start to end: a folder, a model, its training, temperature and scores."""
 
 import math
-import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
-from trainkit.data.vocabulary import PAD_ID, UNK_ID, word_tokenizer
 from trainkit.models import classifier
-from trainkit.models.classifier import UntrainedModel
-from trainkit.models.prefix import begin_as_tokens
-from trainkit.models.text_cnn import TextCNN
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
-from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, remove_empty, write_atomically
 from trainkit.serve.types import FloatArray
@@ -28,28 +20,26 @@ from trainkit.trainer.callbacks import NoCallback, TrainingCallback
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.loop import SAVE_EVERY_S, TrainingResult, fit
-from trainkit.trainer.losses import balanced_weights
 from trainkit.trainer.metrics import Evaluation, evaluate
+from trainkit.trainer.new_model import make_model
 from trainkit.trainer.peft_adapter import write_adapter
 from trainkit.trainer.run_config import DataSpec, ModelSpec
 from trainkit.trainer.run_folder import CONFIG, RunConfig, fingerprint
 from trainkit.trainer.setup import seed_everything
-from trainkit.trainer.tfidf import fit_bigrams, frequent_pairs
 
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest
 
-__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "Run", "train", "train_worker"]
+__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "RunResult", "train", "train_worker"]
 
 VALIDATION = "valid.json"
 VALIDATED = "validated"  # the model that validation scores, where the kept one is a refit
 EVALUATION = "test.json"
-SCRATCH_MAX_LENGTH = 128
 REPORTED_TEXTS = 20_000  # of train, which are looked through for wrong labels
 COMPARED_TEXTS = 16  # of the test set, between a prefix and its PEFT adapter
 
 
-class Run(NamedTuple):
+class RunResult(NamedTuple):
     """A finished run: its folder, what training gave, scores on validation and test, and notes.
 
     ``no_temperature`` says why none was kept, else it is empty.
@@ -76,22 +66,22 @@ def train(
     tested: "RangeTest | None" = None,
     report: bool = False,
     group: ProcessGroup = SINGLE,
-) -> Run:
-    """Train into ``folder``, score test once, point ``latest`` at it.
+) -> RunResult:
+    """Train into ``folder``, score the test set once, and point ``latest`` at the folder.
 
-    ``folder`` must not exist, or with ``resume`` hold a run of the same settings and data that did
-    not come to its end. An error or interrupt before the first saved state leaves no new folder.
-    ``source`` is kept beside the settings, for whoever resumes, and the curve of ``tested``, by
-    which the rate in ``config`` was chosen, in the folder. ``report`` writes ``report.html`` too.
+    ``folder`` must not exist, or with ``resume`` hold an unfinished run of the same settings and
+    data. An error or interrupt before the first saved state leaves no new folder. ``source`` (for
+    ``--resume``) and the curve of ``tested``, by which the learning rate in ``config`` was chosen,
+    are kept in the folder; with ``report`` it gets ``report.html`` too.
 
-    In a ``group`` it is for the process that leads; the others :func:`follow`.
+    Of a ``group`` the main process calls this, the others :func:`train_worker`.
     """
     if report:
-        import trainkit.trainer.report  # noqa: F401  # what it needs is missing now, not afterwards
+        import trainkit.trainer.report  # noqa: F401  # missing packages are reported now, not later
     run_config = RunConfig(
         model=spec, training=config, data_sha256=fingerprint(splits), source=source
     )
-    with nullcontext() if resume else _fresh(folder):
+    with nullcontext() if resume else _new_folder(folder):
         if resume:
             _check_unfinished(folder)
             run_folder.check_resumed(folder, run_config)
@@ -99,132 +89,108 @@ def train(
             run_folder.write(folder, run_config)
             if tested is not None:
                 tested.write(folder)
-        fitting = _Fitting(spec, config, folder, progress or NoCallback(), save_every_s, group)
-        answer, trained = fitting.validated(splits)
-        validated = _validate(answer, splits.valid)
-        if config.refit:
-            answer, kept = fitting.refit(splits, trained)
-            trained = trained._replace(model=kept.model)
-        return _finish(answer, trained, validated, splits, run_config, folder, report)
+        callback = progress or NoCallback()
+        models = _fit_models(spec, splits, config, folder, callback, save_every_s, group)
+        return _finish(models, splits, run_config, folder, report)
 
 
 def train_worker(
     spec: ModelSpec, splits: Splits, config: TrainConfig, folder: Path, group: ProcessGroup
 ) -> None:
-    """Train along with the process of ``group`` that leads, which writes ``folder``."""
-    fitting = _Fitting(spec, config, folder, NoCallback(), math.inf, group)
-    trained = fitting.validated(splits)[1]
-    if config.refit:
-        fitting.refit(splits, trained)
+    """Train along with the main process of ``group``, which writes ``folder``."""
+    _fit_models(spec, splits, config, folder, NoCallback(), math.inf, group)
 
 
-class _Fitting(NamedTuple):
-    """How the one or two trainings of a run are made: each into a folder of its own."""
+class _Models(NamedTuple):
+    """The classifier that validation scores and the one that is kept: the same without a refit.
 
-    spec: ModelSpec
-    config: TrainConfig
-    folder: Path
-    progress: TrainingCallback
-    save_every_s: float
-    group: ProcessGroup
+    ``result`` has the history of the first and the model of the second.
+    """
 
-    def validated(self, splits: Splits) -> tuple[Classifier, TrainingResult]:
-        """Train the model that the validation texts score and calibrate."""
-        if self.config.refit is not True:
-            return self._fit(splits, self.folder)
-        answer, trained = self._fit(splits, self.folder / VALIDATED)
-        if trained.interrupted:  # the model that is to be kept has not begun
-            raise KeyboardInterrupt
-        return answer, trained
+    validated: Classifier
+    kept: Classifier
+    result: TrainingResult
 
-    def refit(self, splits: Splits, validated: TrainingResult) -> tuple[Classifier, TrainingResult]:
-        """Train anew on the validation texts too, up to the epoch that the first model was kept at.
 
-        That is the last one, or the best one where the first training was stopped early. Between
-        epochs of a whole schedule none is chosen: by few texts, that is to choose by chance, and
-        before the last one the rates have not fallen yet.
-        """
-        self.progress.refit()
-        both = Splits(splits.train + splits.valid, (), splits.test)
-        return self._fit(both, self.folder, validated.best.epoch)
-
-    def _fit(
-        self, splits: Splits, folder: Path, until: int | None = None
+def _fit_models(
+    spec: ModelSpec,
+    splits: Splits,
+    config: TrainConfig,
+    folder: Path,
+    callback: TrainingCallback,
+    save_every_s: float,
+    group: ProcessGroup,
+) -> _Models:
+    def fit_into(
+        home: Path, splits: Splits, until: int | None = None
     ) -> tuple[Classifier, TrainingResult]:
-        if self.group.is_main:
-            folder.mkdir(exist_ok=True)
-        seed_everything(self.config.seed)
-        new = make_model(self.spec, splits, self.config)
-        trained = fit(
-            new, splits, self.config, folder, self.progress, self.save_every_s, self.group, until
-        )
-        runner = classifier.torch_runner(trained.model)
-        return Classifier(new.encoder, runner, new.model.config.labels), trained
+        if group.is_main:
+            home.mkdir(exist_ok=True)
+        seed_everything(config.seed)
+        new = make_model(spec, splits, config)
+        result = fit(new, splits, config, home, callback, save_every_s, group, until)
+        runner = classifier.torch_runner(result.model)
+        return Classifier(new.encoder, runner, new.model.config.labels), result
 
-
-class _Validated(NamedTuple):
-    """What the validation texts said: (N, C) logits, their scores, and the fitted temperature."""
-
-    logits: FloatArray
-    scores: Evaluation
-    temperature: float
-    no_temperature: str
-
-
-def _validate(answer: Classifier, examples: Sequence[Example]) -> _Validated:
-    logits = _logits(answer, examples)
-    columns = [answer.labels.index(example.label) for example in examples]
-    temperature, no_temperature = 1.0, ""
-    try:
-        temperature = fit_temperature(logits, columns)
-    except NoBestTemperatureError as error:
-        no_temperature = str(error)
-    scores = _evaluate(answer, logits, examples, temperature)
-    return _Validated(logits, scores, temperature, no_temperature)
+    if not config.refit:
+        model, result = fit_into(folder, splits)
+        return _Models(model, model, result)
+    validated, result = fit_into(folder / VALIDATED, splits)
+    if result.interrupted:  # the model that is to be kept has not been started
+        raise KeyboardInterrupt
+    callback.refit()
+    # Up to the epoch that was kept: the last one, or the best one if the training stopped early.
+    # Choosing between the epochs of a whole schedule by few texts would be choosing by chance, and
+    # before the last one the rates have not fallen yet.
+    both = Splits(splits.train + splits.valid, (), splits.test)
+    kept, refitted = fit_into(folder, both, result.best.epoch)
+    return _Models(validated, kept, result._replace(model=refitted.model))
 
 
 def _finish(
-    answer: Classifier,
-    trained: TrainingResult,
-    validated: _Validated,
-    splits: Splits,
-    run_config: RunConfig,
-    folder: Path,
-    report: bool,
-) -> Run:
-    """Score and calibrate what was trained, and write what the run's folder holds beside it."""
-    _, valid, temperature, no_temperature = validated
+    models: _Models, splits: Splits, run_config: RunConfig, folder: Path, report: bool
+) -> RunResult:
+    """Calibrate and score the models, and write the rest of the run's folder."""
+    result, labels = models.result, models.kept.labels
+    valid_logits = _logits(models.validated, splits.valid)
+    temperature, no_temperature = 1.0, ""
+    try:
+        columns = [labels.index(example.label) for example in splits.valid]
+        temperature = fit_temperature(valid_logits, columns)
+    except NoBestTemperatureError as error:
+        no_temperature = str(error)
+    valid = _evaluate(valid_logits, splits.valid, labels, temperature)
     checkpoint.calibrate(
         folder,
         None if no_temperature else temperature,
         {
-            **trained.best.validation,
+            **result.best.validation,
             "valid_raw_calibration_error": valid.raw_calibration_error,
             "valid_calibration_error": valid.calibration_error,
         },
     )
-    test_logits = _logits(answer, splits.test)
-    test = _evaluate(answer, test_logits, splits.test, temperature)
+    test_logits = _logits(models.kept, splits.test)
+    test = _evaluate(test_logits, splits.test, labels, temperature)
     texts = [example.text for example in splits.test[:COMPARED_TEXTS]]
-    note = write_adapter(folder, trained.model, answer.encoder, texts)
+    note = write_adapter(folder, result.model, models.kept.encoder, texts)
     notes = () if note is None else (note,)
-    run = Run(folder, trained, valid, test, no_temperature, notes)
+    run = RunResult(folder, result, valid, test, no_temperature, notes)
     if report:
-        _write_report(run, run_config, splits, answer, (validated.logits, test_logits))
+        _write_report(run, run_config, splits, models.kept, (valid_logits, test_logits))
     write_atomically(folder / VALIDATION, pretty_json(valid))
     write_atomically(folder / EVALUATION, pretty_json(test))
     checkpoint.point_latest(folder)
-    if not trained.interrupted:
+    if not result.interrupted:
         state.delete(folder)
         state.delete(folder / VALIDATED)
     return run
 
 
 def _write_report(
-    run: Run,
+    run: RunResult,
     run_config: RunConfig,
     splits: Splits,
-    answer: Classifier,
+    model: Classifier,
     logits: tuple[FloatArray, FloatArray],
 ) -> None:
     from trainkit.trainer import report
@@ -236,10 +202,10 @@ def _write_report(
             spec=run_config.model,
             config=run_config.training,
             splits=splits,
-            labels=answer.labels,
+            labels=model.labels,
             history=run.trained.history,
             best=run.trained.best,
-            train=report.ScoredExamples("Training texts", train, _logits(answer, train)),
+            train=report.ScoredExamples("Training texts", train, _logits(model, train)),
             valid=report.ScoredExamples("Validation texts", splits.valid, logits[0]),
             test=report.ScoredExamples("Test texts", splits.test, logits[1]),
             scores=(run.valid, run.test),
@@ -249,81 +215,25 @@ def _write_report(
     write_atomically(run.folder / report.REPORT, page.encode())
 
 
-def _logits(answer: Classifier, examples: Sequence[Example]) -> FloatArray:
-    return answer.logits([example.text for example in examples])
+def _logits(model: Classifier, examples: Sequence[Example]) -> FloatArray:
+    return model.logits([example.text for example in examples])
 
 
 def _evaluate(
-    answer: Classifier, logits: FloatArray, examples: Sequence[Example], temperature: float
+    logits: FloatArray, examples: Sequence[Example], labels: Sequence[str], temperature: float
 ) -> Evaluation:
-    return evaluate(logits, [example.label for example in examples], answer.labels, temperature)
+    return evaluate(logits, [example.label for example in examples], labels, temperature)
 
 
 def _check_unfinished(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not a run (no {CONFIG}); name one with --resume.")
     if (folder / EVALUATION).is_file() and not (folder / state.STATE).is_file():
-        raise InputError(f"{folder} is finished; there is nothing to go on with.")
-
-
-def make_model(
-    spec: ModelSpec, splits: Splits, config: TrainConfig | None = None
-) -> UntrainedModel:
-    """Make the untrained model that ``spec`` names, with a vocabulary where it needs one.
-
-    What is solved and not trained, the linear half of ``simple``, is complete in it; it takes the
-    class weights that ``config`` asks for, where there is one. A prefix on a backbone begins as
-    tokens of training texts, chosen by the seed.
-    """
-    if spec.backbone is None:
-        balanced = config is not None and config.class_weights == "balanced"
-        return _from_scratch(spec, splits, balanced)
-    new = classifier.new(
-        spec.kind,
-        splits.label_names,
-        backbone_name=spec.backbone,
-        prefix_length=spec.prefix_length,
-        prefix_hidden=spec.projection_size,
-        max_length=spec.max_length,
-        dropout=0.1 if spec.dropout is None else spec.dropout,
-        head=spec.head,
-    )
-    if spec.kind == "prefix" and not spec.projection_size:
-        choose = random.Random(0 if config is None else config.seed)
-        texts = [choose.choice(splits.train).text for _ in range(spec.prefix_length)]
-        begin_as_tokens(new.model, new.encoder.token_ids(texts), choose)
-    return new
-
-
-def _from_scratch(spec: ModelSpec, splits: Splits, balanced: bool) -> UntrainedModel:
-    texts = [example.text for example in splits.train]
-    limit = SCRATCH_MAX_LENGTH if spec.max_length is None else spec.max_length
-    vocabulary = TextEncoder(word_tokenizer(texts, spec.min_count), limit, PAD_ID)
-    rows = vocabulary.token_ids(texts)
-    pairs = frequent_pairs(rows, vocabulary.tokenizer.get_vocab_size(), UNK_ID)
-    new = classifier.new(
-        spec.kind,
-        splits.label_names,
-        vocabulary=vocabulary,
-        pairs=len(pairs),
-        prefix_length=spec.prefix_length,
-        prefix_hidden=spec.projection_size,
-        max_length=spec.max_length,
-        # A model from scratch sees few texts and forgets to generalise without more dropout.
-        dropout=0.5 if spec.dropout is None else spec.dropout,
-        head=spec.head,
-    )
-    if isinstance(new.model.encoder, TextCNN):
-        new.model.encoder.count(rows)
-        names = new.model.config.labels
-        labels = torch.tensor([names.index(example.label) for example in splits.train])
-        weights = balanced_weights(labels, len(names)) if balanced else None
-        fit_bigrams(new.model.encoder.linear, rows, pairs, labels, UNK_ID, weights)
-    return new
+        raise InputError(f"{folder} is finished; there is nothing to resume.")
 
 
 @contextmanager
-def _fresh(folder: Path) -> Iterator[None]:
+def _new_folder(folder: Path) -> Iterator[None]:
     """Make the run's folder; remove it again if nothing came to be in it that is worth keeping."""
     latest = folder.parent / checkpoint.LATEST
     if folder.name == checkpoint.LATEST or (latest.exists() and not latest.is_symlink()):

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from trainkit.data.columns import Columns
-from trainkit.models.config import Kind
+from trainkit.models.config import Kind, kind_faults
 from trainkit.serve.errors import InputError
 from trainkit.serve.fields import check_fields
 
@@ -23,7 +23,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Meta(
             description="Model from scratch (simple), frozen encoder with trained prefixes "
             "(prefix), or all weights of an encoder (finetune).",
-            extra={"option": "--model"},
+            extra={"option": "--model", "parameter": "model"},
         ),
     ]
     backbone: Annotated[
@@ -70,15 +70,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         check_fields(self, "This model cannot be trained")
-        if self.kind == "simple" and self.backbone is not None:
-            raise InputError(
-                "--model simple is trained from scratch and takes no backbone; "
-                "use --model prefix or finetune with it."
-            )
-        if self.kind == "finetune" and self.backbone is None:
-            raise InputError("--model finetune needs a backbone, for example: --backbone minilm")
-        if self.head == "own" and (self.kind != "prefix" or self.backbone is None):
-            raise InputError("--head own goes with --model prefix and a backbone; give both.")
+        for fault in kind_faults(self.kind, self.backbone is not None, self.head):
+            raise InputError(f"{fault}.")
         if self.prefix_projection and (self.kind != "prefix" or self.backbone is None):
             raise InputError(
                 "--prefix-projection goes with --model prefix and a backbone, whose layers get "

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
 from trainkit.data.splits import Splits
 from trainkit.serve.errors import InputError
@@ -39,6 +38,8 @@ def write(folder: Path, config: RunConfig) -> None:
     run = {"sha256": config.sha256, "data_sha256": config.data_sha256}
     if config.source is not None:
         run["source"] = _without_none(msgspec.to_builtins(config.source))
+    import tomli_w  # of the extra `train`; reading a run's folder needs only the base install
+
     content = to_toml(config.model, config.training) + tomli_w.dumps({RUN: run}).encode()
     write_atomically(folder / CONFIG, content)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
 from trainkit.models.config import MINILM
 from trainkit.serve.errors import InputError
@@ -34,7 +33,7 @@ FIELDS = _model | {field.name: field for field in msgspec.structs.fields(TrainCo
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> tuple[ModelSpec, TrainConfig]:
     """Return the settings of ``file`` with ``given``, which win, and the defaults.
 
-    ``InputError`` where no kind of model is named, or a value does not work.
+    Raises ``InputError`` if no kind of model is named, or a value does not work.
     """
     settings = ({} if file is None else read(file)) | dict(given)
     if MODEL not in settings:
@@ -117,4 +116,6 @@ def to_toml(spec: ModelSpec, config: TrainConfig) -> bytes:
             value = getattr(struct, name)
             if name != "kind" and value is not None:
                 settings[name] = value
+    import tomli_w  # of the extra `train`; reading settings needs only the base install
+
     return tomli_w.dumps(settings).encode()

@@ -1,8 +1,4 @@
-"""What a training begins with: its random numbers, device, optimizer and schedule of rates.
-
-In go a new model and its settings; out come AdamW over the weights that are trained, the factor of
-its rates from step to step, and the running average of the weights where one is wanted.
-"""
+"""What a training starts with: random numbers, device, optimizer, schedule and average."""
 
 import math
 import os
@@ -15,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainkit.models.attention import KeyValuePrefix
-from trainkit.models.classifier import TextClassifier
+from trainkit.models.base import TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.trainer.config import TrainConfig
 

@@ -1,36 +1,36 @@
-"""The state of a training that is not over: after a crash it goes on as if there had been none.
+"""The state of an unfinished training, from which it resumes to the bit.
 
-``state.json`` names the file of tensors and its sha256; as with a checkpoint, replacing this one
-small file goes from one complete state to the next. In go the model, the running average of its
-weights, the optimizer and the random numbers' state; they come back to the bit.
+One safetensors file: model, running average, optimizer and random number generators as tensors, the
+position in the training and a checksum in its header.
 """
 
+import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import cast
 
 import msgspec
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
-from trainkit.models.classifier import TextClassifier
+from trainkit.models.base import TextClassifier
 from trainkit.serve.errors import InputError
-from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
+from trainkit.serve.files import write_atomically
 from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
+from trainkit.trainer.train_step import TrainContext
 
-__all__ = ["STATE", "Step", "TrainingState", "delete", "restore", "save"]
+__all__ = ["STATE", "TrainingPosition", "delete", "restore", "save"]
 
-STATE = "state.json"
-FORMAT_VERSION = 1
+STATE = "state.safetensors"
+FORMAT_VERSION = 2
 MODEL, AVERAGE, OPTIMIZER = "model.", "average.", "optimizer."
 RANDOM_CPU, RANDOM_CUDA = "random.cpu.", "random.cuda."  # and the rank
 
 
-class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far it is: ``done`` steps of ``epoch``, and the sums over the examples ``seen`` in it."""
+class TrainingPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``done`` steps of ``epoch``, and sums over the examples ``seen`` in it."""
 
     epoch: int = 1
     done: int = 0
@@ -38,9 +38,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correct: float = 0.0
     seen: float = 0.0
 
-    def after(self, mean_loss: float, hits: float, count: int) -> "Step":
+    def after(self, mean_loss: float, hits: float, count: int) -> "TrainingPosition":
         """Return the position after one more step, over ``count`` examples."""
-        return Step(
+        return TrainingPosition(
             self.epoch,
             self.done + 1,
             self.loss_sum + mean_loss * count,
@@ -49,69 +49,74 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class State(Checksummed, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``state.json``."""
+class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the header holds; ``backbone`` is the fingerprint of one whose weights are not saved."""
 
     format_version: int
-    position: Step
+    position: TrainingPosition
     history: tuple[Epoch, ...]
-    tensors: str
-    tensors_facts: FileInfo
-    backbone: str | None = None
-    """The fingerprint of a backbone, whose frozen weights are not in the state."""
-
-
-class TrainingState(NamedTuple):
-    """All that changes from step to step."""
-
-    model: TextClassifier
-    averaged: AveragedModel | None
-    optimizer: torch.optim.Optimizer
+    backbone: str | None
 
 
 def save(
     folder: Path,
-    training: TrainingState,
-    position: Step,
+    context: TrainContext,
+    position: TrainingPosition,
     history: list[Epoch],
     group: ProcessGroup = SINGLE,
 ) -> None:
-    """Write the state, then remove the one before; ``InputError`` where the disk is full.
+    """Replace the saved state; raises ``InputError`` if the disk is full.
 
-    Every process of the group calls it, for its random numbers; the one that leads writes.
+    All processes of the group call it, for their random numbers; the main one writes.
     """
-    numbers = _random_numbers(training, group)
+    numbers = _random_numbers(context, group)
     if not group.is_main:
         return
-    tensors = folder / f"state-{position.epoch:03d}-{position.done:06d}.safetensors"
+    state = State(
+        format_version=FORMAT_VERSION,
+        position=position,
+        history=tuple(history),
+        backbone=_backbone(context),
+    )
+    header = msgspec.json.encode(state).decode()
+    # clone: safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in (_tensors(context) | numbers).items()
+    }
+    metadata = {"state": header, "sha256": _digest(header, tensors)}
     try:
-        write_atomically(tensors, safetensors.torch.save(_tensors(training) | numbers))
-        state = State(
-            format_version=FORMAT_VERSION,
-            position=position,
-            history=tuple(history),
-            tensors=tensors.name,
-            tensors_facts=file_info(tensors),
-            backbone=_backbone(training),
-        )
-        write_atomically(folder / STATE, pretty_json(state.with_checksum()))
+        write_atomically(folder / STATE, safetensors.torch.save(tensors, metadata))
     except OSError as error:
         raise InputError(
             f"the training's state cannot be written to {folder} ({error.strerror}); what was "
             f"saved before is kept. Make room, then: trainkit train --resume {folder}"
         ) from None
-    _remove(folder, keep=tensors.name)
 
 
 def restore(
-    folder: Path, training: TrainingState, group: ProcessGroup = SINGLE
-) -> tuple[Step, list[Epoch]]:
-    """Load the saved state into ``training``; the start of a training where none was saved.
+    folder: Path, context: TrainContext, group: ProcessGroup = SINGLE
+) -> tuple[TrainingPosition, list[Epoch]]:
+    """Load the saved state into ``context``; without one, return the start of a training.
 
-    ``InputError`` where it is damaged, is of another number of processes, or is not the same for
-    all processes of the group, which wait for each other here.
+    Raises ``InputError`` if the state is damaged, was saved by another number of processes, or is
+    not the same for all processes of the group, which wait for each other here.
     """
-    position, history = _restore(folder, training, group)
+    position, history = TrainingPosition(), list[Epoch]()
+    if (folder / STATE).exists():
+        state, tensors = _read(folder / STATE)
+        if state.backbone != _backbone(context):
+            raise InputError(
+                f"{folder} was started on another backbone; give that one, or train again."
+            )
+        saved = len(_part(tensors, RANDOM_CPU))
+        if saved != group.size:
+            raise InputError(
+                f"{folder} was started by {saved} processes and cannot be resumed by "
+                f"{group.size}; use the same number."
+            )
+        _load(context, tensors, group.rank)
+        position, history = state.position, list(state.history)
     mine = torch.tensor([position.epoch, position.done])
     if any(not torch.equal(mine, other) for other in group.all_gather(mine)):
         raise InputError(
@@ -121,104 +126,81 @@ def restore(
     return position, history
 
 
-def _restore(
-    folder: Path, training: TrainingState, group: ProcessGroup
-) -> tuple[Step, list[Epoch]]:
-    path = folder / STATE
-    if not path.exists():
-        return Step(), []
-    state = _read(path)
-    if state.backbone is not None and state.backbone != _backbone(training):
-        raise InputError(
-            f"{folder} was started on another backbone; give that one, or train again."
-        )
-    file = folder / state.tensors
-    if not file.is_file() or file_info(file) != state.tensors_facts:
-        raise InputError(f"{file} is missing or damaged; train again.")
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged ({error}); train again.") from None
-    saved = len(_part(tensors, RANDOM_CPU))
-    if saved != group.size:
-        raise InputError(
-            f"{folder} was begun by {saved} processes and can only go on with as many, not "
-            f"{group.size}."
-        )
-    _load(training, tensors, group.rank)
-    return state.position, list(state.history)
-
-
 def delete(folder: Path) -> None:
-    """Remove the state: the training is over."""
+    """Remove the state of a training that is finished."""
     (folder / STATE).unlink(missing_ok=True)
-    _remove(folder)
 
 
-def _remove(folder: Path, keep: str = "") -> None:
-    for old in folder.glob("state-*.safetensors"):
-        if old.name != keep:
-            old.unlink()
+def _read(path: Path) -> tuple[State, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        state = msgspec.json.decode(metadata.get("state", ""), type=State)
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError, msgspec.DecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); train again.") from None
+    if metadata.get("sha256") != _digest(metadata["state"], tensors):
+        raise InputError(f"{path} is damaged (its checksum is another); train again.")
+    if state.format_version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has state format {state.format_version}, this trainkit reads "
+            f"{FORMAT_VERSION}; resume with the trainkit that started it, or train again."
+        )
+    return state, tensors
 
 
-def _tensors(training: TrainingState) -> dict[str, Tensor]:
-    """Return everything as tensors by name, on the CPU."""
-    model, averaged, optimizer = training
-    found = {MODEL + name: value for name, value in model.saved_state().items()}
-    if averaged is not None:
-        found |= {AVERAGE + name: value for name, value in _averaged(averaged).items()}
-        found[AVERAGE + "n_averaged"] = averaged.n_averaged
-    for number, values in optimizer.state_dict()["state"].items():
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tensors(context: TrainContext) -> dict[str, Tensor]:
+    found = {MODEL + name: value for name, value in context.model.trained_state().items()}
+    if context.averaged is not None:
+        module = cast(TextClassifier, context.averaged.module)
+        found |= {AVERAGE + name: value for name, value in module.trained_state().items()}
+        found[AVERAGE + "n_averaged"] = context.averaged.n_averaged
+    for number, values in context.optimizer.state_dict()["state"].items():
         found |= {f"{OPTIMIZER}{number}.{name}": value for name, value in values.items()}
-    # clone: safetensors refuses tensors that share memory, as tied weights do.
-    return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+    return found
 
 
-def _random_numbers(training: TrainingState, group: ProcessGroup) -> dict[str, Tensor]:
-    """Return the states of all processes' random numbers."""
-    found = {RANDOM_CPU: torch.get_rng_state()}
-    if (device := _cuda(training)) is not None:
-        found[RANDOM_CUDA] = torch.cuda.get_rng_state(device)
+def _random_numbers(context: TrainContext, group: ProcessGroup) -> dict[str, Tensor]:
+    """Return the states of all processes' random number generators."""
+    mine = {RANDOM_CPU: torch.get_rng_state()}
+    if context.device.type == "cuda":
+        mine[RANDOM_CUDA] = torch.cuda.get_rng_state(context.device)
     return {
         f"{name}{rank}": value
-        for name, mine in found.items()
-        for rank, value in enumerate(group.all_gather(mine))
+        for name, state in mine.items()
+        for rank, value in enumerate(group.all_gather(state))
     }
 
 
-def _cuda(training: TrainingState) -> torch.device | None:
-    device = next(training.model.parameters()).device
-    return device if device.type == "cuda" else None
-
-
-def _backbone(training: TrainingState) -> str | None:
-    config = training.model.config.backbone
+def _backbone(context: TrainContext) -> str | None:
+    config = context.model.config.backbone
     return None if config is None else config.fingerprint
 
 
-def _averaged(averaged: AveragedModel) -> dict[str, Tensor]:
-    module = averaged.module
-    assert isinstance(module, TextClassifier)
-    return module.saved_state()
-
-
-def _load(training: TrainingState, tensors: dict[str, Tensor], rank: int) -> None:
-    model, averaged, optimizer = training
-    model.load_state_dict(_part(tensors, MODEL), strict=False)  # without the frozen backbone's
-    if averaged is not None:
+def _load(context: TrainContext, tensors: dict[str, Tensor], rank: int) -> None:
+    # Not strict: the frozen backbone's are not there.
+    context.model.load_state_dict(_part(tensors, MODEL), strict=False)
+    if context.averaged is not None:
         average = _part(tensors, AVERAGE)
-        averaged.n_averaged.copy_(average.pop("n_averaged"))
-        averaged.module.load_state_dict(average, strict=False)
+        context.averaged.n_averaged.copy_(average.pop("n_averaged"))
+        context.averaged.module.load_state_dict(average, strict=False)
     values: dict[int, dict[str, Tensor]] = {}
     for name, value in _part(tensors, OPTIMIZER).items():
         number, key = name.split(".")
         values.setdefault(int(number), {})[key] = value
-    fresh: dict[str, Any] = optimizer.state_dict()
-    optimizer.load_state_dict({"state": values, "param_groups": fresh["param_groups"]})
+    groups = context.optimizer.state_dict()["param_groups"]
+    context.optimizer.load_state_dict({"state": values, "param_groups": groups})
     torch.set_rng_state(tensors[f"{RANDOM_CPU}{rank}"])
-    device = _cuda(training)
-    if device is not None and f"{RANDOM_CUDA}{rank}" in tensors:
-        torch.cuda.set_rng_state(tensors[f"{RANDOM_CUDA}{rank}"], device)
+    if context.device.type == "cuda" and f"{RANDOM_CUDA}{rank}" in tensors:
+        torch.cuda.set_rng_state(tensors[f"{RANDOM_CUDA}{rank}"], context.device)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -227,18 +209,3 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _read(path: Path) -> State:
-    try:
-        state = msgspec.json.decode(path.read_bytes(), type=State)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); train again.") from None
-    if state.format_version != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has state format {state.format_version}, this trainkit reads "
-            f"{FORMAT_VERSION}; finish with the trainkit that began, or train again."
-        )
-    if not state.is_valid:
-        raise InputError(f"{path} was changed; train again.")
-    return state

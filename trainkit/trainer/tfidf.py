@@ -1,9 +1,6 @@
-"""Solves the linear half of ``simple``: logistic regression on the words and pairs of train.
+"""Fits the linear half of ``simple``: logistic regression on tf-idf of words and bigrams.
 
-In go token ids and labels; out come the weights of a
-:class:`trainkit.models.bigrams.BigramLinear`, at the minimum of a convex loss.
-
-N texts, R rows of words and pairs, C classes.
+N texts, R rows of words and bigrams, C classes.
 """
 
 import logging

@@ -1,59 +1,35 @@
-"""One step of a training: forward and backward of a batch, then clipping, AdamW and the schedule.
+"""One training step: forward and backward of a batch, clipping, AdamW, schedule and average."""
 
-In goes this process's share of a batch; out come the mean loss and the hits that it adds, and all
-that changes from step to step, see :class:`trainkit.trainer.state.Training`, is changed in place.
-"""
-
+import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from trainkit.models.classifier import TextClassifier
+from trainkit.models.base import TextClassifier
+from trainkit.serve.errors import InputError
 from trainkit.trainer.batches import BatchShard, EncodedExamples
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.losses import Objective, objective
-from trainkit.trainer.setup import trained_parameters
-from trainkit.trainer.state import TrainingState
+from trainkit.trainer.setup import make_average, make_optimizer, trained_parameters
 
-__all__ = ["Gradients", "SparseEmbeddingGrads", "Stepper", "make_gradients"]
+__all__ = ["DivergedError", "SparseEmbeddingGrads", "TrainContext", "make_context", "train_step"]
 
 
-class Stepper(NamedTuple):
-    """Both halves of a step, so that the loss can be looked at before the weights change."""
-
-    training: TrainingState
-    gradients: "Gradients"
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    max_gradient_norm: float
-    tables: "SparseEmbeddingGrads"
-
-    def backward(self, share: BatchShard) -> tuple[float, int]:
-        """Make the gradients of ``share``; see :class:`Gradients`."""
-        self.training.optimizer.zero_grad()
-        made = self.gradients(share)
-        self.tables.fill()
-        return made
-
-    def update(self) -> None:
-        """Clip the gradients, move the weights by them, and go on along the schedule."""
-        model, averaged, optimizer = self.training
-        nn.utils.clip_grad_norm_(trained_parameters(model), self.max_gradient_norm)
-        optimizer.step()
-        self.tables.clear()
-        self.schedule.step()
-        if averaged is not None:
-            averaged.update_parameters(model)
+class DivergedError(InputError):
+    """The loss is not a finite number."""
 
 
 class SparseEmbeddingGrads:
-    """Gradients of embeddings whose memory is kept from step to step.
+    """Gradients of embedding tables whose memory is reused from step to step.
 
-    A batch has tokens of few rows of a large table, but each backward would take fresh memory for
-    all rows and fill it with zeros. Backward gives the rows alone (``sparse``), which are added
-    into the kept gradient, and set back to zero after the step.
+    A batch has tokens of few rows of a large table, but each dense backward would allocate a
+    gradient of all rows and fill it with zeros. With ``sparse`` embeddings backward gives those
+    rows alone: :meth:`fill` adds them to a dense buffer, which :meth:`clear` zeroes after the step.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,62 +37,108 @@ class SparseEmbeddingGrads:
         for table in tables:
             table.sparse = True
         weights = {id(table.weight): table.weight for table in tables if table.weight.requires_grad}
-        self.kept = [(weight, torch.zeros_like(weight)) for weight in weights.values()]
+        self.buffers = [(weight, torch.zeros_like(weight)) for weight in weights.values()]
         self.rows: list[tuple[Tensor, Tensor]] = []
 
     def fill(self) -> None:
-        """Put the kept gradients in the place of the rows'."""
-        for weight, kept in self.kept:
+        """Replace the sparse gradients by the dense buffers."""
+        for weight, buffer in self.buffers:
             if weight.grad is not None and weight.grad.is_sparse:
                 (rows,) = weight.grad._indices()
-                kept.index_add_(0, rows, weight.grad._values())
-                weight.grad = kept
-                self.rows.append((kept, rows))
+                buffer.index_add_(0, rows, weight.grad._values())
+                weight.grad = buffer
+                self.rows.append((buffer, rows))
 
     def clear(self) -> None:
-        """Set the rows to zero that were filled."""
-        for kept, rows in self.rows:
-            kept.index_fill_(0, rows, 0.0)
+        """Zero the rows that were filled."""
+        for buffer, rows in self.rows:
+            buffer.index_fill_(0, rows, 0.0)
         self.rows.clear()
 
 
-class Gradients(NamedTuple):
-    """Forward and backward of a batch: adds up the gradients of its mean loss."""
+@dataclass
+class TrainContext:
+    """What a training step uses and changes.
 
+    ``forward`` is the model as it is called: compiled, or wrapped for several processes.
+    """
+
+    model: TextClassifier
     forward: nn.Module
-    loss_of: Objective
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    embedding_grads: SparseEmbeddingGrads
+    max_gradient_norm: float
     device: torch.device
-    autocast: AbstractContextManager[Any] = nullcontext()
+    autocast: AbstractContextManager[Any]
     group: ProcessGroup = SINGLE
-
-    def __call__(self, share: BatchShard) -> tuple[float, int]:
-        """Return what ``share`` adds to the mean loss of its batch, and how many are right in it.
-
-        All parts of all processes add up to the mean, whatever the examples weigh.
-        """
-        whole = self.loss_of.weight(share.whole)
-        loss_sum, hits = 0.0, 0
-        for number, (ids, mask, labels) in enumerate(share.parts, start=1):
-            labels = labels.to(self.device)
-            last = number == len(share.parts)
-            with nullcontext() if last else self.group.no_sync(self.forward):
-                with self.autocast:
-                    logits = self.forward(ids.to(self.device), mask.to(self.device))
-                weight = self.loss_of.weight(labels) / whole if share.counted else 0.0
-                loss = self.loss_of(logits.float(), labels) * weight
-                (loss * self.group.size).backward()  # the mean over the processes is taken
-            loss_sum += loss.item()
-            hits += int((logits.argmax(1) == labels).sum()) if share.counted else 0
-        return loss_sum, hits
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
 
 
-def make_gradients(
-    model: TextClassifier, data: EncodedExamples, config: TrainConfig, group: ProcessGroup
-) -> Gradients:
-    """Take the loss, the precision and the compiler that ``config`` names; ``data`` is train."""
+def make_context(
+    model: TextClassifier, data: EncodedExamples, config: TrainConfig, group: ProcessGroup = SINGLE
+) -> TrainContext:
+    """Return the context of a training of ``model``, on its device, without a schedule yet.
+
+    ``data`` is train, for the class weights.
+    """
     device = next(model.parameters()).device
-    loss_of = objective(config, data.labels, len(model.config.labels), device)
     compiled = torch.compile(model, dynamic=True) if config.compile else model
-    forward = group.wrap(cast(nn.Module, compiled), device)
-    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    return Gradients(forward, loss_of, device, half, group)
+    # Dense gradients are what processes exchange, and what a compiler and CUDA are made for.
+    use_sparse = group.size == 1 and device.type == "cpu" and not config.compile
+    return TrainContext(
+        model=model,
+        forward=group.wrap(cast(nn.Module, compiled), device),
+        objective=objective(config, data.labels, len(model.config.labels), device),
+        optimizer=make_optimizer(model, config),
+        averaged=make_average(model, config),
+        embedding_grads=SparseEmbeddingGrads(model if use_sparse else nn.Module()),
+        max_gradient_norm=config.max_gradient_norm,
+        device=device,
+        autocast=torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+        group=group,
+    )
+
+
+def train_step(context: TrainContext, shard: BatchShard) -> tuple[float, float]:
+    """Make one optimizer step; return the batch's mean loss and how many answers were right.
+
+    Both are over all processes. Raises ``DivergedError``, before any weight changes, if the loss is
+    not finite.
+    """
+    context.optimizer.zero_grad()
+    loss, hits = context.group.all_sum(*accumulate_gradients(context, shard))
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss became {loss}; train with a lower --learning-rate.")
+    context.embedding_grads.fill()
+    nn.utils.clip_grad_norm_(trained_parameters(context.model), context.max_gradient_norm)
+    context.optimizer.step()
+    context.embedding_grads.clear()
+    if context.schedule is not None:
+        context.schedule.step()
+    if context.averaged is not None:
+        context.averaged.update_parameters(context.model)
+    return loss, hits
+
+
+def accumulate_gradients(context: TrainContext, shard: BatchShard) -> tuple[float, int]:
+    """Add up the gradients of this process's share of a batch, micro-batch by micro-batch.
+
+    Returns what the share adds to the batch's mean loss, and its hits. All parts of all processes
+    add up to the mean, for any class weights.
+    """
+    total_weight = context.objective.weight(shard.whole)
+    loss_sum, hits = 0.0, 0
+    for number, (ids, mask, labels) in enumerate(shard.parts, start=1):
+        labels = labels.to(context.device)
+        is_last = number == len(shard.parts)
+        with nullcontext() if is_last else context.group.no_sync(context.forward):
+            with context.autocast:
+                logits = context.forward(ids.to(context.device), mask.to(context.device))
+            weight = context.objective.weight(labels) / total_weight if shard.counted else 0.0
+            loss = context.objective(logits.float(), labels) * weight
+            (loss * context.group.size).backward()  # the mean over the processes is taken
+        loss_sum += loss.item()
+        hits += int((logits.argmax(1) == labels).sum()) if shard.counted else 0
+    return loss_sum, hits

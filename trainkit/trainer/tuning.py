@@ -1,7 +1,7 @@
 """The search for good settings: Optuna's trials, in an SQLite file that processes may share.
 
-In go the settings that are fixed and the splits; out come the study's file and, beside it, the best
-settings as a TOML file for ``trainkit train --config``. Trials see train and validation alone.
+The best settings are written beside the study, as a TOML file for ``trainkit train --config``.
+Trials use train and validation only.
 """
 
 import contextlib
@@ -23,11 +23,12 @@ from trainkit.models.config import Kind
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import write_atomically
 from trainkit.trainer.callbacks import Epoch, NoCallback
-from trainkit.trainer.loop import DivergedError, fit
-from trainkit.trainer.run import make_model
+from trainkit.trainer.loop import fit
+from trainkit.trainer.new_model import make_model
 from trainkit.trainer.run_folder import fingerprint
 from trainkit.trainer.settings import resolve, to_toml
 from trainkit.trainer.setup import seed_everything
+from trainkit.trainer.train_step import DivergedError
 
 __all__ = ["PrunerName", "TuningResult", "tune"]
 
@@ -91,7 +92,7 @@ def tune(
     """Add trials to the study in ``file`` until ``trials`` are finished; make it where it is not.
 
     Settings in ``fixed`` (by option, ``model`` among them) are the same in every trial. Processes
-    that work at one study at the same time may each finish one more. ``InputError`` where
+    that work at one study at the same time may each finish one more. Raises ``InputError`` if
     ``file`` holds anything else than a study of these settings and this data: it is left as it is.
     """
     spec, config = resolve(fixed)
@@ -133,13 +134,13 @@ def _pruner(name: PrunerName) -> optuna.pruners.BasePruner:
 
 
 class PruningCallback(NoCallback):
-    """Reports each epoch to the Optuna trial and ends it if the pruner says so."""
+    """Reports each epoch to the Optuna trial, which its pruner may end."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
 
     def epoch(self, result: Epoch) -> None:
-        """Report the accuracy; raise where the pruner says so."""
+        """Report the accuracy; raise ``TrialPruned`` if the trial is to end."""
         self.trial.report(result.validation["valid_accuracy"], result.epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"pruned after epoch {result.epoch}")
@@ -166,7 +167,7 @@ def _try(
         study.tell(trial, state=TrialState.FAIL)
         raise
     study.tell(trial, accuracy)
-    return f"{line} | val acc {100 * accuracy:.1f} %"
+    return f"{line} | val acc {100 * accuracy:.1f}%"
 
 
 def _suggest(trial: Trial, name: str, values: FloatRange | tuple[int, ...]) -> float:
@@ -211,7 +212,7 @@ def _nothing(file: Path) -> TuningResult:
 
 @contextlib.contextmanager
 def _opened(file: Path, shape: StudySpec, best: Path) -> Iterator[optuna.Study]:
-    """Open the study in ``file``, or make it; ``InputError`` where it is another one."""
+    """Open the study in ``file``, or make it; raises ``InputError`` if it is another one."""
     if not file.exists():
         if best.exists():
             raise InputError(f"{best} exists already, without its study; choose another --study.")
@@ -269,9 +270,11 @@ def _check_tables(file: Path) -> None:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=WAIT_S)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as error:
-        raise InputError(f"{file} is no SQLite file ({error}); choose another --study.") from None
+        raise InputError(
+            f"{file} is not an SQLite file ({error}); choose another --study."
+        ) from None
     if not {"studies", "trials", "version_info"} <= tables:
-        raise InputError(f"{file} is no study of Optuna's; choose another --study.")
+        raise InputError(f"{file} is not an Optuna study; choose another --study.")
 
 
 def _check_shape(file: Path, found: StudySpec, wanted: StudySpec) -> None:

@@ -6,20 +6,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 
 from trainkit.bench.load import generator
-from trainkit.bench.load.result import LoadSettings
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.measure.statistics import bootstrap_interval
 from trainkit.bench.studies.serving.process import memory_watched, started
-from trainkit.bench.studies.serving.result import AddedTime, Plan, Server, Soak, growth
+from trainkit.bench.studies.serving.result import AddedTime, ServerInfo, ServingPlan, Soak, growth
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import CheckFailedError
-
-__all__ = ["Launch", "added_time", "load_settings", "named", "random_lengths", "soak", "warm"]
 
 WARM_REQUESTS = 30
 BLOCK = 20  # texts that the library, then the server, takes one after the other
@@ -29,13 +27,13 @@ SOAK_P99_MS = 500.0
 SOAK_TEXTS = 2000
 SOAK_WORDS = 256
 
-Progress = Callable[[str], None]
+ProgressCallback: TypeAlias = Callable[[str], None]
 
 
-class Launch(NamedTuple):
+class ServerLaunch(NamedTuple):
     """A server and the command that starts it; ``bundle`` is of trainkit's own."""
 
-    server: Server
+    server: ServerInfo
     command: tuple[str, ...]
     bundle: Path | None = None
 
@@ -51,12 +49,12 @@ def random_lengths(texts: Sequence[str], seed: int = 0) -> list[str]:
     return chosen
 
 
-def named(told: Progress, name: str) -> Progress:
-    """Put a name before each step that is told."""
-    return lambda step: told(f"{name}: {step}")
+def named(on_progress: ProgressCallback, name: str) -> ProgressCallback:
+    """Put a name before each reported step."""
+    return lambda step: on_progress(f"{name}: {step}")
 
 
-def load_settings(plan: Plan, rate: float, p99_below_ms: float | None) -> LoadSettings:
+def load_settings(plan: ServingPlan, rate: float, p99_below_ms: float | None) -> LoadSettings:
     """Return the settings of a search from ``rate`` on."""
     return LoadSettings(
         rate=rate,
@@ -67,7 +65,9 @@ def load_settings(plan: Plan, rate: float, p99_below_ms: float | None) -> LoadSe
     )
 
 
-def added_time(launch: Launch, texts: Sequence[str], plan: Plan, told: Progress) -> AddedTime:
+def added_time(
+    launch: ServerLaunch, texts: Sequence[str], plan: ServingPlan, on_progress: ProgressCallback
+) -> AddedTime:
     """Time single texts in this process and over one connection, in alternating blocks.
 
     Both have as many threads. The first call of a block wakes threads and is not counted.
@@ -80,7 +80,9 @@ def added_time(launch: Launch, texts: Sequence[str], plan: Plan, told: Progress)
         warm(f"{url}/classify", texts)
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         for number in range(plan.added_blocks):
-            told(f"{launch.server.name}: one client, block {number + 1} of {plan.added_blocks}")
+            on_progress(
+                f"{launch.server.name}: one client, block {number + 1} of {plan.added_blocks}"
+            )
             block = [texts[(number * BLOCK + place) % len(texts)] for place in range(BLOCK)]
             library.append(_timed(classify, block))
             served.append(_timed(lambda text: _post(connection, [text]), block))
@@ -94,8 +96,6 @@ def added_time(launch: Launch, texts: Sequence[str], plan: Plan, told: Progress)
         http_p50_ms=http_p50,
         added_p50_ms=http_p50 - library_p50,
         interval_ms=bootstrap_interval(own),
-        library_ms=tuple(library),
-        http_ms=tuple(served),
     )
 
 
@@ -115,7 +115,7 @@ def _timed(call: Callable[[str], object], texts: Sequence[str]) -> tuple[float, 
 
 
 def _post(connection: http.client.HTTPConnection, texts: Sequence[str]) -> None:
-    """Send one request and read its answer whole; ``CheckFailedError`` where it is no answer."""
+    """Send one request and read its answer whole; raises ``CheckFailedError`` for any but 200."""
     body = msgspec.json.encode({"texts": texts})
     connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -143,18 +143,22 @@ def warm(url: str, texts: Sequence[str]) -> None:
         connection.close()
 
 
-def soak(launch: Launch, texts: Sequence[str], plan: Plan, told: Progress) -> Soak:
+def soak(
+    launch: ServerLaunch, texts: Sequence[str], plan: ServingPlan, on_progress: ProgressCallback
+) -> Soak:
     """Find the rate for these texts, then load the same process for long at a share of it."""
     name = launch.server.name
     with started(launch.command, name) as (url, process):
         target = generator.Target(f"{url}/classify", texts)
         warm(target.url, texts)
         settings = load_settings(plan, plan.texts[-1].rate, SOAK_P99_MS)
-        found = generator.run(target, settings, progress=named(told, f"{name}, before the soak"))
+        found = generator.run(
+            target, settings, on_progress=named(on_progress, f"{name}, before the soak")
+        )
         if found.search is None or found.search.rate is None:
             raise CheckFailedError(f"{name} has no rate to soak it at: {found.search}")
         rate = plan.soak_share * found.search.rate
-        told(f"{name}: soak, {plan.soak_s / 60:.1f} minutes at {rate:.0f} requests/s")
+        on_progress(f"{name}: soak, {plan.soak_s / 60:.1f} minutes at {rate:.0f} requests/s")
         settings = LoadSettings(
             rate=rate,
             duration_s=plan.soak_s,

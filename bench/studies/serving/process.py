@@ -17,8 +17,6 @@ import psutil
 from trainkit.bench.race.worker_process import last_line
 from trainkit.serve.errors import CheckFailedError
 
-__all__ = ["MemorySeries", "cpu_share", "memory_watched", "started"]
-
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
@@ -42,9 +40,9 @@ class MemorySeries(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def started(command: Sequence[str], name: str) -> Iterator[tuple[str, psutil.Process]]:
     """Start a server; gives its base URL, as it prints it, and its process.
 
-    All it prints goes to a file, which cannot fill up as a pipe would. ``CheckFailedError`` where
-    it ends, or prints no address in time. At the end it gets SIGTERM; whatever of its processes
-    is left then is killed.
+    All it prints goes to a file, which cannot fill up as a pipe would. Raises
+    ``CheckFailedError`` if it ends, or prints no address in time. At the end it gets SIGTERM, and
+    its remaining processes are killed.
     """
     with tempfile.NamedTemporaryFile() as log:
         # A session of its own: Ctrl-C ends the measurement, which then ends the server.
@@ -65,10 +63,10 @@ def _address(process: "subprocess.Popen[bytes]", log: Path, name: str) -> str:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         status = process.poll()
-        said = log.read_text(encoding="utf-8", errors="replace")
+        printed = log.read_text(encoding="utf-8", errors="replace")
         if status is not None:
-            raise CheckFailedError(f"{name} ended with status {status}: {last_line(said)}")
-        if found := ADDRESS.search(said):
+            raise CheckFailedError(f"{name} ended with status {status}: {last_line(printed)}")
+        if found := ADDRESS.search(printed):
             return found[0]
         time.sleep(POLL_SECONDS)
     raise CheckFailedError(f"{name} printed no address within {START_SECONDS:g} s.")

@@ -1,42 +1,23 @@
-"""The report of the servers' figures, ``bench/results/serving.json``; docs/load.md describes it."""
+"""The result of the study ``serving``, which docs/load.md describes."""
 
 import statistics
 from collections.abc import Iterator
-from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from trainkit.bench.measure.environment import Environment
+from trainkit import tables
+from trainkit.bench.files import ReportHead
 from trainkit.bench.measure.statistics import Interval, bootstrap_interval
 from trainkit.bench.studies.serving.process import MemorySeries
 from trainkit.serve.errors import CheckFailedError
-
-__all__ = [
-    "AddedTime",
-    "Goals",
-    "Idle",
-    "Plan",
-    "Rate",
-    "Ratio",
-    "Server",
-    "Serving",
-    "Soak",
-    "Texts",
-    "check",
-    "growth",
-    "load",
-    "markdown",
-    "ratios",
-]
-
+from trainkit.tables import Table
 
 FP32 = "trainkit fp32"  # the server that the goals are of
 
 
-class Goals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServingGoals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the server is to reach; ``check`` holds the figures against it.
 
     The two ratios are goals where the p99 has to stay below ``p99_below_ms``.
@@ -49,7 +30,7 @@ class Goals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     growth: float = 0.05
 
 
-class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One server; ``about`` says how it is set up, ``versions`` what it is made of."""
 
     name: str
@@ -57,8 +38,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     versions: dict[str, str]
 
 
-class Texts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Texts that are sent, one a request, and the p99 that a rate has to keep.
+class SentTexts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SentTexts that are sent, one a request, and the p99 that a rate has to keep.
 
     The search begins at ``rate``. ``sha256`` is over the texts.
     """
@@ -71,11 +52,11 @@ class Texts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rate: float
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is measured and how long; a resumed measurement must have the same."""
 
-    servers: tuple[Server, ...]
-    texts: tuple[Texts, ...]
+    servers: tuple[ServerInfo, ...]
+    texts: tuple[SentTexts, ...]
     bundles: dict[str, str]  # each bundle's seal
     threads: int
     rounds: int
@@ -102,7 +83,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     noisy_because: tuple[str, ...]
 
 
-class Ratio(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServerRatio(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many times the rate of ``other`` a ``server`` bears: median of the rounds' ratios."""
 
     server: str
@@ -116,7 +97,7 @@ class AddedTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One client, one text after the other: HTTP against the library's own call.
 
     ``added_p50_ms`` is the difference of the two p50; the interval is of the median of the blocks'
-    own differences. Samples are in milliseconds, blocks in their order.
+    own differences.
     """
 
     server: str
@@ -124,8 +105,6 @@ class AddedTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     http_p50_ms: float
     added_p50_ms: float
     interval_ms: Interval
-    library_ms: tuple[tuple[float, ...], ...]
-    http_ms: tuple[tuple[float, ...], ...]
 
 
 class Soak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,32 +129,24 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Idle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """CPU seconds a second of a warm server that nobody asks."""
+    """CPU seconds per second of a warm, idle server."""
 
     server: str
     seconds: float
     cpu_share: float
 
 
-class Serving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``serving.json``."""
+class ServingFigures(ReportHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The figures of all servers."""
 
-    schema: Literal["trainkit-serving/1"] = "trainkit-serving/1"
-    command: tuple[str, ...]
-    date: datetime
-    environment: Environment
-    plan: Plan
-    goals: Goals
+    schema: Literal["trainkit-serving/2"] = "trainkit-serving/2"
+    plan: ServingPlan
+    goals: ServingGoals
     rates: tuple[Rate, ...]
-    ratios: tuple[Ratio, ...]
+    ratios: tuple[ServerRatio, ...]
     added: tuple[AddedTime, ...]
     soaks: tuple[Soak, ...]
     idle: tuple[Idle, ...]
-
-
-def load(path: Path) -> Serving:
-    """Read ``serving.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=Serving)
 
 
 def growth(series: MemorySeries) -> float:
@@ -188,7 +159,7 @@ def growth(series: MemorySeries) -> float:
     return late / early - 1
 
 
-def ratios(rates: tuple[Rate, ...]) -> Iterator[Ratio]:
+def ratios(rates: tuple[Rate, ...]) -> Iterator[ServerRatio]:
     """Compare each trainkit server with each other one, round by round.
 
     A round in which one of the two found no rate has no ratio, and a pair without any is left out.
@@ -204,7 +175,7 @@ def ratios(rates: tuple[Rate, ...]) -> Iterator[Ratio]:
         pairs = ((found.get((server, name, n)), found.get((other, name, n))) for n in rounds)
         values = [mine / theirs for mine, theirs in pairs if mine and theirs]
         if values and other not in ours:
-            yield Ratio(
+            yield ServerRatio(
                 server=server,
                 other=other,
                 texts=name,
@@ -213,14 +184,14 @@ def ratios(rates: tuple[Rate, ...]) -> Iterator[Ratio]:
             )
 
 
-def check(serving: Serving) -> None:
+def check(serving: ServingFigures) -> None:
     """``CheckFailedError`` with everything that misses its goal."""
     faults = list(_faults(serving, serving.goals))
     if faults:
         raise CheckFailedError("The figures miss their goals: " + "; ".join(faults) + ".")
 
 
-def _faults(serving: Serving, goals: Goals) -> Iterator[str]:
+def _faults(serving: ServingFigures, goals: ServingGoals) -> Iterator[str]:
     wanted = {"naive": goals.over_naive, "litserve": goals.over_litserve}
     limits = {texts.name: texts.p99_below_ms for texts in serving.plan.texts}
     # fp32 against fp32: int8 is another model.
@@ -247,26 +218,24 @@ def _faults(serving: Serving, goals: Goals) -> Iterator[str]:
         for role, share in soak.growth.items():
             if share > goals.growth:
                 yield (
-                    f"the {role} process of {soak.server} grew by {100 * share:.1f} % in the "
-                    f"soak, not {100 * goals.growth:g} % at most"
+                    f"the {role} process of {soak.server} grew by {100 * share:.1f}% in the "
+                    f"soak, not {100 * goals.growth:g}% at most"
                 )
 
 
-def markdown(serving: Serving) -> str:
+def markdown(serving: ServingFigures) -> str:
     """Lay the figures out as tables."""
-    lines = [
-        "| server | texts | p99 kept below | highest rate a second: median, all rounds |",
-        "|---|---|---:|---:|",
-    ]
     limits = {texts.name: texts.p99_below_ms for texts in serving.plan.texts}
+    rows = []
     for server, texts in dict.fromkeys((one.server, one.texts) for one in serving.rates):
         values = [
             one.requests_per_s
             for one in serving.rates
             if (one.server, one.texts) == (server, texts)
         ]
-        lines.append(f"| {server} | {texts} | {limits[texts]:g} ms | {_rates(values)} |")
-    lines.append("")
+        rows.append((f"{server}, {texts}", f"{limits[texts]:g} ms", _rates(values)))
+    columns = ("server, texts", "p99 below", "highest requests/s: median, all rounds")
+    lines = [tables.markdown(Table(columns, rows)), ""]
     for ratio in serving.ratios:
         low, high = ratio.interval
         lines.append(
@@ -281,15 +250,15 @@ def markdown(serving: Serving) -> str:
             f"({low:.2f} to {high:.2f})."
         )
     for soak in serving.soaks:
-        grown = ", ".join(f"{role} {100 * share:+.1f} %" for role, share in soak.growth.items())
+        grown = ", ".join(f"{role} {100 * share:+.1f}%" for role, share in soak.growth.items())
         p99 = "-" if soak.p99_ms is None else f"{soak.p99_ms:.1f} ms"
         lines.append(
-            f"- {soak.server}, {soak.seconds / 60:.0f} minutes at {soak.rate:.0f} requests a "
-            f"second of random lengths: {soak.requests - soak.answered} of {soak.requests:,} "
+            f"- {soak.server}, {soak.seconds / 60:.0f} minutes at {soak.rate:.0f} requests/s "
+            f"of random lengths: {soak.requests - soak.answered} of {soak.requests:,} "
             f"failed, p99 {p99}, resident memory: {grown}."
         )
     for idle in serving.idle:
-        lines.append(f"- {idle.server}, idle: {1000 * idle.cpu_share:.1f} ms of CPU a second.")
+        lines.append(f"- {idle.server}, idle: {1000 * idle.cpu_share:.1f} ms of CPU per second.")
     return "\n".join(lines)
 
 

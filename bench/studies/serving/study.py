@@ -1,10 +1,8 @@
-"""``trainkit serve`` beside what else one could run: rates, added time, a soak, idle CPU.
+"""``trainkit serve`` beside other servers: rates, added time, a soak, idle CPU.
 
-``python -m trainkit.bench.studies serving.study --classifier FOLDER --fp32 BUNDLE --int8 BUNDLE
---trec FOLDER --newsgroups FOLDER`` measures one model in four servers, one at a time, and writes
-``bench/results/serving.json``: in each round every server starts anew, is warmed, and is searched
-for the highest rate that keeps the p99. Each measurement is kept under ``--work`` as soon as it is
-made; ``--resume`` goes on from there.
+One model in four servers, one at a time: in each round every server starts, is warmed, and is
+searched for the highest rate that keeps the p99. Each measurement is kept under ``--work``, where
+``--resume`` goes on. The peers run in the environment of ``make peers``.
 """
 
 import hashlib
@@ -17,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -27,12 +24,11 @@ import msgspec
 from trainkit.bench.engines.registry import peers_folder
 from trainkit.bench.load import generator
 from trainkit.bench.load import result as load_result
-from trainkit.bench.measure.environment import describe
 from trainkit.bench.race.worker_process import last_line
-from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.bench.studies.serving.measure import (
     PAUSE_SECONDS,
-    Launch,
+    ProgressCallback,
+    ServerLaunch,
     added_time,
     load_settings,
     named,
@@ -43,20 +39,19 @@ from trainkit.bench.studies.serving.measure import (
 from trainkit.bench.studies.serving.process import cpu_share, started
 from trainkit.bench.studies.serving.result import (
     AddedTime,
-    Goals,
     Idle,
-    Plan,
     Rate,
-    Server,
-    Serving,
+    SentTexts,
+    ServerInfo,
+    ServingFigures,
+    ServingGoals,
+    ServingPlan,
     Soak,
-    Texts,
     check,
     markdown,
     ratios,
 )
-from trainkit.cli_errors import ErrorReportingCommand
-from trainkit.console import steps
+from trainkit.bench.studies.study import Session, Study, head
 from trainkit.data.columns import Columns
 from trainkit.data.splits import load_split
 from trainkit.serve.bundle import open_bundle
@@ -65,11 +60,7 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.files import pretty_json, write_atomically
 from trainkit.serve.http.model import default_threads
 
-__all__ = ["main"]
-
-RESULTS = Path("bench/results/serving.json")
 PROGRAMS = Path(__file__).parent
-PEER_PYTHON = peers_folder() / "litserve" / "venv" / "bin" / "python"
 LITSERVE_BATCH = 32
 # 0 would not wait, but its loop then takes a whole core while nothing comes.
 LITSERVE_TIMEOUT_MS = 5.0
@@ -80,63 +71,47 @@ from importlib import metadata
 print(json.dumps({name: metadata.version(name) for name in sys.argv[1:]}))
 """
 
-Progress = Callable[[str], None]
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
-class Corpus(NamedTuple):
+class SentCorpus(NamedTuple):
     """What is sent, and its description."""
 
-    about: Texts
+    about: SentTexts
     texts: Sequence[str]
 
 
-@click.command(cls=ErrorReportingCommand)
 @click.option("--classifier", type=click.Path(path_type=Path), required=True)
 @click.option("--fp32", type=click.Path(path_type=Path), required=True)
 @click.option("--int8", type=click.Path(path_type=Path), required=True)
 @click.option("--trec", default="data/trec", show_default=True)
 @click.option("--newsgroups", default="data/newsgroups20", show_default=True)
-@click.option("--trec-p99", default=50.0, show_default=True, help="Milliseconds.")
-@click.option("--newsgroups-p99", default=50.0, show_default=True, help="Milliseconds.")
-@click.option("--relaxed-p99", default=500.0, show_default=True, help="Of newsgroups again.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--soak-minutes", default=10.0, show_default=True)
-@click.option("--calm-minutes", default=0.0, help="To wait for a calm machine, each time.")
-@click.option("--peers-python", type=click.Path(path_type=Path), default=PEER_PYTHON)
+@click.option("--peers-python", type=click.Path(path_type=Path), help="[default: of make peers]")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/serving"))
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on where the last time ended.")
-@click.option("--quick", is_flag=True, help="To try it: seconds, one round; no goal is checked.")
-def main(
+@click.option("--resume", is_flag=True, help="Continue an interrupted measurement.")
+@click.option("--quick", is_flag=True, help="Try it in seconds, with one round.")
+def measure(
+    session: Session,
     classifier: Path,
     fp32: Path,
     int8: Path,
     trec: str,
     newsgroups: str,
-    trec_p99: float,
-    newsgroups_p99: float,
-    relaxed_p99: float,
     rounds: int,
     soak_minutes: float,
-    calm_minutes: float,
-    peers_python: Path,
+    peers_python: Path | None,
     work: Path,
-    out: Path,
     resume: bool,
     quick: bool,
-) -> None:
+) -> ServingFigures:
     """Measure the servers of one model."""
     threads = default_threads(usable_cores())  # for LitServe too
-    launches = list(_launches(classifier, fp32, int8, peers_python, threads))
-    posts = _texts(newsgroups)
-    corpora = [
-        _corpus("TREC", _texts(trec), trec_p99, rate=100 if quick else 20),
-        _corpus("newsgroups", posts, newsgroups_p99, rate=100 if quick else 5),
-        # Where a long post alone takes longer than the limit, this one still compares servers.
-        _corpus(f"newsgroups {relaxed_p99:g}", posts, relaxed_p99, rate=100 if quick else 10),
-    ]
-    plan = Plan(
+    python = peers_python or peers_folder() / "litserve" / "venv" / "bin" / "python"
+    launches = list(_launches(classifier, fp32, int8, python, threads))
+    corpora = _corpora(_texts(trec), _texts(newsgroups), quick)
+    plan = ServingPlan(
         servers=tuple(launch.server for launch in launches),
         texts=tuple(corpus.about for corpus in corpora),
         bundles={path.name: open_bundle(path).manifest.sha256 for path in (fp32, int8)},
@@ -151,17 +126,17 @@ def main(
         idle_s=1.0 if quick else 20.0,
     )
     _prepare(work, plan, resume)
-    with steps() as told, _ended_by_sigterm():
+    with _ended_by_sigterm():
+        return _measure(launches, corpora, plan, work, session)
 
-        def calm() -> None:
-            wait_until_quiet(60 * calm_minutes, told)
 
-        serving = _measure(launches, corpora, plan, work, told, calm)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, pretty_json(serving))
-    click.echo(markdown(serving))
-    if not quick:
-        check(serving)
+def _corpora(questions: Sequence[str], posts: Sequence[str], quick: bool) -> list[SentCorpus]:
+    return [
+        _corpus("TREC", questions, 50.0, rate=100 if quick else 20),
+        _corpus("newsgroups", posts, 50.0, rate=100 if quick else 5),
+        # If a long post alone takes longer than that limit, this one still compares the servers.
+        _corpus("newsgroups 500", posts, 500.0, rate=100 if quick else 10),
+    ]
 
 
 @contextmanager
@@ -175,36 +150,28 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _measure(
-    launches: Sequence[Launch],
-    corpora: Sequence[Corpus],
-    plan: Plan,
+    launches: Sequence[ServerLaunch],
+    corpora: Sequence[SentCorpus],
+    plan: ServingPlan,
     work: Path,
-    told: Progress,
-    calm: Callable[[], None],
-) -> Serving:
-    """Make what is not there yet, in turns; the report is of all that is there then."""
-    environment = describe()
+    session: Session,
+) -> ServingFigures:
+    """Measure what is missing, in turns, and report everything."""
+    begin = head()
     ours = [launch for launch in launches if launch.bundle is not None]
-    found = _rates(launches, corpora, plan, work, told, calm)
-    idle = _each(launches, work, Idle, lambda one: _idle(one, plan, told))
+    rates = _rates(launches, corpora, plan, work, session)
+    idle = _each(launches, work, Idle, lambda one: _idle(one, plan, session))
     first, varied = corpora[0].texts, random_lengths(corpora[-1].texts)
-    calm()
-    added = _each(ours, work, AddedTime, lambda one: added_time(one, first, plan, told))
-    calm()
-    soaks = _each(ours, work, Soak, lambda one: soak(one, varied, plan, told))
-    return Serving(
-        command=(
-            "python",
-            "-m",
-            "trainkit.bench.studies.serving.study",
-            *_without_paths(sys.argv[1:]),
-        ),
-        date=datetime.now(UTC).replace(microsecond=0),
-        environment=environment,
+    session.wait_until_quiet()
+    added = _each(ours, work, AddedTime, lambda one: added_time(one, first, plan, session))
+    session.wait_until_quiet()
+    soaks = _each(ours, work, Soak, lambda one: soak(one, varied, plan, session))
+    return ServingFigures(
+        **begin,
         plan=plan,
-        goals=Goals(),
-        rates=found,
-        ratios=tuple(ratios(found)),
+        goals=ServingGoals(),
+        rates=rates,
+        ratios=tuple(ratios(rates)),
         added=added,
         soaks=soaks,
         idle=idle,
@@ -212,12 +179,11 @@ def _measure(
 
 
 def _rates(
-    launches: Sequence[Launch],
-    corpora: Sequence[Corpus],
-    plan: Plan,
+    launches: Sequence[ServerLaunch],
+    corpora: Sequence[SentCorpus],
+    plan: ServingPlan,
     work: Path,
-    told: Progress,
-    calm: Callable[[], None],
+    session: Session,
 ) -> tuple[Rate, ...]:
     """Search every server's rate on every corpus, in every round."""
     found: list[Rate] = []
@@ -225,9 +191,9 @@ def _rates(
         name = f"{launch.server.name}, {corpus.about.name}"
         raw = work / f"rate-{launch.server.name}-{corpus.about.name}-{number}.json"
         if not raw.exists():
-            calm()
+            session.wait_until_quiet()
             begin = _begin(found, launch, corpus)
-            step = named(told, f"{name}, round {number + 1} of {plan.rounds}")
+            step = named(session, f"{name}, round {number + 1} of {plan.rounds}")
             _search(launch, corpus, plan, begin, raw, step)
         found.append(_rate(load_result.load(raw), launch, corpus, number))
     return tuple(found)
@@ -235,34 +201,34 @@ def _rates(
 
 def _launches(
     classifier: Path, fp32: Path, int8: Path, python: Path, threads: int
-) -> Iterator[Launch]:
-    """Describe every server; ``InputError`` where the peers' environment was not made."""
+) -> Iterator[ServerLaunch]:
+    """Describe every server; raises ``InputError`` without the peers' environment."""
     if not python.is_file():
         raise InputError(f"{python} does not exist; make the peers' environment: make peers")
     for precision, bundle in (("fp32", fp32), ("int8", int8)):
         command = (sys.executable, "-P", "-m", "trainkit", "serve", f"model={bundle}")
-        server = Server(
+        server = ServerInfo(
             name=f"trainkit {precision}",
             about=f"trainkit serve with its defaults, --threads {threads}",
             versions=_versions(Path(sys.executable), "trainkit-onnx", "uvicorn", "onnxruntime"),
         )
         options = ("--port", "0", "--threads", str(threads), "--drain-seconds", "0")
-        yield Launch(server, (*command, *options), bundle)
-    server = Server(
+        yield ServerLaunch(server, (*command, *options), bundle)
+    server = ServerInfo(
         name="naive",
         about="FastAPI, a plain def endpoint, transformers pipeline in fp32, defaults",
         versions=_versions(python, "fastapi", "uvicorn", "transformers", "torch"),
     )
-    yield Launch(server, (str(python), "-P", str(PROGRAMS / "naive.py"), str(classifier)))
+    yield ServerLaunch(server, (str(python), "-P", str(PROGRAMS / "naive.py"), str(classifier)))
     settings = (str(LITSERVE_BATCH), str(LITSERVE_TIMEOUT_MS), str(threads))
-    server = Server(
+    server = ServerInfo(
         name="litserve",
         about=f"LitServe, the fp32 bundle's model, max_batch_size {LITSERVE_BATCH}, batch_timeout "
         f"{LITSERVE_TIMEOUT_MS:g} ms, one inference process with {threads} threads, one front",
         versions=_versions(python, "litserve", "uvicorn", "onnxruntime", "tokenizers"),
     )
     program = str(PROGRAMS / "litserve_app.py")
-    yield Launch(server, (str(python), "-P", program, str(fp32), *settings))
+    yield ServerLaunch(server, (str(python), "-P", program, str(fp32), *settings))
 
 
 def _versions(python: Path, *packages: str) -> dict[str, str]:
@@ -282,8 +248,8 @@ def _texts(source: str) -> list[str]:
     return [example.text for example in load_split(source, Columns())]
 
 
-def _corpus(name: str, texts: Sequence[str], p99_below_ms: float, rate: float) -> Corpus:
-    about = Texts(
+def _corpus(name: str, texts: Sequence[str], p99_below_ms: float, rate: float) -> SentCorpus:
+    about = SentTexts(
         name=name,
         count=len(texts),
         median_characters=int(statistics.median(map(len, texts))),
@@ -291,25 +257,28 @@ def _corpus(name: str, texts: Sequence[str], p99_below_ms: float, rate: float) -
         p99_below_ms=p99_below_ms,
         rate=rate,
     )
-    return Corpus(about, texts)
+    return SentCorpus(about, texts)
 
 
-def _prepare(work: Path, plan: Plan, resume: bool) -> None:
+def _prepare(work: Path, plan: ServingPlan, resume: bool) -> None:
     """Empty the folder, or make sure that what lies there was measured by the same plan."""
     file = work / "plan.json"
     if not resume:
         shutil.rmtree(work, ignore_errors=True)  # this program's own, from its last time
-    elif file.exists() and msgspec.json.decode(file.read_bytes(), type=Plan) != plan:
+    elif file.exists() and msgspec.json.decode(file.read_bytes(), type=ServingPlan) != plan:
         raise InputError(
             f"{work} was begun with other servers, texts or times; give the same options, or leave "
-            "--resume out to begin anew."
+            "--resume out to start again."
         )
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(file, pretty_json(plan))
 
 
 def _each(
-    launches: Sequence[Launch], work: Path, kind: type[Kind], measure: Callable[[Launch], Kind]
+    launches: Sequence[ServerLaunch],
+    work: Path,
+    kind: type[Kind],
+    measure: Callable[[ServerLaunch], Kind],
 ) -> tuple[Kind, ...]:
     """Return what each server's file holds; measured first where it is not there."""
     found = []
@@ -321,7 +290,7 @@ def _each(
     return tuple(found)
 
 
-def _begin(found: Sequence[Rate], launch: Launch, corpus: Corpus) -> float:
+def _begin(found: Sequence[Rate], launch: ServerLaunch, corpus: SentCorpus) -> float:
     """Return where a search begins: later rounds at half of what the earlier ones found."""
     key = (launch.server.name, corpus.about.name)
     known = [
@@ -333,21 +302,28 @@ def _begin(found: Sequence[Rate], launch: Launch, corpus: Corpus) -> float:
 
 
 def _search(
-    launch: Launch, corpus: Corpus, plan: Plan, rate: float, raw: Path, told: Progress
+    launch: ServerLaunch,
+    corpus: SentCorpus,
+    plan: ServingPlan,
+    rate: float,
+    raw: Path,
+    on_progress: ProgressCallback,
 ) -> None:
     """Start the server, find its rate, keep every sample."""
-    told("starting")
+    on_progress("starting")
     settings = load_settings(plan, rate, corpus.about.p99_below_ms)
     with started(launch.command, launch.server.name) as (url, _):
         target = generator.Target(f"{url}/classify", corpus.texts)
         warm(target.url, corpus.texts)
-        result = generator.run(target, settings, data=corpus.about.name, progress=told)
+        result = generator.run(target, settings, data=corpus.about.name, on_progress=on_progress)
     if result.interrupted:
         raise KeyboardInterrupt
     load_result.save(result, raw)
 
 
-def _rate(result: load_result.LoadResult, launch: Launch, corpus: Corpus, number: int) -> Rate:
+def _rate(
+    result: load_result.LoadResult, launch: ServerLaunch, corpus: SentCorpus, number: int
+) -> Rate:
     assert result.search is not None
     passed = [run for run in result.runs if not run.failed_because]
     best = max(passed, key=lambda run: run.rate, default=None)
@@ -364,8 +340,8 @@ def _rate(result: load_result.LoadResult, launch: Launch, corpus: Corpus, number
     )
 
 
-def _idle(launch: Launch, plan: Plan, told: Progress) -> Idle:
-    told(f"{launch.server.name}: idle for {plan.idle_s:g} s")
+def _idle(launch: ServerLaunch, plan: ServingPlan, on_progress: ProgressCallback) -> Idle:
+    on_progress(f"{launch.server.name}: idle for {plan.idle_s:g} s")
     with started(launch.command, launch.server.name) as (url, process):
         warm(f"{url}/classify", ["How far is Mars?"])
         time.sleep(PAUSE_SECONDS)
@@ -373,10 +349,9 @@ def _idle(launch: Launch, plan: Plan, told: Progress) -> Idle:
     return Idle(server=launch.server.name, seconds=plan.idle_s, cpu_share=share)
 
 
-def _without_paths(arguments: Sequence[str]) -> list[str]:
-    """Return what was typed, of paths the last part alone: a report can be published as it is."""
-    return [Path(one).name if "/" in one else one for one in arguments]
+def _check(figures: ServingFigures) -> None:
+    if figures.plan.soak_s >= 60:  # --quick only tries it
+        check(figures)
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study("serving", ServingFigures, measure, markdown, _check)

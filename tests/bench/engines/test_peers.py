@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.bench import engine_process as process
 from tests.conftest import ROOT
-from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import python_of
 from trainkit.data.splits import load_sample
 from trainkit.models.hub_classifier import load
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def test_a_peer_computes_what_hugging_face_does(name, folder, tmp_path):
     try:
         python = python_of(name)
-    except NotThereError as error:
+    except EngineUnavailableError as error:
         pytest.skip(error.reason)
     encoder = load(str(folder)).encoder
     batches = [encoder.encode(group) for group in GROUPS]

@@ -27,8 +27,9 @@ from trainkit.bench.load import generator
 from trainkit.bench.load import result as results
 from trainkit.bench.load.generator import Target, generate, schedule
 from trainkit.bench.load.protocols import PROTOCOLS, guess_protocol, public_url
-from trainkit.bench.load.result import LoadRun, LoadSettings, Sample
+from trainkit.bench.load.result import LoadRun, Sample
 from trainkit.bench.load.search import MAX_PROBES, find_rate, hopeless
+from trainkit.bench.load.settings import LoadSettings
 from trainkit.bench.load.tables import table
 from trainkit.bench.measure.arrivals import arrivals
 from trainkit.cli import cli
@@ -308,7 +309,7 @@ def answers_in(
     )
 
 
-def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.Search]:
+def search(capacity: float, **changed: Any) -> tuple[list[LoadRun], results.RateSearch]:
     late_s = changed.pop("late_s", 0.0)
 
     def probe(rate: float) -> LoadRun:
@@ -369,7 +370,7 @@ def test_percentiles_are_given_where_the_sample_carries_them() -> None:
 
 def test_a_busy_generator_is_noise() -> None:
     assert answers_in(100, 0.01).noisy_because == ()
-    assert "95 % of its one core" in answers_in(100, 0.01, cpu_share=0.95).noisy_because[0]
+    assert "95% of its one core" in answers_in(100, 0.01, cpu_share=0.95).noisy_because[0]
     assert "p99 of the delay 6.0 ms" in answers_in(100, 0.01, late_s=0.006).noisy_because[0]
 
 
@@ -381,7 +382,12 @@ def test_the_table_says_what_went_wrong() -> None:
     console.print(table(msgspec.structs.replace(result, noisy=True, noisy_because=("a reason",))))
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
-    for piece in ("At 100/s: 5 x HTTP 503.", "Noisy: a reason.", "1 of 3 texts a request", "100.0"):
+    for piece in (
+        "At 100/s: 5 x HTTP 503.",
+        "Noisy: a reason.",
+        "1 of 3 texts per request",
+        "100.0",
+    ):
         assert piece in printed
 
 
@@ -428,8 +434,8 @@ def test_the_result_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (["--find-rate"], "belong together"),
         (["--header", "geheim"], "has no NAME"),
-        (["--header", "a b:geheim"], "number 1 is no HTTP header"),
-        (["--header", "a:ge\nheim"], "number 1 is no HTTP header"),
+        (["--header", "a b:geheim"], "number 1 is not an HTTP header"),
+        (["--header", "a:ge\nheim"], "number 1 is not an HTTP header"),
         (["--out", "/dev/null/x.json"], "cannot be written"),
     ],
 )

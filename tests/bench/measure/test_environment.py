@@ -65,7 +65,7 @@ def test_time_that_other_machines_took_is_told(monkeypatch: pytest.MonkeyPatch) 
     seconds = iter([(10.0, 100.0), (11.0, 104.0), (10.0, 100.0), (10.1, 104.0)])
     monkeypatch.setattr(environment, "_cpu_seconds", lambda: next(seconds))
     assert environment.cpu_steal_monitor()() == (
-        "other virtual machines took 25 % of the CPU time wanted here",
+        "other virtual machines took 25% of the CPU time wanted here",
     )
     assert environment.cpu_steal_monitor()() == ()
 

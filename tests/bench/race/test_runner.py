@@ -14,10 +14,11 @@ from tokenizers.models import BPE
 from trainkit.bench import result
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.measure.environment import Environment
+from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.race import runner, summary, worker_process
 from trainkit.bench.race.protocol import Work
 from trainkit.bench.race.workload import Workload, prepare
-from trainkit.bench.result import Measurement, Ratio, Result, Settings, WarmUp
+from trainkit.bench.result import BenchmarkSettings, Measurement, Result
 from trainkit.data.readers import Example
 from trainkit.data.vocabulary import word_tokenizer
 from trainkit.serve.bundle import FORMAT_VERSION, Manifest, write_manifest
@@ -75,15 +76,16 @@ def fake(spec: Spec, threads: int) -> list[str]:
     return [sys.executable, "-P", str(FAKE), str(spec.source), str(threads)]
 
 
-def quick(**changes: object) -> Settings:
+def quick(**changes: object) -> BenchmarkSettings:
     """Return settings of five rounds of one pass each, in batches of two."""
-    settings = Settings(batch_sizes=(2,), threads=(1,), min_seconds=0.0, min_rounds=5)
+    settings = BenchmarkSettings(batch_sizes=(2,), threads=(1,), min_seconds=0.0, min_rounds=5)
     return msgspec.structs.replace(settings, **changes)
 
 
 def bench(folder: Path, names: Sequence[str], **changes: object) -> Result:
     specs = [Spec("onnx", bundle(folder / name)) for name in names]
-    return runner.run(specs, EXAMPLES, quick(**changes), worker=fake, with_roofline=False)
+    samples = folder / "samples.npz"
+    return runner.run(specs, EXAMPLES, quick(**changes), worker=fake, samples=samples)
 
 
 def measurements(measured: Result) -> Sequence[Measurement]:
@@ -153,7 +155,9 @@ def test_one_stall_changes_a_high_percentile_and_not_the_median(tmp_path: Path) 
     assert stalled.p99_ms is not None
     assert stalled.p50_ms < 50
     assert steady.p99_ms < 200 < stalled.p99_ms
-    late = [s for turn in stalled.rounds for s in turn.batch_s[0] if s > 0.1]
+    samples = runner.load_samples(tmp_path / "samples.npz")
+    name = measured.workloads[0].name
+    late = [s for number in range(2) for s in samples[f"{name}/1/{number}"][0] if s > 0.1]
     assert len(late) > 50  # a closed loop would have seen one
 
 
@@ -167,10 +171,10 @@ def test_arrivals_are_the_same_for_each_engine_and_new_in_each_round(tmp_path: P
 
 def test_a_runtime_that_is_not_there_is_listed_and_the_baseline_must_be(tmp_path: Path) -> None:
     measured = bench(tmp_path, ["sleep-0", "absent"])
-    (absent,) = measured.absent
-    assert absent.reason == "it was never installed"
+    (missing,) = measured.unavailable
+    assert missing.reason == "it was never installed"
     assert [engine.name for engine in measured.engines] == ["Fake sleep"]
-    with pytest.raises(InputError, match=r"baseline .* not there: it was never installed"):
+    with pytest.raises(InputError, match=r"baseline .* not available: it was never installed"):
         bench(tmp_path / "again", ["absent", "sleep-0"])
 
 
@@ -178,9 +182,9 @@ def test_a_runtime_that_takes_texts_does_them_and_no_token_ids(tmp_path: Path) -
     measured = bench(tmp_path, ["sleep-0", "reader"], lengths=(8,))
     texts, grid = measured.workloads
     assert [m.wrong for m in texts.measurements] == [False, False]
-    assert measured.engines[1].tokenises
+    assert measured.engines[1].includes_tokenization
     assert [m.engine for m in grid.measurements] == [0]
-    assert grid.absent[0].reason == "it takes texts, and these are token ids"
+    assert grid.unavailable[0].reason == "it takes texts, and these are token ids"
     assert (grid.length, grid.padding_share, grid.tokens) == (8, 0, 4 * 2 * 8)
 
 
@@ -195,10 +199,10 @@ def test_accuracy_stands_beside_speed(tmp_path: Path) -> None:
     labels = ["A", "B", "A", "A", "B"]
     examples = [Example(text, label) for text, label in zip(TEXTS, labels, strict=True)]
     specs = [Spec("onnx", bundle(tmp_path / "sleep-0"))]
-    measured = runner.run(specs, examples, quick(), worker=fake, with_roofline=False)
+    measured = runner.run(specs, examples, quick(), worker=fake)
     assert measurements(measured)[0].accuracy == 0.6
     others = [Example(text, "Z") for text in TEXTS]
-    measured = runner.run(specs, others, quick(), worker=fake, with_roofline=False)
+    measured = runner.run(specs, others, quick(), worker=fake)
     assert measurements(measured)[0].accuracy is None
     with pytest.raises(InputError, match="no label 'Z'"):
         runner.run(specs, [*examples, *others], quick(), worker=fake)
@@ -220,7 +224,14 @@ def test_texts_keep_their_order_and_the_last_batch_is_smaller(tmp_path: Path) ->
     # Lengths 9, 4 | 5, 7 | 4: padded to 18, 14 and 4 positions.
     assert workload.padding_share == pytest.approx(1 - 29 / 36)
     (measurement,) = workload.measurements
-    assert all(len(one) == 3 for turn in measurement.rounds for one in turn.batch_s)
+    assert all(one.batches % 3 == 0 for one in measurement.rounds)
+    samples = runner.load_samples(tmp_path / "samples.npz")
+    assert set(samples) == {f"{workload.name}/0/{number}" for number in range(5)}
+    for number, one in enumerate(measurement.rounds):
+        times = samples[f"{workload.name}/0/{number}"]
+        assert times.shape == (one.batches // 3, 3)
+        assert one.median_s == pytest.approx(np.median(times), abs=1e-7)
+        assert one.seconds == pytest.approx(times.sum(), abs=1e-6)
     assert len(workload.tokenisation_s) > 1
     engine = measured.engines[0]
     assert engine.file_bytes > 100
@@ -273,7 +284,7 @@ def test_noise_on_rows_that_are_all_the_same_is_held_against_other_work(tmp_path
     examples = [example for example in EXAMPLES if example.text.startswith("What")]
     specs = [Spec("onnx", bundle(tmp_path / name)) for name in ("sleep-0", "int8-50", "int8-5000")]
     settings = quick(lengths=(1,), min_rounds=2)
-    texts, full = runner.run(specs, examples, settings, worker=fake, with_roofline=False).workloads
+    texts, full = runner.run(specs, examples, settings, worker=fake).workloads
     assert full.tokens == full.texts
     for workload in (texts, full):
         assert [measured.wrong for measured in workload.measurements] == [False, False, True]
@@ -352,9 +363,9 @@ def test_input_that_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of the texts has a token"):
         runner.run([Spec("onnx", deaf)], EXAMPLES, quick(lengths=(8,)))
     with pytest.raises(InputError, match="batch_sizes must be at least 1, not 0; min_rounds"):
-        Settings(batch_sizes=(0,), threads=(1,), min_rounds=0)
+        BenchmarkSettings(batch_sizes=(0,), threads=(1,), min_rounds=0)
     with pytest.raises(InputError, match="rates must be above 0"):
-        Settings(rates=(0.0,), threads=(1,))
+        BenchmarkSettings(rates=(0.0,), threads=(1,))
     with pytest.raises(InputError, match="nowhere"):
         runner.run([Spec("onnx", tmp_path / "nowhere")], EXAMPLES, quick())
 
@@ -364,7 +375,7 @@ def test_a_report_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     path = tmp_path / "results" / "report.json"
     result.save(measured, path)
     assert result.load(path) == measured
-    assert msgspec.json.decode(path.read_bytes())["schema"] == "trainkit-bench/2"
+    assert msgspec.json.decode(path.read_bytes())["schema"] == "trainkit-bench/3"
 
 
 def test_a_report_of_another_schema_is_refused(tmp_path: Path) -> None:
@@ -380,12 +391,10 @@ def test_a_loaded_machine_unequal_rounds_and_an_unsteady_engine_are_called_noisy
     tmp_path: Path,
 ) -> None:
     measured = bench(tmp_path, ["sleep-0"], min_rounds=4)
-    quiet = msgspec.structs.replace(
-        measured.environment_before, cores=4, load_average=(0.1, 0.1, 0.1)
-    )
+    quiet = msgspec.structs.replace(measured.environment, cores=4, load_average=(0.1, 0.1, 0.1))
     turn = measurements(measured)[0].rounds[0]
     steady = msgspec.structs.replace(
-        measurements(measured)[0], rounds=(turn,) * 4, warm_up=WarmUp(turn, stable=True)
+        measurements(measured)[0], rounds=(turn,) * 4, warm_up_stable=True
     )
 
     def noise(environment: Environment, *found: Measurement) -> Sequence[str]:
@@ -398,5 +407,5 @@ def test_a_loaded_machine_unequal_rounds_and_an_unsteady_engine_are_called_noisy
     longer = msgspec.structs.replace(turn, seconds=10 * turn.seconds)
     uneven = msgspec.structs.replace(steady, rounds=(turn, turn, longer, longer))
     assert "spreads over" in noise(quiet, uneven)[0]
-    unsteady = msgspec.structs.replace(steady, warm_up=WarmUp(turn, stable=False))
+    unsteady = msgspec.structs.replace(steady, warm_up_stable=False)
     assert "Fake sleep was not yet steady" in noise(quiet, steady, unsteady)[0]

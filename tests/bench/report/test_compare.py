@@ -11,15 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench import results
+from trainkit.bench.measure.statistics import Ratio
 from trainkit.bench.report.compare import (
     Comparison,
     check,
     compare,
     parse_share,
-    speed_ratio,
-    speeds,
 )
-from trainkit.bench.result import Ratio, Result, save
+from trainkit.bench.result import Result, save
 from trainkit.cli import cli
 from trainkit.serve.errors import CheckFailedError, InputError
 
@@ -69,22 +68,24 @@ def test_the_interval_is_that_of_two_independent_samples() -> None:
     )
     widths = []
     for _ in range(40):
-        ratio = speed_ratio(sample(), sample())
+        ratio = Ratio.of_samples(sample(), sample())
         widths.append(ratio.high - ratio.low)
     assert np.mean(widths) == pytest.approx(truth[1] - truth[0], rel=0.2)
-    assert speed_ratio([2.0] * 9, [3.0] * 9) == Ratio(1.5, 1.5, 1.5)
-    assert speed_ratio([1.0, 2.0, 3.0], [2.0, 4.0]) == speed_ratio([1.0, 2.0, 3.0], [2.0, 4.0])
+    assert Ratio.of_samples([3.0] * 9, [2.0] * 9) == Ratio(1.5, 1.5, 1.5)
+    assert Ratio.of_samples([1.0, 2.0, 3.0], [2.0, 4.0]) == Ratio.of_samples(
+        [1.0, 2.0, 3.0], [2.0, 4.0]
+    )
 
 
 def test_speeds_are_texts_a_second_and_under_a_load_the_inverse_latency() -> None:
     server = results.Work("server", 1, rate=20)
     made = results.result([results.ONNX], [results.OFFLINE, server])
     offline, loaded = made.workloads
-    assert np.median(speeds(offline, offline.measurements[0])) == pytest.approx(
+    assert np.median(offline.speeds(offline.measurements[0])) == pytest.approx(
         offline.measurements[0].texts_per_s
     )
     true_ms = results.ONNX.call_ms + results.ONNX.token_us * results.TOKENS / 1e3
-    inverse = 1000 / np.median(speeds(loaded, loaded.measurements[0]))
+    inverse = 1000 / np.median(loaded.speeds(loaded.measurements[0]))
     assert inverse == pytest.approx(true_ms, rel=0.1)
     doubled = results.result([results.slower(results.ONNX, 2)], [server], seed=1)
     assert compare(made, doubled).pairs[0].ratio.median == pytest.approx(0.5, rel=0.1)
@@ -132,7 +133,7 @@ def test_other_environments_other_work_and_noise_are_named() -> None:
     made = results.result(PAIR)
     assert compare(made, made).warnings == ()
     other = results.environment_with(
-        made, {"cores": 64, "versions": {**made.environment_before.versions, "torch": "9.9"}}
+        made, {"cores": 64, "versions": {**made.environment.versions, "torch": "9.9"}}
     )
     (warning,) = compare(made, other).warnings
     assert "cores" in warning
@@ -184,7 +185,7 @@ def test_the_command_fails_only_beyond_the_limit(tmp_path: Path) -> None:
     assert run(a, b).exit_code == 0
     failed = run(a, b, "--fail-if-slower", "5%")
     assert failed.exit_code == 1
-    assert "slower by more than 5 %: ONNX Runtime on texts, batch 32" in failed.output
+    assert "slower by more than 5%: ONNX Runtime on texts, batch 32" in failed.output
     assert run(a, b, "--fail-if-slower", "0.05").exit_code == 2
     document = json.loads(run(a, b, "--json").stdout)
     assert document["pairs"][0]["verdict"] == "slower"

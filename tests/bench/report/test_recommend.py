@@ -108,7 +108,7 @@ def test_precision_and_accuracy_limit_the_choice() -> None:
     choice = chosen(MADE, max_accuracy_drop=0.8).choice  # exactly what int8 loses
     assert choice is not None
     assert choice.name == "ONNX Runtime int8"
-    with pytest.raises(CheckFailedError, match=r"no engine fits: .*accuracy 95.2 %, below 99 %"):
+    with pytest.raises(CheckFailedError, match=r"no engine fits: .*accuracy 95.2%, below 99%"):
         check(recommend(MADE, Wanted(min_accuracy=99)))
     unlabelled = results.result([results.ONNX._replace(accuracy=None)])
     with pytest.raises(InputError, match="no accuracy for ONNX Runtime"):

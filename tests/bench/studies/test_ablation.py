@@ -11,11 +11,11 @@ from click.testing import CliRunner
 
 from tests.bench.engine_process import save_classifier
 from trainkit.bench import result
-from trainkit.bench.engines.base import NotThereError
+from trainkit.bench.engines.base import EngineUnavailableError
 from trainkit.bench.engines.registry import Spec
 from trainkit.bench.race import runner
 from trainkit.bench.report.tables import markdown
-from trainkit.bench.result import Settings
+from trainkit.bench.result import BenchmarkSettings
 from trainkit.bench.studies import ablation
 from trainkit.bench.studies.ablation_worker import (
     AHEAD,
@@ -38,7 +38,7 @@ from trainkit.trainer.run import train
 from trainkit.trainer.run_config import ModelSpec
 
 EXAMPLES = load_sample()[:60]
-QUICK = Settings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
+QUICK = BenchmarkSettings(batch_sizes=(60,), threads=(2,), min_seconds=0.0, min_rounds=2)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,7 @@ def graph(spec):
 
 
 def raced(specs, absent=None):
-    return runner.run(
-        specs, EXAMPLES, QUICK, worker=ablation.worker(absent or {}), with_roofline=False
-    )
+    return runner.run(specs, EXAMPLES, QUICK, worker=ablation.worker(absent or {}))
 
 
 def test_every_rewrite_of_the_exporter_has_its_variant(made):
@@ -136,13 +134,13 @@ def test_what_is_optimised_ahead_has_a_file_of_its_own(made):
 
 def test_a_variant_that_a_bundle_cannot_have_says_why(made, copied):
     specs, _ = made
-    with pytest.raises(NotThereError, match="with one thread"):
+    with pytest.raises(EngineUnavailableError, match="with one thread"):
         open_variant(*specs["a worker a core"], threads=1)
     folder = copied("onnx")
     manifest = open_bundle(folder).manifest
     write_manifest(folder, msgspec.structs.replace(manifest, equal_lengths=True))
     for name in BATCHINGS:
-        with pytest.raises(NotThereError, match="reads its padding"):
+        with pytest.raises(EngineUnavailableError, match="reads its padding"):
             open_variant(name, folder, 2)
 
 
@@ -155,7 +153,7 @@ def test_a_race_has_ratios_and_lists_what_is_absent(made):
     engines = [engine.name for engine in measured.engines]
     assert engines == [SHIPPED, "no rewrites", "a worker a core"]
     assert [one.ratio is None for one in workload.measurements] == [True, False, False]
-    assert [one.runtime for one in measured.absent] == ["without flatten_tokens"]
+    assert [one.runtime for one in measured.unavailable] == ["without flatten_tokens"]
     assert "Not measured: without flatten_tokens: no such product" in markdown(measured)
 
 
@@ -188,7 +186,7 @@ def test_the_program_writes_its_result(tiny_run, tmp_path, monkeypatch):
     arguments = [str(tiny_run), "--data", str(data), "--texts", "4", "--batch-size", "4"]
     arguments += ["--min-rounds", "1", "--min-seconds", "0"]
     arguments += ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
-    done = CliRunner().invoke(ablation.main, arguments)
+    done = CliRunner().invoke(ablation.STUDY.command, arguments)
     assert done.exit_code == 0, done.output
     measured = result.load(tmp_path / "ablation-questions.json")
     assert [engine.name for engine in measured.engines] == [SHIPPED, "no rewrites"]

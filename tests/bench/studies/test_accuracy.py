@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from trainkit.bench.studies import accuracy
-from trainkit.bench.studies.accuracy import Task, check, load_accuracy, main, markdown, mean
+from trainkit.bench.studies.accuracy import STUDY, AccuracyTask, check, markdown, mean
 from trainkit.data.columns import Columns
 from trainkit.serve.errors import CheckFailedError
 from trainkit.trainer import checkpoint
@@ -21,7 +21,7 @@ def made(monkeypatch, tmp_path, splits):
     for name in ("train", "valid", "test"):
         rows = [{"text": e.text, "label": e.label} for e in getattr(splits, name)[:120]]
         (data / f"{name}.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
-    tasks = (Task("questions", "questions", Columns(), ((QUICK, 1.0),)),)
+    tasks = (AccuracyTask("questions", "questions", Columns(), ((QUICK, 1.0),)),)
     monkeypatch.setattr(accuracy, "TASKS", tasks)
     arguments = [
         "--seeds",
@@ -35,9 +35,11 @@ def made(monkeypatch, tmp_path, splits):
     ]
 
     def run(*more):
-        done = CliRunner().invoke(main, list(map(str, [*arguments, *more])), catch_exceptions=False)
+        done = CliRunner().invoke(
+            STUDY.command, list(map(str, [*arguments, *more])), catch_exceptions=False
+        )
         assert done.exit_code == 0
-        return load_accuracy(tmp_path / "a.json")
+        return STUDY.load(tmp_path / "a.json")
 
     return run, tmp_path / "work"
 
@@ -48,7 +50,7 @@ def test_what_is_finished_is_not_trained_again(made):
     weights = {path: path.stat().st_mtime_ns for path in work.rglob("weights-*")}
     assert len(weights) == 2
     again = run()
-    assert again == msgspec.structs.replace(found, environment=again.environment)
+    assert again == msgspec.structs.replace(found, environment=again.environment, date=again.date)
     assert weights == {path: path.stat().st_mtime_ns for path in work.rglob("weights-*")}
     (work / "questions-simple-1" / "test.json").unlink()
     (partly,) = run("--finished-only").models
@@ -64,10 +66,12 @@ def test_the_table_has_the_svm_and_the_goals(made):
     found = made[0]()
     table = markdown(found)
     (baseline,) = found.baselines
-    assert f"| questions | tf-idf, linear SVM | | | {100 * baseline.test_accuracy:.1f} % |" in table
+    assert (
+        f"| questions | tf-idf, linear SVM |  |  | {100 * baseline.test_accuracy:.1f}% |" in table
+    )
     assert baseline.test_accuracy > 0.5
     assert "`simple`" in table
     check(found)
     model = msgspec.structs.replace(found.models[0], goal=100.0)
-    with pytest.raises(CheckFailedError, match=r"questions simple .* not 100 %"):
+    with pytest.raises(CheckFailedError, match=r"questions simple .* not 100%"):
         check(msgspec.structs.replace(found, models=(model,)))

@@ -56,6 +56,6 @@ def test_of_long_batches_one_is_enough():
         length=64,
         useful_flop=4e9,
     )
-    short = grid._short(long)
+    short = grid._shortened(long)
     assert (len(short.work.batches), short.useful_flop) == (1, 1e9)
-    assert grid._short(long._replace(batch_size=1, length=64)).texts == 256
+    assert grid._shortened(long._replace(batch_size=1, length=64)).texts == 256

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from trainkit.bench.studies import operators
-from trainkit.bench.studies.operators import Event, load, markdown, shares
+from trainkit.bench.studies.operators import STUDY, Event, markdown, shares
 
 
 def passes(*durations):
@@ -37,16 +37,16 @@ def test_time_is_added_up_by_operator_without_the_first_pass():
 def test_a_real_bundle_has_the_operators_of_its_graph(tiny_bundles, tmp_path):
     out = tmp_path / "operators.json"
     arguments = [str(tiny_bundles["onnx"]), "--data", "sample", "--texts", "12", "--out", str(out)]
-    done = CliRunner().invoke(operators.main, [*arguments, "--batch-size", "4"])
+    done = CliRunner().invoke(operators.STUDY.command, [*arguments, "--batch-size", "4"])
     assert done.exit_code == 0, done.output
-    (one,) = load(out).profiles
+    (one,) = STUDY.load(out).profiles
     assert (one.precision, one.data, one.batch_size) == ("fp32", "sample", 4)
     assert one.forwards == 3 * (operators.PASSES - 1)
     assert sum(one.shares.values()) == pytest.approx(1)
     assert 0 < one.inside <= 1
     graph = onnx.load(tiny_bundles["onnx"] / "model.onnx").graph
     assert set(one.shares) & {node.op_type for node in graph.node}
-    table = markdown(load(out))
+    table = markdown(STUDY.load(out))
     assert table in done.output
     rows = [line.split("|") for line in table.splitlines()[2:] if line]
     assert rows[-2][1] == " others "
@@ -56,7 +56,7 @@ def test_a_real_bundle_has_the_operators_of_its_graph(tiny_bundles, tmp_path):
 @pytest.mark.parametrize("option", ["--texts", "--batch-size"])
 def test_none_of_something_is_one_sentence(option, tiny_bundles):
     arguments = [str(tiny_bundles["onnx"]), "--data", "sample", option, "0"]
-    done = CliRunner().invoke(operators.main, arguments)
+    done = CliRunner().invoke(operators.STUDY.command, arguments)
     assert done.exit_code == 2
     assert option in done.output
 
@@ -64,7 +64,7 @@ def test_none_of_something_is_one_sentence(option, tiny_bundles):
 @pytest.mark.parametrize("kind", ["torchscript", "nowhere"])
 def test_a_folder_that_cannot_be_profiled_is_one_sentence(kind, copied, tmp_path):
     folder = copied("torchscript") if kind == "torchscript" else tmp_path / "nowhere"
-    done = CliRunner().invoke(operators.main, [str(folder), "--data", "sample"])
+    done = CliRunner().invoke(operators.STUDY.command, [str(folder), "--data", "sample"])
     assert done.exit_code == 2
     assert str(folder) in done.output
     assert "Traceback" not in done.output

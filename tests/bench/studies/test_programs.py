@@ -12,10 +12,10 @@ FOLDERS = ["--classifier", "nowhere", "--fp32", "nowhere", "--int8", "nowhere"]
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [
-        (ablation.main, ["nowhere", "--data", "nowhere"]),
-        (suite.main, ["--data", "nowhere"]),
-        (trec.main, ["--data", "nowhere"]),
-        (study.main, [*FOLDERS, "--peers-python", "nowhere/python"]),
+        (ablation.STUDY.command, ["nowhere", "--data", "nowhere"]),
+        (suite.STUDY.command, ["--data", "nowhere"]),
+        (trec.STUDY.command, ["--data", "nowhere"]),
+        (study.STUDY.command, [*FOLDERS, "--peers-python", "nowhere/python"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(program, arguments):

@@ -1,12 +1,21 @@
 """The benchmark of trainings: what its figures are, and that it runs both engines on the same."""
 
+import dataclasses
+
 import msgspec
 import pytest
 from click.testing import CliRunner
 
-from trainkit.bench.measure.environment import describe
-from trainkit.bench.studies import training
-from trainkit.bench.studies.training import Corpus, Training, check, main, markdown, rates, ratios
+from trainkit.bench.studies.study import head
+from trainkit.bench.studies.training import (
+    STUDY,
+    TrainedCorpus,
+    Training,
+    check,
+    markdown,
+    rates,
+    ratios,
+)
 from trainkit.bench.studies.training_run import Timed
 from trainkit.serve.errors import CheckFailedError
 
@@ -24,14 +33,13 @@ def timed(*seconds):
 
 def corpus(mine, other, goal=1.5):
     runs = {"trainkit": tuple(mine), "transformers.Trainer": tuple(other)}
-    return Corpus(name="TREC", batch_size=32, goal=goal, runs=runs)
+    return TrainedCorpus(name="TREC", batch_size=32, goal=goal, runs=runs)
 
 
 def document(*corpora):
     return Training(
-        schema="trainkit-training/1",
-        command=("python", "-m", "trainkit.bench.studies.training"),
-        environment=describe(),
+        **head(),
+        noisy=True,
         noisy_because=("others",),
         backbone="minilm",
         threads=2,
@@ -46,7 +54,7 @@ def test_the_ratio_is_that_of_the_median_steps_of_a_round():
     assert ratios(found) == pytest.approx([2.0, 1.5])
     table = markdown(document(found))
     assert "| 1.75 (1.50 to 2.00) |" in table
-    assert "| TREC | 25 % | 240.0 | 133.3 |" in table
+    assert "| TREC | 25% | 240.0 | 133.3 |" in table
     assert "Noisy: others." in table
 
 
@@ -58,8 +66,8 @@ def test_a_goal_that_is_missed_is_an_error():
 
 
 @pytest.mark.slow
-def test_both_engines_train_on_the_same_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "check", lambda found: None)
+def test_both_engines_train_on_the_same_tokens(tmp_path):
+    study = dataclasses.replace(STUDY, check=lambda found: None)
     out = tmp_path / "training.json"
     arguments = ["--trec", "sample", "--newsgroups", "sample", "--rounds", "1"]
     arguments += [
@@ -74,9 +82,9 @@ def test_both_engines_train_on_the_same_tokens(tmp_path, monkeypatch):
         "--out",
         str(out),
     ]
-    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    done = CliRunner().invoke(study.command, arguments, catch_exceptions=False)
     assert done.exit_code == 0
-    found = training.load(out)
+    found = STUDY.load(out)
     for one, steps in zip(found.corpora, (8 - 5, 4 - 2), strict=True):
         (mine,), (other,) = one.runs.values()
         assert mine.tokens == other.tokens

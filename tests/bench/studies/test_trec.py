@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from trainkit.bench.studies import accuracy
-from trainkit.bench.studies.accuracy import Job
-from trainkit.bench.studies.trec import ModelFigures, measure, parity_markdown
+from trainkit.bench.studies.accuracy import AccuracyJob
+from trainkit.bench.studies.cold_start import ColdStart, HelpTime
+from trainkit.bench.studies.study import head
+from trainkit.bench.studies.trec import ModelFigures, TrecFigures, measure_model, parity_markdown
 from trainkit.trainer import checkpoint
 
 
@@ -17,7 +19,7 @@ def measured(run_folder, splits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "run"
     shutil.copytree(run_folder, folder)
     settings = {"model": checkpoint.load(folder).checkpoint.model.kind}
-    return measure(Job(accuracy.TASKS[0], settings, 0, folder), splits), folder
+    return measure_model(AccuracyJob(accuracy.TASKS[0], settings, 0, folder), splits), folder
 
 
 def test_an_export_is_held_to_every_test_text(measured, splits):
@@ -42,7 +44,15 @@ def test_the_table_says_it_of_each_model(measured, splits):
         ModelFigures(kind="prefix", backbone="minilm", weights_sha256="0", exports=exports),
     )
     count = len(splits.test)
-    rows = parity_markdown(models, count).splitlines()[2:]
-    right = f"{100 * exports[0].accuracy:.1f} %"
+    cold = ColdStart(median_s=1.0, peak_rss_bytes=1, heavy_modules=(), runs=())
+    figures = TrecFigures(
+        **head(),
+        test_questions=count,
+        models=models,
+        start_to_first_answer=cold,
+        help=HelpTime(1.0, (1.0,)),
+    )
+    rows = parity_markdown(figures).splitlines()[2:]
+    right = f"{100 * exports[0].accuracy:.1f}%"
     told = f"{right} | {count} of {count}, 3e-06 | {count} of {count}, 0 |"
     assert rows == [f"| `{models[0].kind}` | {told}", f"| `prefix` on minilm | {told}"]

@@ -83,7 +83,7 @@ def encoder_parts(rng):
 
 @pytest.fixture
 def tiny_encoder(encoder_parts):
-    """Return a function that makes the encoder anew: ids and mask (B, S) to logits (B, 40)."""
+    """Return a function that makes the encoder again: ids and mask (B, S) to logits (B, 40)."""
     nodes = [
         ("Gather", ("table", "input_ids"), ("x",), {}),
         ("MatMul", ("x", "w_q"), ("q",), {}),

@@ -8,6 +8,8 @@ from tests.graphs.make import Graph
 from trainkit.export.parity import TOLERANCES
 from trainkit.export.rewrite.table import REWRITES
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = TOLERANCES["fp32"]
 PACKED = {"fuse_attention": 3, "narrow_last_layer": 1, "flatten_tokens": 17}
 # One more product: the first token is chosen on (batch, 1, hidden), whose axes stay three.

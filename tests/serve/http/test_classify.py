@@ -10,7 +10,7 @@ from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.bundle import open_bundle, write_manifest
 from trainkit.serve.http.classify import predictions, thresholds_of
-from trainkit.serve.http.openapi import ClassifyRequest
+from trainkit.serve.http.messages import ClassifyRequest
 
 TEXTS = [example.text for example in load_sample()[:40]]
 

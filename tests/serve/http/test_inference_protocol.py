@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.http.inference_protocol import (
+    DecodedRequest,
     ProtocolError,
-    Request,
     Signature,
     decode,
     encode,
@@ -45,7 +45,7 @@ def mask(data=((1, 1, 1), (1, 1, 0)), **rest):
 
 def test_the_text_of_a_request_is_read():
     found = decode(body(text(TEXTS), id="42"), None, SIGNATURE)
-    assert found == Request(TEXTS, None, ALL, "42", None)
+    assert found == DecodedRequest(TEXTS, None, ALL, "42", None)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,9 @@ def test_the_binary_form_is_that_of_the_extension_byte_for_byte():
 
 
 def test_an_answer_is_that_of_the_extension_byte_for_byte():
-    request = Request([], None, (("label", True), ("logits", True), ("probabilities", False)), "7")
+    request = DecodedRequest(
+        [], None, (("label", True), ("logits", True), ("probabilities", False)), "7"
+    )
     logits = np.array([[1.0, -2.0]], dtype=np.float32)
     found, length = encode(request, ("m", "1"), ["NUM", "LOC"], logits, np.float32([[0.75, 0.25]]))
     header = (
@@ -90,7 +92,9 @@ def test_what_tritonclient_writes_is_read_and_what_is_written_it_reads(binary):
         [tensor], outputs=wanted, request_id="r", timeout=2500
     )
     request = decode(sent, length, SIGNATURE)
-    assert request == Request(TEXTS, None, (("logits", binary), ("label", binary)), "r", 0.0025)
+    assert request == DecodedRequest(
+        TEXTS, None, (("logits", binary), ("label", binary)), "r", 0.0025
+    )
     logits = np.float32([[0.1, 0.3], [7, 5], [1e-30, 3]])
     answer, length = encode(request, ("m", "1"), ["a", "ß"], logits, logits)
     assert (length is not None) == binary
@@ -306,6 +310,6 @@ def test_texts_survive_the_binary_form(texts):
 def test_the_label_is_that_of_the_highest_logit_where_probabilities_are_equal():
     """In float32 the sigmoids of 18 and 25 are both 1."""
     logits = np.array([[18, 25]], np.float32)
-    request = Request(["a"], None, (("label", False),), None, None)
+    request = DecodedRequest(["a"], None, (("label", False),), None, None)
     answer, _ = encode(request, ("m", "1"), ("A", "B"), logits, np.ones((1, 2), np.float32))
     assert json.loads(answer)["outputs"][0]["data"] == ["B"]

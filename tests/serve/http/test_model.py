@@ -28,7 +28,7 @@ from trainkit.serve.http.exceptions import (
     UnavailableError,
 )
 from trainkit.serve.http.model import Model, Models
-from trainkit.serve.http.model_process import ProcessSpec
+from trainkit.serve.http.model_worker import ProcessSpec
 from trainkit.serve.http.settings import Settings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
@@ -150,7 +150,6 @@ def test_only_the_request_that_the_session_refuses_gets_an_error(expected):
 
 CRASHES = """
 import os, signal, sys
-import msgspec
 from trainkit.serve import onnx_session
 from trainkit.serve.http import model_worker
 
@@ -167,7 +166,7 @@ def onnx_runner(*arguments, **settings):
     return crashes
 
 onnx_session.onnx_runner = onnx_runner
-model_worker.main(msgspec.json.decode(sys.argv[1], type=model_worker.WorkerSpec))
+model_worker.main(sys.argv[1:])
 """
 
 

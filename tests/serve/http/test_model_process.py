@@ -16,7 +16,8 @@ from trainkit.serve import Classifier
 from trainkit.serve.encoding import Tokens
 from trainkit.serve.errors import InputError
 from trainkit.serve.http.exceptions import InferenceError, UnavailableError
-from trainkit.serve.http.model_process import ModelProcess, ProcessSpec
+from trainkit.serve.http.model_process import ModelProcess
+from trainkit.serve.http.model_worker import ProcessSpec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 TEXTS = [example.text for example in load_sample()[:20]]
@@ -26,7 +27,6 @@ CRASH, HANG, SEIZE = (Tokens([number], [0]) for number in (150, 151, 152))
 
 POISONED = f"""
 import ctypes, os, signal, sys, time
-import msgspec
 from trainkit.serve import onnx_session
 from trainkit.serve.http import model_worker
 
@@ -48,7 +48,7 @@ def onnx_runner(*arguments, **settings):
     return poisoned
 
 onnx_session.onnx_runner = onnx_runner
-model_worker.main(msgspec.json.decode(sys.argv[1], type=model_worker.WorkerSpec))
+model_worker.main(sys.argv[1:])
 """
 
 
@@ -71,7 +71,7 @@ def expected(classify):
 
 def spec(**changed):
     settings = {
-        "model": GOLDEN / "model.onnx",
+        "model": str(GOLDEN / "model.onnx"),
         "pad_id": 0,
         "token_types": False,
         "threads": 1,
@@ -210,7 +210,7 @@ def test_it_comes_back_after_the_bundle_was_deleted(rows, expected, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         np.testing.assert_allclose(await process.run(rows), expected, atol=1e-5)
 
-    go(scenario, model=folder / "model.onnx")
+    go(scenario, model=str(folder / "model.onnx"))
 
 
 def test_a_cancelled_batch_leaves_the_next_one_its_own_answer(rows, expected):

@@ -18,8 +18,7 @@ import pytest
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.encoding import Tokens
-from trainkit.serve.http.model_process import PROGRAM
-from trainkit.serve.http.model_worker import LENGTH, Reply, RowBatch, WorkerSpec, frame
+from trainkit.serve.http.model_worker import LENGTH, PROGRAM, ProcessSpec, Reply, RowBatch, frame
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 TEXTS = [example.text for example in load_sample()[:20]]
@@ -39,20 +38,18 @@ class Peer:
         for ours in (self.socket, self.heartbeat):
             ours.settimeout(30)
         with theirs, their_heartbeat, model.open("rb") as file:
-            spec = WorkerSpec(
-                batches=theirs.fileno(),
-                heartbeat=their_heartbeat.fileno(),
-                ping_s=0.02,
+            spec = ProcessSpec(
                 model=str(model),
-                file=file.fileno(),
-                files={},
+                ping_s=0.02,
                 threads=1,
                 providers=("CPUExecutionProvider",),
                 pad_id=0,
+                token_types=False,
             )
+            inherited = (theirs.fileno(), their_heartbeat.fileno(), file.fileno())
             self.process = subprocess.Popen(
-                [*PROGRAM, msgspec.json.encode(spec).decode()],
-                pass_fds=(spec.batches, spec.heartbeat, spec.file),
+                [*PROGRAM, msgspec.json.encode(spec).decode(), *map(str, inherited)],
+                pass_fds=inherited,
             )
         self.stream = self.socket.makefile("rb")
 

@@ -17,7 +17,7 @@ from trainkit.serve.classifier import Classifier
 from trainkit.serve.http.app import application
 from trainkit.serve.http.model import InferenceResult
 from trainkit.serve.http.settings import Limits, Settings
-from trainkit.serve.http.sockets import Server, bound, listen, url
+from trainkit.serve.http.sockets import DrainingServer, bound, listen, url
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
@@ -75,7 +75,7 @@ def serving():
         async def main():
             state.loop, state.leave = asyncio.get_running_loop(), asyncio.Event()
             up.set()
-            await Server(app, listener, 1.0).run_until(state.leave, asyncio.Event())
+            await DrainingServer(app, listener, 1.0).run_until(state.leave, asyncio.Event())
 
         thread = threading.Thread(target=lambda: asyncio.run(main()))
         address = url(listener)
@@ -153,7 +153,7 @@ def test_ctrl_enter_shows_every_label_with_its_share(opened, golden):
     ranked = sorted(expected.scores.items(), key=lambda item: -item[1])
     assert page.get_by_role("rowheader").all_inner_texts() == [label for label, _ in ranked]
     shown = page.locator("td.number").all_inner_texts()
-    assert shown == [f"{100 * score:.1f} %" for _, score in ranked]
+    assert shown == [f"{100 * score:.1f}%" for _, score in ranked]
     widths = page.locator(".fill").evaluate_all("bars => bars.map(b => b.offsetWidth)")
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 10 * widths[-1]

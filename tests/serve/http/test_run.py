@@ -11,8 +11,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from trainkit.serve.errors import InputError
-from trainkit.serve.http.run import Control, FromFront, Load, Report, Shutdown
-from trainkit.serve.http.sockets import Server, bound, is_loopback, listen, url
+from trainkit.serve.http.run import Control, LoadOrder, ModelReloader, Shutdown, WorkerReport
+from trainkit.serve.http.sockets import DrainingServer, bound, is_loopback, listen, url
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -69,7 +69,7 @@ class Serving:
         self.listener = bound("127.0.0.1", 0)
         listen(self.listener)
         app = Starlette(routes=[Route("/", self.route)])
-        server = Server(app, self.listener, grace_s)
+        server = DrainingServer(app, self.listener, grace_s)
         self.address = self.listener.getsockname()
         self.running = asyncio.ensure_future(server.run_until(self.leave, self.now))
 
@@ -161,30 +161,31 @@ def test_an_order_that_fails_is_reported_and_the_next_one_is_obeyed(error, said,
     """Whatever it fails with: the front goes on serving what it serves."""
     orders = []
 
-    async def load(name, folder):
-        orders.append(name)
-        if name == "bad":
-            raise error
-        return "2"
+    class Models(dict):
+        async def reload(self, name, folder):
+            orders.append(name)
+            if name == "bad":
+                raise error
+            return self[name]
 
     async def main():
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         control = Control(*await asyncio.open_connection(sock=theirs))
-        loader = SimpleNamespace(models={"one": SimpleNamespace(version="1")}, load=load)
-        obeying = asyncio.ensure_future(control.obey(loader))
+        models = Models(one=SimpleNamespace(version="1"))
+        obeying = asyncio.ensure_future(control.obey(ModelReloader(models)))
         for name in ("bad", "one"):
-            control.orders.put_nowait(Load(name))
+            control.orders.put_nowait(LoadOrder(name))
         answers = [
-            msgspec.json.decode(await reader.readline(), type=FromFront) for _ in ("bad", "one")
+            msgspec.json.decode(await reader.readline(), type=WorkerReport) for _ in ("bad", "one")
         ]
         obeying.cancel()
         await closed(writer, control.writer)
         return answers
 
     refused, done = asyncio.run(main())
-    assert refused == Report({"one": "1"}, said, exit_code)
-    assert done == Report({"one": "1"})
+    assert refused == WorkerReport({"one": "1"}, said, exit_code)
+    assert done == WorkerReport({"one": "1"})
     assert orders == ["bad", "one"]
     (told,) = [record for record in caplog.records if "is refused" in record.message]
     assert bool(told.exc_info) == (exit_code == 1)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import shutil
 from pathlib import Path
 
@@ -15,14 +14,16 @@ from hypothesis import strategies as st
 
 from trainkit.serve.bundle import Serving, write_serving
 from trainkit.serve.errors import CheckFailedError, InputError
-from trainkit.serve.http import http_worker, model
+from trainkit.serve.http import model
 from trainkit.serve.http import supervisor as supervisor_module
-from trainkit.serve.http.run import Report, WorkerConfig
+from trainkit.serve.http.run import WorkerConfig, WorkerReport
 from trainkit.serve.http.settings import Settings
 from trainkit.serve.http.sockets import bound, url
 from trainkit.serve.http.supervisor import Supervisor, shares
 
-SILENT_S = 3.0  # in tests; it is more elsewhere
+pytestmark = pytest.mark.slow
+
+PING_S, SILENT_S = 0.05, 1.0  # more elsewhere
 WAIT_S = 60.0  # for what takes a second on an idle machine
 
 
@@ -45,11 +46,16 @@ def supervisor(tmp_path):
     """Return a function that makes a supervisor of two fronts for these folders."""
     listener = bound("127.0.0.1", 0)
 
-    def make(**folders):
-        plan = WorkerConfig(
-            folders=folders, settings=Settings(threads=1), drain_s=0, log_level="warning"
+    def make(silent_s=10.0, **folders):
+        config = WorkerConfig(
+            folders=folders,
+            settings=Settings(threads=1),
+            drain_s=0,
+            log_level="warning",
+            ping_s=PING_S,
+            silent_s=silent_s,
         )
-        return Supervisor(plan, listener, tmp_path, 2)
+        return Supervisor(config, listener, tmp_path, 2)
 
     yield make
     listener.close()
@@ -60,7 +66,7 @@ def test_fronts_that_refuse_to_start_give_their_sentence(supervisor, tmp_path):
         made = supervisor(questions=str(tmp_path / "nowhere"))
         with pytest.raises(InputError, match="nowhere"):
             await made.start()
-        assert [one.process.returncode is not None for one in made.fronts] == [True, True]
+        assert [one.process.returncode is not None for one in made.workers] == [True, True]
 
     asyncio.run(start())
 
@@ -70,7 +76,7 @@ async def running(made):
     """Start two fronts and keep them; every process is gone at the end."""
     try:
         await made.start()
-        keeping = [asyncio.ensure_future(made.keep(one)) for one in made.fronts]
+        keeping = [asyncio.ensure_future(made.keep(one)) for one in made.workers]
         yield
         made.stop.signal()
         await made.end()
@@ -97,14 +103,12 @@ def silent(caplog):
     return [record.message for record in caplog.records if "did not answer" in record.message]
 
 
-def test_a_front_that_is_stopped_is_replaced_while_the_other_answers(
-    supervisor, golden, monkeypatch, caplog
-):
+def test_a_front_that_is_stopped_is_replaced_while_the_other_answers(supervisor, golden, caplog):
     """So is its inference process, which by itself would end with it, were it not stopped too."""
 
     async def main():
-        made = supervisor(golden=str(golden))
-        victim, other = made.fronts
+        made = supervisor(silent_s=SILENT_S, golden=str(golden))
+        victim, other = made.workers
         async with running(made), asyncio.timeout(WAIT_S):
             pids = victim.process.pid, other.process.pid
             stopped = family(pids[0])
@@ -112,50 +116,48 @@ def test_a_front_that_is_stopped_is_replaced_while_the_other_answers(
                 process.suspend()
             while victim.process.pid == pids[0] or not victim.ready:
                 await ask(made)
-            assert [one.ready for one in made.fronts] == [True, True]
+            assert [one.ready for one in made.workers] == [True, True]
             assert other.process.pid == pids[1]
             _, alive = await asyncio.to_thread(psutil.wait_procs, stopped, WAIT_S)
             assert not alive
             family(victim.process.pid)
 
-    monkeypatch.setattr(http_worker, "SILENT_S", SILENT_S)
     asyncio.run(main())
     (told,) = silent(caplog)
     assert told.startswith("worker 0 (pid ")
-    assert "did not answer for 3 s and is killed" in told
+    assert "did not answer for 1 s and is killed" in told
 
 
-def test_without_the_watch_a_stopped_front_stays_as_it_is(supervisor, golden, monkeypatch, caplog):
+def test_without_the_watch_a_stopped_front_stays_as_it_is(supervisor, golden, caplog):
     async def main():
-        made = supervisor(golden=str(golden))
+        made = supervisor(silent_s=1e9, golden=str(golden))
         async with running(made):
-            pids = [one.process.pid for one in made.fronts]
+            pids = [one.process.pid for one in made.workers]
             (stopped, _) = family(pids[0])
             stopped.suspend()
             await asyncio.sleep(SILENT_S + 2)
             assert stopped.status() == psutil.STATUS_STOPPED
-            assert [one.process.pid for one in made.fronts] == pids
+            assert [one.process.pid for one in made.workers] == pids
             stopped.resume()
 
-    monkeypatch.setattr(http_worker, "SILENT_S", math.inf)
     asyncio.run(main())
     assert silent(caplog) == []
 
 
-def test_a_front_that_hangs_while_it_starts_is_given_up(supervisor, golden, monkeypatch, caplog):
+def test_a_front_that_hangs_while_it_starts_is_given_up(supervisor, golden, caplog):
     """It is stopped before its event loop runs, and gets the time that a model has to load."""
 
     async def main():
         made = supervisor(golden=str(golden))
-        settings = msgspec.structs.replace(made.plan.settings, start_s=4.0)
-        made.plan = msgspec.structs.replace(made.plan, settings=settings)
+        settings = msgspec.structs.replace(made.config.settings, start_s=4.0)
+        made.config = msgspec.structs.replace(made.config, settings=settings)
         starting = asyncio.ensure_future(made.start())
-        while not all(one.process for one in made.fronts):
+        while not all(one.process for one in made.workers):
             await asyncio.sleep(0)
-        psutil.Process(made.fronts[1].process.pid).suspend()
+        psutil.Process(made.workers[1].process.pid).suspend()
         with pytest.raises(CheckFailedError, match=r"worker \d ended unexpectedly"):
             await starting
-        assert all(one.process.returncode is not None for one in made.fronts)
+        assert all(one.process.returncode is not None for one in made.workers)
 
     asyncio.run(main())
     told = silent(caplog)[-1]  # on a busy machine the other one may not be up by then either
@@ -165,10 +167,10 @@ def test_a_front_that_hangs_while_it_starts_is_given_up(supervisor, golden, monk
 
 def test_fronts_that_opened_different_versions_are_not_served(supervisor, monkeypatch):
     async def start(self, plan, listener):
-        return Report({"golden": str(self.number)})
+        return WorkerReport({"golden": str(self.number)})
 
-    monkeypatch.setattr(http_worker.HTTPWorker, "start", start)
-    with pytest.raises(InputError, match="was changed while the workers opened it"):
+    monkeypatch.setattr(supervisor_module.HTTPWorker, "start", start)
+    with pytest.raises(InputError, match="changed while the workers opened it"):
         asyncio.run(supervisor(golden="anywhere").start())
 
 
@@ -176,7 +178,7 @@ def test_a_front_that_cannot_be_started_again_is_tried_until_it_can(
     supervisor, golden, monkeypatch, caplog
 ):
     """The others serve on meanwhile."""
-    start, failures = http_worker.HTTPWorker.start, []
+    start, failures = supervisor_module.HTTPWorker.start, []
 
     async def failing(self, plan, listener):
         if self.process and len(failures) < 2:
@@ -187,14 +189,14 @@ def test_a_front_that_cannot_be_started_again_is_tried_until_it_can(
     async def main():
         made = supervisor(golden=str(golden))
         async with running(made), asyncio.timeout(WAIT_S):
-            victim, other = made.fronts
+            victim, other = made.workers
             pids = victim.process.pid, other.process.pid
             victim.kill()
             while victim.process.pid == pids[0] or not victim.ready:
                 await ask(made)
             assert other.process.pid == pids[1]
 
-    monkeypatch.setattr(http_worker.HTTPWorker, "start", failing)
+    monkeypatch.setattr(supervisor_module.HTTPWorker, "start", failing)
     asyncio.run(main())
     assert failures == [0, 0]
     told = "worker 0 cannot be started: Cannot allocate memory"
@@ -228,9 +230,9 @@ def test_a_quota_is_shared_by_the_workers(tmp_path, monkeypatch, cores, usable, 
     monkeypatch.setattr(supervisor_module, "usable_cores", lambda: usable)
     with bound("127.0.0.1", 0) as listener:
         made = Supervisor(WorkerConfig(folders={}), listener, tmp_path, workers)
-        plans = [one.plan(made.plan, listener) for one in made.fronts]
-    assert [plan.settings.max_threads for plan in plans] == expected
-    assert {plan.settings.threads for plan in plans} == {0}
+        configs = [one.config(made.config, listener) for one in made.workers]
+    assert [config.settings.max_threads for config in configs] == expected
+    assert {config.settings.threads for config in configs} == {0}
 
 
 @pytest.mark.parametrize(("most", "serving", "expected"), [(0, 3, 3), (2, 3, 2), (2, 0, 2)])
