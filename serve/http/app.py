@@ -82,35 +82,7 @@ def operations_of(handlers: Handlers, limits: Limits, *, token: bool) -> list[Op
         one("GET", "/", "A page to try the models", _fixed(page()), "text/html", public=True),
     ]
     for path in (V2, V2 + "/versions/{version}"):
-        operations += [
-            one(
-                "POST",
-                f"{path}/infer",
-                "Infer",
-                handlers.infer,
-                InferResponse,
-                InferRequest,
-                WORK,
-                binary=True,
-            ),
-            one(
-                "GET",
-                path,
-                "A model's tensors",
-                handlers.model_metadata,
-                m.ModelMetadata,
-                errors=(404,),
-            ),
-            one(
-                "GET",
-                f"{path}/ready",
-                "Whether a model answers",
-                handlers.model_ready,
-                m.ModelReady,
-                errors=(404,),
-                unready=True,
-            ),
-        ]
+        operations += _of_model(path, handlers)
 
     async def description(call: Call) -> Response:
         return Response(encoded, media_type="application/json")
@@ -122,6 +94,40 @@ def operations_of(handlers: Handlers, limits: Limits, *, token: bool) -> list[Op
         openapi.document(operations, token=token, version=__version__, limits=limits)
     )
     return operations
+
+
+def _of_model(path: str, handlers: Handlers) -> list[Operation]:
+    """Return the operations of the Open Inference Protocol on the model at ``path``."""
+    one, m = Operation, messages
+    return [
+        one(
+            "POST",
+            f"{path}/infer",
+            "Infer",
+            handlers.infer,
+            InferResponse,
+            InferRequest,
+            WORK,
+            binary=True,
+        ),
+        one(
+            "GET",
+            path,
+            "A model's tensors",
+            handlers.model_metadata,
+            m.ModelMetadata,
+            errors=(404,),
+        ),
+        one(
+            "GET",
+            f"{path}/ready",
+            "Whether a model answers",
+            handlers.model_ready,
+            m.ModelReady,
+            errors=(404,),
+            unready=True,
+        ),
+    ]
 
 
 def _fixed(response: Response) -> Handler:

@@ -101,7 +101,7 @@ def train_worker(
     _fit_models(spec, splits, config, folder, NoCallback(), math.inf, group)
 
 
-class _Models(NamedTuple):
+class _FittedModels(NamedTuple):
     """The classifier that validation scores and the one that is kept: the same without a refit.
 
     ``result`` has the history of the first and the model of the second.
@@ -120,7 +120,7 @@ def _fit_models(
     callback: TrainingCallback,
     save_every_s: float,
     group: ProcessGroup,
-) -> _Models:
+) -> _FittedModels:
     def fit_into(
         home: Path, splits: Splits, until: int | None = None
     ) -> tuple[Classifier, TrainingResult]:
@@ -134,7 +134,7 @@ def _fit_models(
 
     if not config.refit:
         model, result = fit_into(folder, splits)
-        return _Models(model, model, result)
+        return _FittedModels(model, model, result)
     validated, result = fit_into(folder / VALIDATED, splits)
     if result.interrupted:  # the model that is to be kept has not been started
         raise KeyboardInterrupt
@@ -144,11 +144,11 @@ def _fit_models(
     # before the last one the rates have not fallen yet.
     both = Splits(splits.train + splits.valid, (), splits.test)
     kept, refitted = fit_into(folder, both, result.best.epoch)
-    return _Models(validated, kept, result._replace(model=refitted.model))
+    return _FittedModels(validated, kept, result._replace(model=refitted.model))
 
 
 def _finish(
-    models: _Models, splits: Splits, run_config: RunConfig, folder: Path, report: bool
+    models: _FittedModels, splits: Splits, run_config: RunConfig, folder: Path, report: bool
 ) -> RunResult:
     """Calibrate and score the models, and write the rest of the run's folder."""
     result, labels = models.result, models.kept.labels
