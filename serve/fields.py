@@ -14,17 +14,6 @@ from msgspec import inspect
 
 from trainkit.serve.errors import InputError
 
-__all__ = [
-    "base_type",
-    "check_fields",
-    "choices",
-    "description",
-    "expectation",
-    "faults",
-    "metadata",
-    "value_faults",
-]
-
 KINDS: dict[type[inspect.Type], str] = {
     inspect.BoolType: "true or false",
     inspect.IntType: "a whole number",

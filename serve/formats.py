@@ -2,8 +2,6 @@
 
 from typing import Literal, TypeAlias
 
-__all__ = ["MODEL_FILES", "Format", "Precision"]
-
 Format: TypeAlias = Literal["onnx", "torchscript", "pt2", "aoti"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 

@@ -22,8 +22,6 @@ from trainkit.commands.train import train
 from trainkit.commands.tune import tune
 from trainkit.commands.verify import verify
 
-__all__ = ["cli", "main"]
-
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="trainkit", help="Show the version and exit.")

@@ -7,8 +7,6 @@ import click
 
 from trainkit.serve.errors import InputError, TrainkitError, first_line
 
-__all__ = ["CommandLine", "ErrorReportingCommand"]
-
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 # What `pip install trainkit-onnx[...]` brings each library that the base install leaves out.

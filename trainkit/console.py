@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from trainkit.trainer.metrics import Evaluation
     from trainkit.trainer.run import RunResult
 
-__all__ = [
-    "TrainingBar",
-    "calibration_line",
-    "evaluation_tables",
-    "manifest_table",
-    "parity_table",
-    "stage_table",
-    "stderr",
-    "stdout",
-    "steps",
-]
-
 # Labels and paths are the user's: "[/x]" in one is no markup.
 stdout = Console(markup=False)
 stderr = Console(stderr=True, markup=False)

@@ -11,8 +11,6 @@ import msgspec
 
 from trainkit.bench.measure.environment import Environment, describe
 
-__all__ = ["EnvironmentReport", "Finding", "findings", "inspect_environment"]
-
 # The oldest versions that the extras ask for.
 OLDEST = {
     "numpy": "1.26",

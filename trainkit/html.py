@@ -11,8 +11,6 @@ from typing import TypeAlias
 from trainkit.serve.errors import InputError
 from trainkit.tables import Table
 
-__all__ = ["Block", "Bullets", "Code", "Figure", "Page", "Section", "Shaded", "render"]
-
 
 @dataclass(frozen=True)
 class Figure:

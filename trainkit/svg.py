@@ -6,8 +6,6 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "plain_axes", "svg"]
-
 # The palette of Okabe and Ito (2008), which differs with any colour vision, without its yellow and
 # black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")

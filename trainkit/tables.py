@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["RowStyle", "Table", "csv", "markdown"]
-
 RowStyle: TypeAlias = Literal["bad", "good"]
 COLOURS: dict[RowStyle, str] = {"bad": "red", "good": "green"}
 

@@ -8,8 +8,6 @@ from msgspec import Meta
 from trainkit.serve.errors import InputError
 from trainkit.serve.fields import faults
 
-__all__ = ["Arrivals", "LoadSettings", "Protocol"]
-
 Arrivals: TypeAlias = Literal["poisson", "constant"]
 Protocol: TypeAlias = Literal["classify", "v2"]
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from trainkit.bench.result import Result
     from trainkit.export.parity_cases import ProgressCallback
 
-__all__ = ["Benchmark", "benchmark"]
-
 
 class Benchmark:
     """A finished benchmark: its ``result``, and what can be made of it."""

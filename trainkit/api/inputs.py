@@ -13,8 +13,6 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from trainkit.data.readers import Example
 
-__all__ = ["Folder", "Split", "examples_of", "note", "progress"]
-
 Folder: TypeAlias = str | os.PathLike[str]
 Split: TypeAlias = Literal["train", "valid", "test", "all"]
 

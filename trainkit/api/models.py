@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from trainkit.trainer.metrics import Evaluation
     from trainkit.trainer.run import RunResult
 
-__all__ = ["Bundle", "Run", "TrainedModel", "open_model"]
-
 
 class TrainedModel:
     """A classifier that can be scored and exported: a run, a Hugging Face model or an adapter.

@@ -8,8 +8,6 @@ from typing import Literal, TypedDict
 
 from trainkit.serve.formats import Precision
 
-__all__ = ["ExportOptions", "TrainOptions"]
-
 
 class TrainOptions(TypedDict, total=False):
     """The fields of ``ModelSpec`` and ``TrainConfig``; None is the default of the model's kind."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from trainkit.export.parity_cases import ProgressCallback
     from trainkit.trainer.metrics import Evaluation
 
-__all__ = ["evaluate", "folder_of", "verify"]
-
 
 def folder_of(source: "TrainedModel | Bundle | Folder") -> str:
     """Return the folder or the hub id of a source, as the command line takes it."""

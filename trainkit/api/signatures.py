@@ -15,8 +15,6 @@ import msgspec
 
 from trainkit.serve.fields import description, metadata
 
-__all__ = ["takes_fields"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

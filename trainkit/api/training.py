@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from trainkit.trainer.callbacks import TrainingCallback
     from trainkit.trainer.range_test import RangeTest
 
-__all__ = ["TrainingTask", "new_task", "resumed_task", "run_task", "train"]
-
 
 class TrainingTask(NamedTuple):
     """A training to begin, or to resume; ``find_rate``: its learning rate is still to be found."""

@@ -8,8 +8,6 @@ from trainkit.commands.bench_recommend import recommend
 from trainkit.commands.bench_report import report
 from trainkit.commands.bench_run import bench_run
 
-__all__ = ["bench"]
-
 
 @click.group()
 def bench() -> None:

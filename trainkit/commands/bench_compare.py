@@ -7,8 +7,6 @@ import click
 from trainkit.commands.common import A_FILE, json_option, print_json
 from trainkit.commands.options import command, option
 
-__all__ = ["compare"]
-
 
 @command()
 @click.argument("a", type=A_FILE)

@@ -19,8 +19,6 @@ from trainkit.commands.common import (
 from trainkit.commands.options import command, option, options_of
 from trainkit.serve.errors import InputError
 
-__all__ = ["load"]
-
 INTERRUPTED = 130  # 128 + SIGINT: there are measurements, but not all that were asked for
 
 

@@ -9,8 +9,6 @@ from trainkit.commands.common import A_FILE, A_FOLDER, json_option, print_json
 from trainkit.commands.options import command, option
 from trainkit.serve.errors import InputError
 
-__all__ = ["recommend"]
-
 
 @command()
 @click.argument("result", type=A_FILE)

@@ -7,8 +7,6 @@ import click
 from trainkit.commands.common import A_FILE
 from trainkit.commands.options import command, option
 
-__all__ = ["report"]
-
 
 @command()
 @click.argument("result", type=A_FILE)

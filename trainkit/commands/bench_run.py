@@ -17,8 +17,6 @@ from trainkit.commands.common import (
 )
 from trainkit.commands.options import command, option
 
-__all__ = ["bench_run"]
-
 WORK, MEASURE = "Workloads", "Measurement"
 
 

@@ -9,21 +9,6 @@ import click
 
 from trainkit.commands.options import option
 
-__all__ = [
-    "A_FILE",
-    "A_FOLDER",
-    "A_PATH",
-    "base_option",
-    "column_options",
-    "data_option",
-    "json_option",
-    "out_option",
-    "print_json",
-    "print_line",
-    "split_option",
-    "typed_command",
-]
-
 A_PATH = click.Path(path_type=Path)
 A_FILE = click.Path(path_type=Path, dir_okay=False)
 A_FOLDER = click.Path(path_type=Path, file_okay=False)

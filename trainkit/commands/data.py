@@ -5,8 +5,6 @@ import click
 from trainkit.commands.data_stats import data_stats
 from trainkit.commands.data_trec import data_trec
 
-__all__ = ["data"]
-
 
 @click.group()
 def data() -> None:

@@ -12,8 +12,6 @@ from trainkit.commands.options import command, option
 if TYPE_CHECKING:
     from trainkit.data.readers import Example
 
-__all__ = ["data_stats"]
-
 
 @command("stats")
 @click.argument("source")

@@ -7,8 +7,6 @@ import click
 from trainkit.commands.common import A_PATH
 from trainkit.commands.options import command, option
 
-__all__ = ["data_trec"]
-
 
 @command("trec")
 @option(

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from trainkit.env import EnvironmentReport
 
-__all__ = ["env"]
-
 
 @command()
 @json_option

@@ -16,8 +16,6 @@ from trainkit.commands.common import (
 )
 from trainkit.commands.options import command
 
-__all__ = ["evaluate"]
-
 
 @command()
 @click.argument("source", type=A_PATH)

@@ -24,8 +24,6 @@ from trainkit.serve.formats import MODEL_FILES
 if TYPE_CHECKING:
     from trainkit.export.bundle_writer import ExportFormat, ExportResult
 
-__all__ = ["export"]
-
 MODEL = "Model"
 
 

@@ -7,8 +7,6 @@ import click
 from trainkit.commands.common import A_PATH, json_option, print_json
 from trainkit.commands.options import command
 
-__all__ = ["inspect"]
-
 
 @command()
 @click.argument("bundle", type=A_PATH)

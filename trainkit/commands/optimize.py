@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from trainkit.export.optimize import Optimized
 
-__all__ = ["optimize"]
-
 
 @command()
 @click.argument("model", type=A_PATH)

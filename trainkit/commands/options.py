@@ -16,8 +16,6 @@ from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.serve.errors import InputError
 from trainkit.serve.fields import base_type, choices, description, metadata, value_faults
 
-__all__ = ["Command", "Option", "command", "option", "options_of"]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 OTHER = "Options"
 

@@ -15,8 +15,6 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from trainkit.serve.text_file import Chunk, TextFile
 
-__all__ = ["predict"]
-
 CHUNK = 1024  # lines read and answered at a time, however long the input is
 
 

@@ -17,8 +17,6 @@ from trainkit.serve.http.settings import Limits, ServerSettings, Settings
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["serve"]
-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -11,8 +11,6 @@ from trainkit.commands.options import option, options_of
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["setting_options"]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

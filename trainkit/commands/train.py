@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from trainkit.api.models import Run
     from trainkit.api.training import TrainingTask
 
-__all__ = ["train"]
-
 INTERRUPTED = 130  # 128 + SIGINT
 
 

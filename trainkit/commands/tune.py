@@ -20,8 +20,6 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from trainkit.trainer.tuning import PrunerName
 
-__all__ = ["tune"]
-
 
 @command()
 @data_option(None, required=True)

@@ -7,8 +7,6 @@ import click
 from trainkit.commands.common import A_PATH, base_option, json_option, print_json
 from trainkit.commands.options import command, option
 
-__all__ = ["verify"]
-
 
 @command()
 @click.argument("bundle", type=A_PATH)

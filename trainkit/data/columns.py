@@ -8,8 +8,6 @@ import msgspec
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["Columns", "find_columns"]
-
 TEXT_COLUMNS = ("text", "sentence", "question", "utterance", "content")
 LABEL_COLUMNS = ("label", "category", "class", "intent", "target")
 

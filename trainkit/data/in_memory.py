@@ -12,8 +12,6 @@ from trainkit.data.readers import Example, example_of, first_few
 from trainkit.data.splits import STEMS, Splits, complete, load
 from trainkit.serve.errors import InputError
 
-__all__ = ["examples_from", "splits_from"]
-
 
 def splits_from(
     data: Any,

@@ -17,8 +17,6 @@ from pathlib import Path
 from trainkit.data.columns import Columns, find_columns
 from trainkit.serve.errors import InputError
 
-__all__ = ["Columns", "Example", "example_of", "first_few", "make_example", "read_file"]
-
 
 @dataclass(frozen=True)
 class Example:

@@ -18,8 +18,6 @@ from trainkit.data.columns import Columns
 from trainkit.data.readers import Example, first_few, read_file
 from trainkit.serve.errors import InputError
 
-__all__ = ["STEMS", "Splits", "complete", "fold", "load", "load_sample", "load_split", "split_off"]
-
 SAMPLE = files("trainkit.data") / "sample" / "questions.label"
 STEMS = {
     "train": "train",

@@ -17,8 +17,6 @@ from rich.table import Table
 from trainkit.data.readers import Example, first_few
 from trainkit.data.splits import Splits, fold
 
-__all__ = ["Lengths", "SameTexts", "SplitStatistics", "Statistics", "describe", "print_statistics"]
-
 FEW_EXAMPLES = 10
 RARE = 20  # times rarer than the largest class
 

@@ -13,8 +13,6 @@ from urllib.request import urlopen
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import write_atomically
 
-__all__ = ["BASE_URL", "SHA256", "fetch"]
-
 BASE_URL = "https://cogcomp.seas.upenn.edu/Data/QA/QC/"
 TIMEOUT_S = 30
 MAX_BYTES = 10_000_000

@@ -10,8 +10,6 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["PAD", "PAD_ID", "UNK", "UNK_ID", "word_tokenizer"]
-
 PAD, PAD_ID = "[PAD]", 0
 UNK, UNK_ID = "[UNK]", 1
 

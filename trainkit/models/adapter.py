@@ -26,8 +26,6 @@ from trainkit.serve.errors import CheckFailedError, InputError
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-__all__ = ["LoadedAdapter", "adapter_effect", "load_adapter"]
-
 
 class LoadedAdapter(NamedTuple):
     """A base model with its adapter, twice, in float32 and evaluation mode.

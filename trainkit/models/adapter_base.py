@@ -21,8 +21,6 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["BaseModel", "find_base", "load_base"]
-
 
 class BaseModel(NamedTuple):
     """A base model's name, as the user or the adapter gave it, and its checked folder."""

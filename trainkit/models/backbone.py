@@ -24,18 +24,6 @@ from trainkit.models.safe_loading import fetch
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 
-__all__ = [
-    "build",
-    "fingerprint",
-    "load_pretrained",
-    "load_same",
-    "load_tokenizer",
-    "max_positions",
-    "pretrained_tokenizer",
-    "resolve",
-    "with_own_head",
-]
-
 logger = logging.getLogger("trainkit")
 
 MAX_LENGTH = 512  # where the backbone states no limit, or one that no short text needs

@@ -17,8 +17,6 @@ from trainkit.models.packing import pack_encoder
 from trainkit.models.prefix import PrefixProjection
 from trainkit.serve.errors import InputError
 
-__all__ = ["BackboneClassifier"]
-
 logger = logging.getLogger("trainkit")
 
 

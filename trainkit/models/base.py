@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from trainkit.models.config import ModelConfig
 
-__all__ = ["TextClassifier"]
-
 
 class TextClassifier(nn.Module, ABC):
     """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, C) ``logits``, C labels.

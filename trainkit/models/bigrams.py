@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from trainkit.models.attention import MaskPlan
 
-__all__ = ["BigramLinear"]
-
 SLOTS_PER_PAIR = 16  # about 1 pair in 32 finds its slot taken by a commoner one
 
 

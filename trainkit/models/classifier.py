@@ -22,8 +22,6 @@ from trainkit.models.transformer import SmallTransformer
 from trainkit.serve.encoding import Batch, TextEncoder
 from trainkit.serve.types import FloatArray, Runner
 
-__all__ = ["UntrainedModel", "build", "from_scratch", "on_backbone", "torch_runner"]
-
 
 class UntrainedModel(NamedTuple):
     """A model before its training, with the encoder of its texts."""

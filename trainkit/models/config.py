@@ -10,16 +10,6 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.fields import check_fields
 from trainkit.serve.fields import faults as field_faults
 
-__all__ = [
-    "MINILM",
-    "BackboneConfig",
-    "Kind",
-    "ModelConfig",
-    "TextCNNConfig",
-    "TransformerConfig",
-    "kind_faults",
-]
-
 MINILM = "minilm"  # the one backbone that comes as a package
 Kind = Literal["simple", "prefix", "finetune"]
 

@@ -15,16 +15,6 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.postprocess import ProblemType
 
-__all__ = [
-    "Forward",
-    "HubClassifier",
-    "build",
-    "complete_padding",
-    "load",
-    "pack",
-    "takes_token_types",
-]
-
 logger = logging.getLogger("trainkit")
 
 

@@ -8,8 +8,6 @@ from transformers.utils import logging as transformers_logging
 
 from trainkit.serve.errors import InputError, TrainkitError, first_line
 
-__all__ = ["as_input_error", "quiet"]
-
 
 @contextmanager
 def as_input_error(what: str, remedy: str) -> Iterator[None]:

@@ -23,8 +23,6 @@ from trainkit.serve.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["MergedAdapter", "merge", "shift_positions"]
-
 
 class MergedAdapter(NamedTuple):
     """A classifier with its adapter inside; ``padded_because`` is None where it is packed."""

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from trainkit.models.attention import KeyValuePrefix
 
-__all__ = ["PrefixProjection", "begin_as_tokens"]
-
 
 class _Recorder(KeyValuePrefix):
     """No prefix, in the place of one: notes the keys and values (1, A, S, D) of the text itself."""

@@ -17,8 +17,6 @@ import torch
 
 from trainkit.serve.errors import InputError, first_line
 
-__all__ = ["check_folder", "fetch"]
-
 HUB_TIMEOUT_S = 10
 
 # All that a text classifier or an adapter is read from. Weights come in one of two ways: pickles

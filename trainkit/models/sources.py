@@ -9,8 +9,6 @@ from typing import Literal
 from trainkit.serve.bundle import MANIFEST
 from trainkit.serve.errors import InputError
 
-__all__ = ["ADAPTER_CONFIG", "CHECKPOINT", "HUB_CONFIG", "SourceKind", "detect", "is_kind"]
-
 CHECKPOINT = "checkpoint.json"
 ADAPTER_CONFIG = "adapter_config.json"
 HUB_CONFIG = "config.json"

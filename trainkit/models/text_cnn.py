@@ -20,8 +20,6 @@ from trainkit.models.base import TextClassifier
 from trainkit.models.bigrams import BigramLinear
 from trainkit.models.config import ModelConfig
 
-__all__ = ["TextCNN"]
-
 
 class Convolution(nn.Module):
     """One window size: the highest value of each filter over a text, (1, T, H) to (B, F).

@@ -13,8 +13,6 @@ from trainkit.models.attention import MaskPlan, attend
 from trainkit.models.base import TextClassifier
 from trainkit.models.config import ModelConfig, TransformerConfig
 
-__all__ = ["SmallTransformer"]
-
 
 class Block(nn.Module):
     """One pre-LayerNorm transformer block over packed states (1, T, H)."""

@@ -12,17 +12,6 @@ from trainkit.data.readers import Example
 from trainkit.serve.encoding import TextEncoder, by_length, pad
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
 
-__all__ = [
-    "BATCH_TOKENS",
-    "BatchShard",
-    "EncodedExamples",
-    "MicroBatch",
-    "encode",
-    "in_order",
-    "shuffled",
-]
-
-
 BATCH_TOKENS = 4096  # padding counted; more would take longer where lengths differ, and more memory
 
 

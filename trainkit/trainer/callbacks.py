@@ -4,8 +4,6 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["Epoch", "NoCallback", "TrainingCallback"]
-
 
 class Epoch(msgspec.Struct, frozen=True):
     """What one epoch reached. Losses are means over examples, accuracies shares in [0, 1].

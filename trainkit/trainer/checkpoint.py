@@ -24,20 +24,6 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import Checksummed, FileInfo, file_info, pretty_json, write_atomically
 
-__all__ = [
-    "CHECKPOINT",
-    "LATEST",
-    "Checkpoint",
-    "LoadedRun",
-    "calibrate",
-    "load",
-    "point_latest",
-    "read",
-    "restore",
-    "save",
-    "weights_path",
-]
-
 LATEST = "latest"
 FORMAT_VERSION = 1
 

@@ -8,8 +8,6 @@ from msgspec import Meta
 from trainkit.models.config import Kind
 from trainkit.serve.fields import check_fields
 
-__all__ = ["DEFAULTS", "TrainConfig"]
-
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to train. Rates are AdamW's (Loshchilov & Hutter 2019), per step, at their peak."""

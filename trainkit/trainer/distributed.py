@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from trainkit.serve.errors import InputError
 
-__all__ = ["SINGLE", "ProcessGroup", "init"]
-
 
 class ProcessGroup(NamedTuple):
     """This process's number among ``size`` that train together."""

@@ -9,8 +9,6 @@ from trainkit.trainer.callbacks import Epoch, TrainingCallback
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["EVENTS", "EventFiles"]
-
 EVENTS = "events"
 
 

@@ -39,8 +39,6 @@ from trainkit.trainer.setup import (
 from trainkit.trainer.state import TrainingPosition
 from trainkit.trainer.train_step import DivergedError, make_context, train_step
 
-__all__ = ["Epoch", "TrainingCallback", "TrainingResult", "fit"]
-
 HISTORY = "history.json"
 SAVE_EVERY_S = 60.0  # and after each epoch
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from trainkit.trainer.config import TrainConfig
 
-__all__ = ["Objective", "balanced_weights", "classification_loss", "objective"]
-
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     """Return n / (C * n_c) for each class c (C,): together, all classes then weigh the same.

@@ -11,8 +11,6 @@ from trainkit.serve.errors import InputError
 from trainkit.serve.postprocess import probabilities
 from trainkit.serve.types import FloatArray
 
-__all__ = ["Evaluation", "LabelMetrics", "Reliability", "evaluate", "reliability"]
-
 BINS = 15  # of confidence, as in Guo et al. 2017
 
 

@@ -16,8 +16,6 @@ from trainkit.trainer.losses import balanced_weights
 from trainkit.trainer.run_config import ModelSpec
 from trainkit.trainer.tfidf import fit_bigrams, frequent_pairs
 
-__all__ = ["make_model"]
-
 SCRATCH_MAX_LENGTH = 128
 
 

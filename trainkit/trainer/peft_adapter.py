@@ -26,8 +26,6 @@ from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import CheckFailedError, TrainkitError
 from trainkit.serve.files import write_atomically
 
-__all__ = ["ADAPTER", "write_adapter"]
-
 ADAPTER = "peft"
 
 

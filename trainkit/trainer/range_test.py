@@ -34,8 +34,6 @@ from trainkit.trainer.setup import (
 )
 from trainkit.trainer.train_step import DivergedError, make_context, train_step
 
-__all__ = ["CURVE", "PICTURE", "RangeTest", "RatePoint", "choose", "chosen", "range_test"]
-
 CURVE, PICTURE = "lr_range.json", "lr_range.svg"
 STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0

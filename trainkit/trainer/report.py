@@ -29,8 +29,6 @@ from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.metrics import BINS, Evaluation, reliability
 from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["REPORT", "ScoredExamples", "Sections", "html", "likely_mislabelled"]
-
 REPORT = "report.html"
 MATRIX_LABELS = 20  # with more, a matrix is wider than a screen
 SHOWN = 30  # rows of a list

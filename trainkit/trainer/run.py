@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trainkit.data.readers import Example
 from trainkit.data.splits import Splits
 from trainkit.models import classifier
+from trainkit.models.sources import CHECKPOINT
 from trainkit.serve.calibration import NoBestTemperatureError, fit_temperature
 from trainkit.serve.classifier import Classifier
 from trainkit.serve.errors import InputError
@@ -29,8 +30,6 @@ from trainkit.trainer.setup import seed_everything
 
 if TYPE_CHECKING:
     from trainkit.trainer.range_test import RangeTest
-
-__all__ = ["EVALUATION", "VALIDATED", "VALIDATION", "RunResult", "train", "train_worker"]
 
 VALIDATION = "valid.json"
 VALIDATED = "validated"  # the model that validation scores, where the kept one is a refit
@@ -254,7 +253,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         homes = (folder, folder / VALIDATED)
-        kept = (checkpoint.CHECKPOINT, state.STATE)
+        kept = (CHECKPOINT, state.STATE)
         if not any((home / name).exists() for home in homes for name in kept):
             shutil.rmtree(folder)
             remove_empty(made)

@@ -10,8 +10,6 @@ from trainkit.models.config import Kind, kind_faults
 from trainkit.serve.errors import InputError
 from trainkit.serve.fields import check_fields
 
-__all__ = ["DataSpec", "ModelSpec"]
-
 PROJECTION_SIZE = 512
 
 

@@ -18,8 +18,6 @@ from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run_config import DataSpec, ModelSpec
 from trainkit.trainer.settings import RUN, by_struct, to_toml
 
-__all__ = ["CONFIG", "RunConfig", "check_own_test", "check_resumed", "fingerprint", "read", "write"]
-
 CONFIG = "config.toml"
 
 

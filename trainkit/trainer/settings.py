@@ -18,8 +18,6 @@ from trainkit.serve.fields import value_faults
 from trainkit.trainer.config import DEFAULTS, TrainConfig
 from trainkit.trainer.run_config import ModelSpec
 
-__all__ = ["FIELDS", "RUN", "by_struct", "check_effect", "read", "resolve", "to_toml"]
-
 RUN = "run"  # a table of a run's own file, which is not a setting
 MODEL = "model"  # ModelSpec.kind, by its option's name
 

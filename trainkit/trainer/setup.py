@@ -15,15 +15,6 @@ from trainkit.models.base import TextClassifier
 from trainkit.serve.errors import InputError
 from trainkit.trainer.config import TrainConfig
 
-__all__ = [
-    "choose_device",
-    "make_average",
-    "make_optimizer",
-    "make_schedule",
-    "seed_everything",
-    "trained_parameters",
-]
-
 
 def seed_everything(seed: int) -> None:
     """Make every random spec from here on repeatable."""

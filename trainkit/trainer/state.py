@@ -21,8 +21,6 @@ from trainkit.trainer.callbacks import Epoch
 from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.train_step import TrainContext
 
-__all__ = ["STATE", "TrainingPosition", "delete", "restore", "save"]
-
 STATE = "state.safetensors"
 FORMAT_VERSION = 2
 MODEL, AVERAGE, OPTIMIZER = "model.", "average.", "optimizer."

@@ -15,8 +15,6 @@ from trainkit.models.bigrams import BigramLinear
 from trainkit.serve.encoding import by_length, pad
 from trainkit.trainer.batches import BATCH_TOKENS
 
-__all__ = ["fit_bigrams", "frequent_pairs"]
-
 logger = logging.getLogger("trainkit")
 
 MIN_TEXTS = 2  # that a pair occurs in

@@ -17,8 +17,6 @@ from trainkit.trainer.distributed import SINGLE, ProcessGroup
 from trainkit.trainer.losses import Objective, objective
 from trainkit.trainer.setup import make_average, make_optimizer, trained_parameters
 
-__all__ = ["DivergedError", "SparseEmbeddingGrads", "TrainContext", "make_context", "train_step"]
-
 
 class DivergedError(InputError):
     """The loss is not a finite number."""

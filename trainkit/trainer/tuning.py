@@ -30,8 +30,6 @@ from trainkit.trainer.settings import resolve, to_toml
 from trainkit.trainer.setup import seed_everything
 from trainkit.trainer.train_step import DivergedError
 
-__all__ = ["PrunerName", "TuningResult", "tune"]
-
 NAME = SHAPE = "trainkit"  # of the study in its file, and of the attribute that holds its shape
 WAIT_S = 60  # for the lock of another process that writes
 PrunerName = Literal["median", "halving", "none"]
