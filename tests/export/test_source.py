@@ -272,4 +272,4 @@ def test_what_has_not_one_label_a_text_is_not_scored(problem, hub_copy, question
     path.write_text(json.dumps(config))
     done = CliRunner().invoke(cli, ["evaluate", str(hub_copy), "--data", str(questions)])
     assert done.exit_code == 2
-    assert f"does {problem}, and evaluate scores one label a text" in done.output
+    assert f"does {problem}, and evaluate scores one label per text" in done.output

@@ -124,7 +124,7 @@ def test_positions_behind_the_prefix_are_part_of_it(made, few):
     """PEFT counts the text's positions from the prefix's length on; so does the training."""
     base, run = made("bert")
     loaded = checkpoint.load(run.folder)
-    loaded.model.encoder.model.bert.embeddings._forward_pre_hooks.clear()
+    loaded.model.model.bert.embeddings._forward_pre_hooks.clear()
     batch = loaded.encoder.encode([example.text for example in few.test])
     ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
     adapted = peft_model(base, run.folder / ADAPTER)

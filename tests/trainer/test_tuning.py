@@ -120,8 +120,8 @@ def test_a_loss_that_is_no_number_ends_one_trial(few, tmp_path, monkeypatch):
     lines = []
     file = tmp_path / "tune.db"
     with pytest.raises(InputError, match=r"no trial of .* came to its end"):
-        tune(FIXED, few, file, trials=1, told=lines.append)
-    assert tune(FIXED, few, file, trials=2, told=lines.append).trial == 1
+        tune(FIXED, few, file, trials=1, on_progress=lines.append)
+    assert tune(FIXED, few, file, trials=2, on_progress=lines.append).trial == 1
     assert "the loss became nan" in lines[0]
     assert "val acc 50.0%" in lines[1]
 

@@ -153,7 +153,7 @@ def test_a_source_has_its_runtimes(folder, tiny_run):
 @pytest.mark.parametrize(
     ("name", "below", "said"),
     [
-        ("onnx-cuda", "onnx", "no CUDAExecutionProvider; .*install onnxruntime-gpu"),
+        ("onnx-cuda", "onnx", "no CUDAExecutionProvider; .*install trainkit-onnx\\[gpu\\]"),
         ("onnx-tensorrt", "onnx", "no TensorrtExecutionProvider"),
         ("eager-cuda", "", "no CUDA GPU"),
         ("optimum", "", "optimum not installed; run: make peers"),

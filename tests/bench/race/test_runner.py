@@ -304,7 +304,7 @@ def test_a_worker_that_dies_is_a_clear_error_and_none_is_left(tmp_path: Path, ba
 
 
 def test_a_worker_that_is_killed_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailedError, match=r"killed by SIGKILL.*nothing on standard error"):
+    with pytest.raises(CheckFailedError, match=r"killed by SIGKILL.*no message on standard error"):
         bench(tmp_path, ["killed-1"])
 
 
