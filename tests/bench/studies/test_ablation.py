@@ -185,7 +185,12 @@ def test_the_program_writes_its_result(tiny_run, tmp_path, monkeypatch):
         (data / f"{name}.jsonl").write_bytes(b"\n".join(rows) + b"\n")
     arguments = [str(tiny_run), "--data", str(data), "--texts", "4", "--batch-size", "4"]
     arguments += ["--min-rounds", "1", "--min-seconds", "0"]
-    arguments += ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    arguments += [
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "ablation-questions.json"),
+    ]
     done = CliRunner().invoke(ablation.STUDY.command, arguments)
     assert done.exit_code == 0, done.output
     measured = result.load(tmp_path / "ablation-questions.json")

@@ -258,7 +258,7 @@ def test_a_goal_that_was_not_measured_is_not_reached(mine, theirs) -> None:
 
 def test_the_tables_hold_what_was_measured() -> None:
     text = markdown(report())
-    assert "| trainkit fp32 | t | 50 ms | 60 (60) |" in text
+    assert "| trainkit fp32, t | 50 ms | 60 (60) |" in text
     assert "trainkit fp32 bears 6.0 times the rate of naive (6.0 to 6.0)" in text
     assert "1.00 ms more" in text
     assert "0 of 10 failed" in text
