@@ -62,6 +62,30 @@ def test_class_labels_of_a_dataset_get_their_names():
     assert [example.label for example in examples_from(data)] == ["a", "b", "b"]
 
 
+def test_a_row_without_a_class_label_is_a_fault():
+    data = Dataset(text=["one", "two"], label=[0, -1])  # as the test sets of GLUE
+    with pytest.raises(InputError, match="row 1: neither a string nor an integer under 'label'"):
+        examples_from(data)
+
+
+def test_columns_of_a_frame_may_have_any_name():
+    frame = Frame(text=["a"], label=["x"], features=[1])
+    frame.features = np.zeros(2)  # pandas has columns as attributes; a Series has no truth value
+    assert [example.label for example in examples_from(frame)] == ["x"]
+    numbered = Frame()
+    numbered.data, numbered.columns = {0: ["a"], 1: ["x"]}, [0, 1]
+    columns = Columns(text_column="0", label_column="1")
+    assert [example.text for example in examples_from(numbered, columns=columns)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("data", "test"), [("sample", Frame(text=["a"], label=["x"])), (["a", "b"], "test.csv")]
+)
+def test_a_path_and_texts_in_memory_do_not_mix(data, test):
+    with pytest.raises(InputError, match="data and test must be of one kind"):
+        splits_from(data, test=test)
+
+
 def test_splits_that_are_given_are_kept():
     part = Frame(text=TEXTS, label=LABELS)
     other = Frame(text=["Who ?"], label=[LABELS[0]])

@@ -107,7 +107,8 @@ def new_task(
     check_effect(given, spec)
     source = None
     if isinstance(data, str | os.PathLike):
-        data, test = _absolute(data), None if test is None else _absolute(test)
+        data = _absolute(data)
+        test = _absolute(test) if isinstance(test, str | os.PathLike) else test
         source = DataSpec(data=data, test=test, columns=columns)
     splits = splits_from(data, labels, columns=columns, test=test, seed=training.seed)
     folder = runs / (name or f"{spec.kind}-{datetime.now():%Y%m%d-%H%M%S}")

@@ -33,6 +33,8 @@ def splits_from(
     :func:`trainkit.data.splits.load` does.
     """
     columns = columns or Columns()
+    if test is not None and isinstance(data, str | Path) != isinstance(test, str | Path):
+        raise InputError("data and test must be of one kind: give two paths, or neither.")
     if isinstance(data, str | Path):
         if labels is not None:
             raise InputError(f"labels go with a list of texts, and {str(data)!r} is a path.")
@@ -64,9 +66,9 @@ def examples_from(
     if (names := _column_names(data)) is not None:
         if labels is not None:
             raise InputError("labels go with a list of texts; a table has them in a column.")
-        text, label = find_columns(f"the {name} data", names, columns or Columns())
-        text_key, label_key = names[text], names[label]
-        texts, labels = list(data[text_key]), _labels(data, label_key)
+        text, label = find_columns(f"the {name} data", [*map(str, names)], columns or Columns())
+        text_key, label_key = str(names[text]), str(names[label])
+        texts, labels = list(data[names[text]]), _labels(data, names[label])
     elif isinstance(data, str | bytes) or not hasattr(data, "__iter__"):
         raise InputError(
             f"the {name} data is a {type(data).__name__}; expected a list of texts with labels, a "
@@ -93,19 +95,28 @@ def examples_from(
     return [row for row in rows if isinstance(row, Example)]
 
 
-def _column_names(data: Any) -> list[str] | None:
-    """Return the columns of a datasets.Dataset or pandas DataFrame; None for anything else."""
+def _column_names(data: Any) -> list[Any] | None:
+    """Return the columns of a datasets.Dataset or pandas DataFrame; None for anything else.
+
+    Those of a DataFrame need not be strings.
+    """
     names = getattr(data, "column_names", None)
     if names is None:
         names = getattr(data, "columns", None)
-    return None if names is None else [str(name) for name in names]
+    return None if names is None else list(names)
 
 
-def _labels(data: Any, key: str) -> list[Any]:
-    """Return the labels of a table, by their names if the dataset has a ClassLabel feature."""
+def _labels(data: Any, key: Any) -> list[Any]:
+    """Return the labels of a table, by their names if the dataset has a ClassLabel feature.
+
+    -1 or None, which stand for no label there, become None.
+    """
     labels = list(data[key])
-    name_of = getattr((getattr(data, "features", None) or {}).get(key), "int2str", None)
-    return labels if name_of is None else [name_of(label) for label in labels]
+    features = getattr(data, "features", None)  # of a DataFrame, perhaps a column
+    name_of = getattr(features.get(key), "int2str", None) if isinstance(features, dict) else None
+    if name_of is None:
+        return labels
+    return [None if label is None or label < 0 else name_of(label) for label in labels]
 
 
 def _rows_by_split(data: Mapping[str, Any], columns: Columns) -> dict[str, list[Example]]:
