@@ -190,3 +190,10 @@ def test_a_run_keeps_its_settings_and_data_once(splits, tmp_path):
     assert read(folder / CONFIG)["seed"] == 4  # for --config it is a file like any other
     with pytest.raises(InputError, match="was changed since the training began"):
         run_folder.read(folder)
+
+
+def test_a_config_of_something_else_beside_a_bundle_is_not_read(tmp_path):
+    """As in a service's folder, which has a config.toml too."""
+    (tmp_path / CONFIG).write_text("[server]\nport = 8000\n")
+    (tmp_path / "onnx").mkdir()
+    run_folder.check_own_test(tmp_path / "onnx", "questions.csv", "test")

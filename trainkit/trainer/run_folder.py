@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from trainkit.data.splits import Splits
+from trainkit.models.sources import is_kind
 from trainkit.serve.errors import InputError
 from trainkit.serve.files import Checksummed, write_atomically
 from trainkit.trainer.config import TrainConfig
@@ -102,7 +103,8 @@ def check_own_test(folder: Path, data: str, split: str | None) -> None:
     bundles do; ``split`` is what is scored of ``data``.
     """
     for run in (folder, folder.resolve().parent):
-        own = read(run).source if (run / CONFIG).is_file() else None
+        # By the checkpoint: a service's folder may have a config.toml of its own.
+        own = read(run).source if is_kind(run, "run") and (run / CONFIG).is_file() else None
         is_split_off = split == "test" or (split is None and not Path(data).is_file())
         same = own is not None and own.data in (data, str(Path(data).resolve()))
         if own is not None and own.test is not None and same and is_split_off:
