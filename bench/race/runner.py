@@ -120,6 +120,8 @@ def run_on(
 
     All ``specs`` must be of one model.
     """
+    if samples is not None:
+        _save_samples((), samples)  # what cannot be written is known now, not after the race
     before, steal = environment.describe(), environment.cpu_steal_monitor()
     # The workers end before the folder with their logs and arrays is removed.
     with tempfile.TemporaryDirectory(prefix="trainkit-bench-") as folder, ExitStack() as workers:

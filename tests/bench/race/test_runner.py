@@ -144,6 +144,22 @@ def test_an_engine_that_drifts_is_slower_in_every_round(tmp_path: Path) -> None:
     assert np.median(rates[-10:]) < 0.75 * np.median(rates[:10])
 
 
+def test_a_samples_file_that_cannot_be_written_is_named_before_the_race(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    specs = [Spec("onnx", bundle(tmp_path / "sleep-0"))]
+    steps: list[str] = []
+    with pytest.raises(InputError, match=r"samples\.npz cannot be written"):
+        runner.run(
+            specs,
+            EXAMPLES,
+            quick(),
+            worker=fake,
+            samples=tmp_path / "file" / "samples.npz",
+            on_progress=steps.append,
+        )
+    assert steps == ["tokenise"]
+
+
 def test_one_stall_changes_a_high_percentile_and_not_the_median(tmp_path: Path) -> None:
     # Rounds of 5 s: what is due in the second after the 300th call is due in the same round.
     changes = {"batch_sizes": (), "rates": (100.0,), "min_seconds": 10.0, "min_rounds": 2}
