@@ -135,9 +135,4 @@ def start_markdown(figures: TrecFigures) -> str:
     )
 
 
-def load_figures(path: Path) -> TrecFigures:
-    """Read ``trec.json``."""
-    return msgspec.json.decode(path.read_bytes(), type=TrecFigures)
-
-
 STUDY = Study("trec", TrecFigures, measure, parity_markdown)
