@@ -13,6 +13,7 @@ import msgspec
 from trainkit.bench import files
 from trainkit.bench.files import ReportHead
 from trainkit.bench.measure.environment import cpu_steal_monitor, describe
+from trainkit.bench.result import Result
 from trainkit.bench.studies.quiet_machine import wait_until_quiet
 from trainkit.cli_errors import ErrorReportingCommand
 from trainkit.console import steps
@@ -73,7 +74,8 @@ class Study(Generic[T]):
             session.wait_until_quiet()
             steal = cpu_steal_monitor()
             result = self.measure(session, **options)
-        if reasons := steal():
+        reasons = () if isinstance(result, Result) else steal()  # a race watches that itself
+        if reasons:
             noisy_because = (*result.noisy_because, *reasons)
             result = msgspec.structs.replace(result, noisy=True, noisy_because=noisy_because)
         stem = self.file(options) if self.file else self.name
