@@ -10,8 +10,11 @@ import msgspec
 import pytest
 
 import trainkit
+from trainkit.api.inputs import examples_of
 from trainkit.api.option_types import ExportOptions, TrainOptions
 from trainkit.cli import cli
+from trainkit.data.columns import Columns
+from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
 from trainkit.export.settings import ExportSettings
 from trainkit.trainer.config import TrainConfig
@@ -96,6 +99,24 @@ def test_wrong_input_raises_one_sentence(call, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(trainkit.InputError, match=sentence):
         call()
+
+
+class Frame(dict):
+    """What is used of a pandas DataFrame."""
+
+    @property
+    def columns(self):
+        return list(self)
+
+
+def test_a_split_has_the_names_that_training_knows():
+    frame = Frame(text=["a"], label=["x"])
+    splits = {"train": Frame(text=["b"], label=["x"]), "validation": frame}
+    assert examples_of(splits, None, Columns(), "valid") == [Example("a", "x")]
+    with pytest.raises(trainkit.InputError, match="no split 'test': train, validation"):
+        examples_of(splits, None, Columns(), None)
+    with pytest.raises(trainkit.InputError, match="more than one split 'valid'"):
+        examples_of(splits | {"dev": frame}, None, Columns(), "valid")
 
 
 def test_an_unknown_option_is_a_type_error():

@@ -41,12 +41,17 @@ def examples_of(
         seed = 0 if source is None else training_seed(Path(source))
         return load_split(os.fspath(data), columns, split, seed)
     from trainkit.data.in_memory import examples_from
+    from trainkit.data.splits import STEMS
 
     if isinstance(data, Mapping):
         name = split or "test"
-        if name not in data:
-            raise InputError(f"the data has no split {name!r}, only {', '.join(map(str, data))}.")
-        data = data[name]
+        found = [table for key, table in data.items() if STEMS.get(str(key).casefold()) == name]
+        if len(found) != 1:
+            raise InputError(
+                f"the data has {'no' if not found else 'more than one'} split {name!r}: "
+                f"{', '.join(map(str, data))}."
+            )
+        (data,) = found
     elif split is not None:
         raise InputError("a split can be taken of a path or a mapping of splits; leave it out.")
     return examples_from(data, labels, columns=columns, name=split or "given")
