@@ -130,7 +130,8 @@ def _beat(heartbeat: socket.socket, ping_s: float) -> None:
                 if not heartbeat.recv(1):
                     break
             except TimeoutError:
-                heartbeat.sendall(b".")
+                with contextlib.suppress(TimeoutError):  # a stopped parent reads none
+                    heartbeat.send(b".")
     os._exit(0)
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from trainkit.data.splits import load_sample
 from trainkit.serve import Classifier
 from trainkit.serve.encoding import Tokens
+from trainkit.serve.http import model_worker
 from trainkit.serve.http.model_worker import LENGTH, PROGRAM, ProcessSpec, Reply, RowBatch, frame
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
@@ -229,3 +231,20 @@ def test_the_front_does_not_load_the_runtime():
     program = "import sys, trainkit.serve.http.model; print('onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout.decode().strip() == "False"
+
+
+def test_heartbeats_outlast_a_parent_that_reads_none(monkeypatch):
+    exited = threading.Event()
+    monkeypatch.setattr(model_worker.os, "_exit", lambda code: exited.set())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                theirs.send(b"." * 4096)
+        thread = threading.Thread(target=model_worker._beat, args=(theirs, 0.01), daemon=True)
+        thread.start()
+        time.sleep(0.1)
+        assert thread.is_alive()
+        ours.close()
+        assert exited.wait(5)
