@@ -81,6 +81,15 @@ def test_a_cuda_build_without_libraries_is_found(monkeypatch):
     assert "without an NVIDIA GPU" in found.remedy
 
 
+def test_a_torch_that_cannot_be_imported_is_found(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    (found,) = env.inspect_environment().findings
+    assert found.problem == "torch cannot be imported (libcudart.so.13: not found)"
+    assert found.remedy == "pip install --force-reinstall torch"
+
+
 def as_dict(struct):
     return {name: getattr(struct, name) for name in struct.__struct_fields__}
 

@@ -10,6 +10,7 @@ from importlib import util
 import msgspec
 
 from trainkit.bench.measure.environment import Environment, describe
+from trainkit.serve.errors import first_line
 
 # The oldest versions that the extras ask for.
 OLDEST = {
@@ -30,6 +31,8 @@ CPU_INSTALL = (
     "pip uninstall --yes onnxruntime-gpu && pip install --force-reinstall --no-deps onnxruntime"
 )
 
+TORCH_INSTALL = "pip install --force-reinstall torch"
+
 
 class Finding(msgspec.Struct, frozen=True):
     """Something that is wrong, and the command or the step that mends it."""
@@ -49,13 +52,17 @@ class EnvironmentReport(msgspec.Struct, frozen=True, kw_only=True):
 def inspect_environment() -> EnvironmentReport:
     """Look at this environment as it is now."""
     environment = describe()
+    found = [*findings(environment.versions, environment.providers), *_cuda(environment)]
     torch_cuda = None
     if util.find_spec("torch") is not None:
-        import torch
-
-        torch_cuda = torch.version.cuda
-    found = (*findings(environment.versions, environment.providers), *_cuda(environment))
-    return EnvironmentReport(environment=environment, torch_cuda=torch_cuda, findings=found)
+        try:
+            import torch
+        except (ImportError, OSError) as error:  # a library of its own is missing
+            found.append(Finding(f"torch cannot be imported ({first_line(error)})", TORCH_INSTALL))
+        else:
+            torch_cuda = torch.version.cuda
+            found += _torch_cuda(environment)
+    return EnvironmentReport(environment=environment, torch_cuda=torch_cuda, findings=tuple(found))
 
 
 def findings(versions: Mapping[str, str | None], providers: Iterable[str]) -> Iterator[Finding]:
@@ -100,7 +107,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _cuda(environment: Environment) -> Iterator[Finding]:
-    """Yield what keeps a CUDA build of ONNX Runtime or of torch from using the GPU."""
+    """Yield what keeps a CUDA build of ONNX Runtime from using the GPU."""
     has_gpu = environment.gpu != "none"
     if "CUDAExecutionProvider" in environment.providers and (reason := cuda_session_error()):
         yield Finding(
@@ -109,16 +116,20 @@ def _cuda(environment: Environment) -> Iterator[Finding]:
             if has_gpu
             else f"on a machine without an NVIDIA GPU: {CPU_INSTALL}",
         )
-    if has_gpu and util.find_spec("torch") is not None:
-        import torch
 
-        if torch.version.cuda is not None and not torch.cuda.is_available():
-            yield Finding(
-                f"torch {torch.__version__} was built for CUDA {torch.version.cuda} and finds no "
-                "usable GPU",
-                f"update the driver (now {environment.gpu_driver}), or install a torch for an "
-                "older CUDA",
-            )
+
+def _torch_cuda(environment: Environment) -> Iterator[Finding]:
+    """Yield what keeps a CUDA build of torch from using the GPU."""
+    import torch
+
+    has_gpu = environment.gpu != "none"
+    if has_gpu and torch.version.cuda is not None and not torch.cuda.is_available():
+        yield Finding(
+            f"torch {torch.__version__} was built for CUDA {torch.version.cuda} and finds no "
+            "usable GPU",
+            f"update the driver (now {environment.gpu_driver}), or install a torch for an "
+            "older CUDA",
+        )
 
 
 def cuda_session_error() -> str:
