@@ -89,11 +89,12 @@ def test_a_benchmark_is_drawn_and_recommends(run, bundle, tmp_path):
         (lambda: trainkit.train("sample", LABELS, model="simple"), "labels go with a list"),
         (lambda: trainkit.train("sample", model="simple", epochs=0), "epochs must be at least 1"),
         (lambda: trainkit.train("sample", model="simple", epochs="3"), "a whole number, not '3'"),
+        (lambda: trainkit.train("sample", resume="x", epochs=3), "data, epochs cannot be given"),
         (lambda: trainkit.open_model("nowhere/at/all"), "nowhere/at/all"),
         (lambda: trainkit.Bundle("nowhere"), "nowhere"),
         (lambda: trainkit.open_model("x", max_length=0), "max_length must be at least 1"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_wrong_input_raises_one_sentence(call, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

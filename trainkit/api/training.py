@@ -72,10 +72,16 @@ def train(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise InputError("torchrun starts the command: torchrun ... -m trainkit train ...")
     columns = Columns(trec_labels, text_column, label_column)
+    settings = {"model": model, **options}
     if resume is not None:
+        own = {"data": data, "labels": labels, "test": test, "config": config, "name": name}
+        own |= {"text_column": text_column, "label_column": label_column, **settings}
+        if given := [key for key, value in own.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(given)} cannot be given with resume: the run keeps its own settings."
+            )
         task = resumed_task(Path(resume))
     else:
-        settings = {"model": model, **options}
         task = new_task(data, settings, columns, labels, test, config, Path(runs), name)
     run = run_task(task, save_every_s, tensorboard, lambda epochs: _bar(epochs, on_progress))
     assert run is not None  # without torchrun
