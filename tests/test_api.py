@@ -68,6 +68,8 @@ def test_an_opened_model_exports_what_it_computes(run, tmp_path):
     assert made.manifest.format == "torchscript"
     expected = model.classifier()(TEXTS[:9])
     assert [p.label for p in made.classifier()(TEXTS[:9])] == [p.label for p in expected]
+    with pytest.raises(trainkit.InputError, match="threads cannot be given"):
+        made.classifier(threads=1)
 
 
 def test_a_benchmark_is_drawn_and_recommends(run, bundle, tmp_path):

@@ -167,6 +167,11 @@ class Bundle:
             from trainkit.serve.classifier import Classifier
 
             return Classifier.load(self.folder, **options)
+        if options:
+            raise InputError(
+                f"{', '.join(options)} cannot be given: {self.folder} is a bundle of format "
+                f"{self.manifest.format}, and only ONNX bundles take options; leave them out."
+            )
         from trainkit.export.runtimes import open_classifier
 
         return open_classifier(self.folder)
