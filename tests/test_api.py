@@ -17,6 +17,7 @@ from trainkit.data.columns import Columns
 from trainkit.data.readers import Example
 from trainkit.data.splits import load_sample
 from trainkit.export.settings import ExportSettings
+from trainkit.models.sources import CHECKPOINT
 from trainkit.trainer.config import TrainConfig
 from trainkit.trainer.run_config import ModelSpec
 
@@ -120,6 +121,13 @@ def test_a_split_has_the_names_that_training_knows():
         examples_of(splits, None, Columns(), None)
     with pytest.raises(trainkit.InputError, match="more than one split 'valid'"):
         examples_of(splits | {"dev": frame}, None, Columns(), "valid")
+
+
+def test_a_run_opens_with_its_own_settings_alone(tmp_path):
+    (tmp_path / CHECKPOINT).touch()
+    for option in ({"max_length": 8}, {"base": "x"}):
+        with pytest.raises(trainkit.InputError, match="is a run, which has its own"):
+            trainkit.open_model(tmp_path, **option)
 
 
 def test_an_unknown_option_is_a_type_error():

@@ -207,6 +207,11 @@ def open_model(
     """
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length must be at least 1, not {max_length}.")
+    from trainkit.models.sources import is_kind
+
+    for name, given in (("max_length", max_length), ("base", base)):
+        if given is not None and is_kind(os.fspath(source), "run"):
+            raise InputError(f"{source} is a run, which has its own {name}; leave it out.")
     model = TrainedModel(
         source, base=base, max_length=max_length, trust_remote_code=trust_remote_code
     )
