@@ -254,7 +254,11 @@ class _Process(asyncio.Protocol):
 
     def _on_heartbeat(self) -> None:
         with contextlib.suppress(OSError):
-            if self._heartbeat.recv(1024):
+            try:
+                received = self._heartbeat.recv(1024)
+            except BlockingIOError:  # woken with nothing to read: the next one is waited for
+                return
+            if received:
                 self.silent_s = 0.0
                 return
         asyncio.get_running_loop().remove_reader(self._heartbeat)
