@@ -1,5 +1,6 @@
 """Results as JSON files: written whole or not at all, and read back as the same struct."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,3 +72,13 @@ def read(path: Path, kind: type[T], command: str) -> T:
         raise InputError(
             f"{path} is not a report of this trainkit ({error}); make one with: {command}"
         ) from None
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``InputError`` if :func:`write` could not write ``path``, which is left as it is."""
+    home = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not home.is_dir() or not os.access(home, os.W_OK):
+        raise InputError(
+            f"{path} cannot be written: a file in a writable directory is expected; choose "
+            "another file."
+        )

@@ -557,3 +557,11 @@ def test_a_process_ends_with_2_and_one_sentence(copied, tmp_path):
         assert result.stdout == b""
         (line,) = result.stderr.decode().splitlines()
         assert line.startswith(f"Error: {start}")
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_the_race(refused, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "bench.json"):
+        refused("bench", "run", "nothing-that-exists", "--out", out, told=[str(out), "choose"])
+    sentence = refused("bench", "run", "nothing-that-exists", "--out", tmp_path / "new" / "b.json")
+    assert "cannot be written" not in sentence

@@ -93,9 +93,12 @@ def bench_run(sources: tuple[str, ...], out: Path | None, as_json: bool, **optio
     trainkit bench run runs/latest/onnx --batch-size 1 --batch-size 8 --length 128 --rate 20
     """
     from trainkit import benchmark
+    from trainkit.bench.files import check_writable
     from trainkit.bench.report.tables import table
     from trainkit.console import stdout
 
+    if out is not None:
+        check_writable(out)  # before the race, whose result would be lost
     measured = benchmark(sources, **options, command=typed_command())
     if out is not None:
         measured.save(out)
