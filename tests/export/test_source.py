@@ -133,6 +133,41 @@ def test_nothing_that_a_stranger_sends_is_executed(name, content, said, hub_copy
         open_source(str(hub_copy))
 
 
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({1: "class 0", 2: "class 1", 9: "last"}, "so name 0 to 2, each once"),
+        ({0: "good", 1: "good", 2: "good"}, "several indexes the name 'good'"),
+    ],
+)
+def test_labels_have_one_name_each(names, said, hub_copy):
+    edit_config(hub_copy, id2label=names)
+    with pytest.raises(InputError, match=said):
+        open_source(str(hub_copy))
+
+
+def test_tokens_without_an_embedding_are_refused(hub_copy):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(hub_copy)
+    first = len(tokenizer)
+    tokenizer.add_tokens(["<new1>", "<new2>"])
+    tokenizer.save_pretrained(hub_copy)
+    with pytest.raises(InputError, match=f"2 tokens .*first '<new1>' with id {first}"):
+        open_source(str(hub_copy))
+
+
+def test_switches_of_the_outputs_form_change_nothing(hub_folder, hub_copy):
+    edit_config(hub_copy, return_dict=False, output_hidden_states=True, torchscript=True)
+    source, plain = open_source(str(hub_copy)), open_source(str(hub_folder))
+    batch = plain.encoder.encode(["How far is Mars?", "Why?"])
+    np.testing.assert_array_equal(source.reference(batch), plain.reference(batch))
+    assert source.architecture == plain.architecture
+
+
 def test_a_longer_limit_than_the_positions_is_cut(hub_folder):
     assert open_source(str(hub_folder), max_length=9).encoder.max_length == 9
     assert open_source(str(hub_folder), max_length=4000).encoder.max_length == 48

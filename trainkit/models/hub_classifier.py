@@ -99,7 +99,7 @@ def build(
         model=Forward(model).eval(),
         reference=Forward(reference).eval(),
         encoder=encoder,
-        labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)),
+        labels=_labels(config),
         problem_type=_problem_type(config),
         architecture=architecture,
         fingerprint=backbone.fingerprint(model),
@@ -123,7 +123,12 @@ def _pretrained(name: str, trust_remote_code: bool) -> PreTrainedModel:
             f"'{missing[0]}': they would be random; give a checkpoint that was trained as a "
             "classifier."
         )
+    _labels(model.config)
     model.config.use_cache = False  # a classifier reads a text once
+    # Switches of the output's form, which a saved configuration may carry; the logits are the same.
+    model.config.return_dict = True
+    model.config.output_attentions = model.config.output_hidden_states = False
+    vars(model.config).pop("torchscript", None)
     pretrained: PreTrainedModel = model.eval()
     return pretrained
 
@@ -143,6 +148,24 @@ def complete_padding(model: PreTrainedModel, pad_id: int, name: str) -> None:
             f"'{name}' pads with token {known} by its config.json and with {pad_id} by its "
             "tokenizer; make the two agree."
         )
+
+
+def _labels(config: Any) -> tuple[str, ...]:
+    """Return the names of the logits' columns; ``InputError`` if they are not one name each."""
+    indexes = sorted(config.id2label)
+    if indexes != list(range(config.num_labels)):
+        raise InputError(
+            f"id2label in config.json names the indexes {', '.join(map(str, indexes))}; the model "
+            f"has {config.num_labels} labels, so name 0 to {config.num_labels - 1}, each once."
+        )
+    labels = tuple(str(config.id2label[index]) for index in indexes)
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise InputError(
+            f"id2label in config.json gives several indexes the name '{twice[0]}', so that an "
+            "answer would not say which is meant; give each class a name of its own."
+        )
+    return labels
 
 
 def _problem_type(config: Any) -> ProblemType:
