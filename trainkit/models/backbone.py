@@ -163,14 +163,13 @@ def load_tokenizer(
     positions = (max_positions(model) or wanted + reserved) - reserved
     limit = int(min(wanted, tokenizer.model_max_length, positions))
     backend = tokenizer.backend_tokenizer
-    _check_vocabulary(name, backend, model)
     backend.enable_truncation(limit, direction=tokenizer.truncation_side)
     # What transformers' own pipeline passes: without the name, the model sees zeros.
     token_types = token_types and "token_type_ids" in tokenizer.model_input_names
     return TextEncoder(backend, limit, int(tokenizer.pad_token_id), token_types=token_types)
 
 
-def _check_vocabulary(name: str | Path, tokenizer: Tokenizer, model: PreTrainedModel) -> None:
+def check_vocabulary(name: str, tokenizer: Tokenizer, model: PreTrainedModel) -> None:
     """Raise ``InputError`` for tokens without an embedding: texts with them would fail later."""
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding):

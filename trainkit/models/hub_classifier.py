@@ -74,6 +74,7 @@ def load(
         token_types=takes_token_types(pretrained),
         trust_remote_code=trust_remote_code,
     )
+    backbone.check_vocabulary(name, encoder.tokenizer, pretrained)
     complete_padding(pretrained, encoder.pad_id, name)
     return pack(pretrained, encoder)
 
