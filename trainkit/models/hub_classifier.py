@@ -64,7 +64,8 @@ def load(
 
     ``max_length`` (tokens, 512 where None) can only lower what tokenizer and positions allow.
     Raises ``InputError`` if there is no such classifier, weights are missing in it (transformers
-    would fill them with random numbers), or it has no tokenizer that serving can read.
+    would fill them with random numbers), it has no tokenizer that serving can read or one with
+    tokens that it has no embedding for, or its labels do not have one name each.
     """
     pretrained = _pretrained(name, trust_remote_code)
     encoder = backbone.load_tokenizer(
@@ -124,7 +125,6 @@ def _pretrained(name: str, trust_remote_code: bool) -> PreTrainedModel:
             f"'{missing[0]}': they would be random; give a checkpoint that was trained as a "
             "classifier."
         )
-    _labels(model.config)
     model.config.use_cache = False  # a classifier reads a text once
     # Switches of the output's form, which a saved configuration may carry; the logits are the same.
     model.config.return_dict = True
