@@ -89,6 +89,7 @@ def on_backbone(
     pretrained, described = backbone.load_pretrained(name)
     reserved = prefix_length if head == "own" else 0  # positions that the prefix takes
     encoder = backbone.load_tokenizer(name, pretrained, max_length=max_length, reserved=reserved)
+    backbone.check_vocabulary(name, encoder.tokenizer, pretrained)
     config = ModelConfig(
         kind=kind,
         labels=tuple(labels),
