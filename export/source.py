@@ -161,6 +161,7 @@ def _adapter(
         token_types=hub_classifier.takes_token_types(adapted.model),
         trust_remote_code=trust_remote_code,
     )
+    backbone.check_vocabulary(adapted.base_name, encoder.tokenizer, adapted.model)
     hub_classifier.complete_padding(adapted.model, encoder.pad_id, adapted.base_name)
     loaded = hub_classifier.build(adapted.model, adapted.reference, encoder, adapted.padded_because)
     sample = [example.text for example in load_sample()[:EFFECT_TEXTS]]

@@ -1,5 +1,6 @@
 """What can be exported: Hugging Face folders and PEFT adapters, against their own libraries."""
 
+import copy
 import json
 
 import numpy as np
@@ -14,7 +15,8 @@ from tests.families import random_classifier
 from trainkit.cli import cli
 from trainkit.export import bundle_writer
 from trainkit.export.settings import ExportSettings
-from trainkit.export.source import open_source
+from trainkit.export.source import ExportSource, open_source
+from trainkit.models.classifier import on_backbone
 from trainkit.models.hub_classifier import Forward
 from trainkit.serve import Classifier
 from trainkit.serve.errors import CheckFailedError, InputError
@@ -151,21 +153,41 @@ def test_labels_have_one_name_each(names, said, hub_copy):
         open_source(str(hub_copy))
 
 
-def test_tokens_without_an_embedding_are_refused(hub_copy):
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(hub_copy)
+def opened(kind, folder, adapter_folder):
+    """Open a folder as a classifier, as the base of an adapter, or as a backbone to train."""
+    if kind == "backbone":
+        return on_backbone("finetune", ["a", "b"], str(folder))
+    return open_source(str(adapter_folder if kind == "adapter" else folder))
+
+
+@pytest.fixture(params=["classifier", "adapter", "backbone"])
+def edited(request, hub_copy, tmp_path):
+    """Return a folder to edit, and a function that opens it in one of three ways."""
+    adapter(hub_copy, tmp_path / "adapter", copy.deepcopy(ADAPTERS["lora"]))
+    return hub_copy, lambda: opened(request.param, hub_copy, tmp_path / "adapter")
+
+
+def test_tokens_without_an_embedding_are_refused(edited):
+    folder, open_it = edited
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     first = len(tokenizer)
     tokenizer.add_tokens(["<new1>", "<new2>"])
-    tokenizer.save_pretrained(hub_copy)
+    tokenizer.save_pretrained(folder)
     with pytest.raises(InputError, match=f"2 tokens .*first '<new1>' with id {first}"):
-        open_source(str(hub_copy))
+        open_it()
 
 
-def test_switches_of_the_outputs_form_change_nothing(hub_folder, hub_copy):
-    edit_config(hub_copy, return_dict=False, output_hidden_states=True, torchscript=True)
-    source, plain = open_source(str(hub_copy)), open_source(str(hub_folder))
-    batch = plain.encoder.encode(["How far is Mars?", "Why?"])
-    np.testing.assert_array_equal(source.reference(batch), plain.reference(batch))
-    assert source.architecture == plain.architecture
+def test_switches_of_the_outputs_form_change_nothing(edited):
+    folder, open_it = edited
+    plain = open_it()
+    edit_config(folder, return_dict=False, output_hidden_states=True, torchscript=True)
+    switched = open_it()
+    if isinstance(plain, ExportSource):
+        batch = plain.encoder.encode(["How far is Mars?", "Why?"])
+        np.testing.assert_array_equal(switched.reference(batch), plain.reference(batch))
+        assert switched.architecture == plain.architecture
+    else:
+        assert switched.model.config == plain.model.config
 
 
 def test_a_longer_limit_than_the_positions_is_cut(hub_folder):

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from trainkit.models.backbone import load_tokenizer, resolve
 from trainkit.models.config import MINILM
+from trainkit.models.loading import reset_outputs
 from trainkit.models.safe_loading import fetch
 from trainkit.serve.errors import InputError
 
@@ -79,6 +80,7 @@ def load_base(
         if key in made_up and tensor.is_floating_point():
             tensor.fill_(torch.nan)
     model.config.use_cache = False  # a classifier reads a text once
+    reset_outputs(model.config)
     if model.config.pad_token_id is None:  # a decoder must know it, to pool the last token
         home = place if (place / "tokenizer.json").is_file() else base.folder
         tokenizer = load_tokenizer(home, model, trust_remote_code=trust_remote_code)

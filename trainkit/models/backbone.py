@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from trainkit.models.config import MINILM, BackboneConfig
-from trainkit.models.loading import as_input_error, quiet
+from trainkit.models.loading import as_input_error, quiet, reset_outputs
 from trainkit.models.safe_loading import fetch
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -60,6 +60,7 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, BackboneConfig]:
         model, loading = AutoModel.from_pretrained(
             resolve(name), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
+    reset_outputs(model.config)
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise InputError(

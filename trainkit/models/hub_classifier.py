@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from trainkit.models import backbone
-from trainkit.models.loading import as_input_error
+from trainkit.models.loading import as_input_error, reset_outputs
 from trainkit.models.packing import pack_encoder
 from trainkit.serve.encoding import TextEncoder
 from trainkit.serve.errors import InputError
@@ -126,10 +126,7 @@ def _pretrained(name: str, trust_remote_code: bool) -> PreTrainedModel:
             "classifier."
         )
     model.config.use_cache = False  # a classifier reads a text once
-    # Switches of the output's form, which a saved configuration may carry; the logits are the same.
-    model.config.return_dict = True
-    model.config.output_attentions = model.config.output_hidden_states = False
-    vars(model.config).pop("torchscript", None)
+    reset_outputs(model.config)
     pretrained: PreTrainedModel = model.eval()
     return pretrained
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
@@ -38,3 +39,13 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if had_bar:
             transformers_logging.enable_progress_bar()
+
+
+def reset_outputs(config: Any) -> None:
+    """Have a model answer with an output object and nothing beside it; its logits are the same.
+
+    A saved ``config.json`` may ask for tuples, attentions or hidden states.
+    """
+    config.return_dict = True
+    config.output_attentions = config.output_hidden_states = False
+    vars(config).pop("torchscript", None)
