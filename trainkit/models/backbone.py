@@ -172,7 +172,10 @@ def load_tokenizer(
 
 def check_vocabulary(name: str, tokenizer: Tokenizer, model: PreTrainedModel) -> None:
     """Raise ``InputError`` for tokens without an embedding: texts with them would fail later."""
-    embeddings = model.get_input_embeddings()
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # a family without a table of tokens, such as CANINE
+        return
     if not isinstance(embeddings, nn.Embedding):
         return
     rows = embeddings.num_embeddings
